@@ -1,0 +1,138 @@
+"""What a corpus is: an utterance list, and a map from speakers to classes.
+
+An utterance is named by its key, a line of the list such as ``BLOCK00/SES000/SA000S01``: a path below the feature
+folder without its extension. The speaker is one of the key's components.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError, UsageError
+from shards.files import make_folder, read_text, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One utterance of a list: its key and its speaker's name."""
+
+    key: str
+    speaker: str
+
+
+def read_list(path: Path, speaker_component: int = 2, *, speakers_known: bool = True) -> list[Utterance]:
+    """Read an utterance list: one key a line; blank lines are ignored.
+
+    Args:
+        path: the list, UTF-8 text.
+        speaker_component: which component of the key, split at ``/`` and counted from 1, names the speaker.
+        speakers_known: False where a line need not name a speaker; the speaker is "" then.
+
+    Raises:
+        InputError: the list is missing or empty, a line has no such component, or a key occurs twice.
+        UsageError: `speaker_component` < 1.
+    """
+    if speaker_component < 1:
+        raise UsageError(f"--speaker_component {speaker_component}: components count from 1; give 1 or more")
+    text = read_text(path, "the utterance list", "give a file with one utterance a line")
+    first_line: dict[str, int] = {}
+    utterances = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        key = line.strip()
+        if not key:
+            continue
+        if key in first_line:
+            raise InputError(
+                f"{path}:{number}: utterance {key!r} stands on line {first_line[key]} already; "
+                "an utterance may be listed once: remove one of the lines"
+            )
+        first_line[key] = number
+        utterances.append(Utterance(key, _speaker_of(key, speaker_component, f"{path}:{number}", speakers_known)))
+    if not utterances:
+        raise InputError(f"{path}: the utterance list is empty; give at least one utterance, one a line")
+    return utterances
+
+
+def _speaker_of(key: str, component: int, where: str, known: bool) -> str:
+    parts = key.split("/")
+    if ".." in parts or key.startswith("/"):
+        raise InputError(f"{where}: utterance {key!r} leaves the feature folder; list paths below it")
+    if len(parts) < component or not parts[component - 1]:
+        if not known:
+            return ""
+        raise InputError(
+            f"{where}: utterance {key!r} has no component {component} to name its speaker; expected a line such as "
+            "BLOCK00/SES000/SA000S01, or set --speaker_component"
+        )
+    return parts[component - 1]
+
+
+def read_speakers(path: Path) -> list[str]:
+    """Read a speaker map (JSON: speaker name -> class index) as names in class order.
+
+    Raises:
+        InputError: it is missing, not JSON, not such an object, or its indices are not exactly 0..n-1.
+    """
+    text = read_text(path, "the speaker map", "give a JSON file such as {\"SES000\": 0, \"SES001\": 1}")
+    try:
+        classes = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{error.lineno}: the speaker map is not JSON: {error.msg}; expected speaker names and class "
+            "indices, such as {\"SES000\": 0, \"SES001\": 1}"
+        ) from None
+    if not isinstance(classes, dict) or not all(_is_index(value) for value in classes.values()):
+        raise InputError(
+            f"{path}: the speaker map must be one JSON object from speaker names to whole numbers, such as "
+            '{"SES000": 0, "SES001": 1}'
+        )
+    speakers = sorted(classes, key=lambda name: classes[name])
+    indices = [classes[name] for name in speakers]
+    if indices != list(range(len(speakers))):
+        wrong = next((i for i, value in enumerate(indices) if value != i), 0)
+        found = f"{speakers[wrong]!r} has {indices[wrong]}" if speakers else "the map is empty"
+        raise InputError(
+            f"{path}: class indices must be exactly 0..{max(len(speakers) - 1, 0)}, each once; {found} "
+            f"where {wrong} was expected: number the speakers again"
+        )
+    return speakers
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def find_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Path, *, write: bool) -> list[str]:
+    """The speakers in class order, from the map, which has all of the list's; a missing map is made of the list.
+
+    Args:
+        list_path: where the utterances were listed, for messages.
+        utterances: the list.
+        map_path: the speaker map; where it does not exist, the list's speakers are numbered in the order of their names.
+        write: whether to write the map that was made.
+
+    Raises:
+        InputError: the map is damaged, lacks a speaker of the list, or can't be written.
+    """
+    if map_path.exists():
+        speakers = read_speakers(map_path)
+        check_speakers(list_path, utterances, map_path, speakers)
+        return speakers
+    speakers = sorted({utterance.speaker for utterance in utterances})
+    if write:
+        make_folder(map_path.parent)
+        write_json(map_path, {name: index for index, name in enumerate(speakers)})
+    return speakers
+
+
+def check_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Path, speakers: Sequence[str]) -> None:
+    """Raise InputError where an utterance's speaker is not among `speakers`; the paths are for the message."""
+    known = set(speakers)
+    for utterance in utterances:
+        if utterance.speaker not in known:
+            raise InputError(
+                f"{list_path}: the speaker {utterance.speaker!r} of utterance {utterance.key!r} is not among the "
+                f"{len(known)} speakers of {map_path}; add it there, or remove the utterance from the list"
+            )

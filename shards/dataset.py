@@ -1,0 +1,116 @@
+"""An open dataset: manifest and mapped tables, and its blocks read, checked against their checksums.
+
+Local shards are mapped, so reading a block copies nothing. Remote ones are not handled here.
+"""
+
+import mmap
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.layout import (
+    BLOCK_DTYPE,
+    BLOCKS_NAME,
+    TAR_RECORD,
+    UTTERANCE_DTYPE,
+    UTTERANCES_NAME,
+    BlockArrays,
+    Manifest,
+    block_arrays,
+)
+
+OPEN_SHARDS = 128  # maps kept open at once: far below the usual limit of 1,024 files
+
+
+class ShardDataset:
+    """A dataset's `folder`, `manifest`, `blocks` (BLOCK_DTYPE) and `utterances` (UTTERANCE_DTYPE).
+
+    Raises:
+        InputError: the folder holds no dataset, or a damaged one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        self.blocks = self._table(BLOCKS_NAME, BLOCK_DTYPE, self.manifest.num_blocks)
+        self.utterances = self._table(UTTERANCES_NAME, UTTERANCE_DTYPE, self.manifest.num_utterances)
+        self.fingerprint = self.manifest.fingerprint
+        self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open_map)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its folder: maps are opened again where it arrives."""
+        return (ShardDataset, (self.folder,))
+
+    def read_block(self, block: int) -> BlockArrays:
+        """The arrays of one block, views of the mapped file, after its checksum was compared.
+
+        Raises:
+            InputError: the shard is missing, truncated, or its bytes are not those that were written.
+        """
+        record = self.blocks[block]
+        info = self.manifest.shards[int(record["shard"])]
+        start = int(record["payload_offset"]) - TAR_RECORD
+        end = start + int(record["extent_bytes"])
+        path = self.folder / info.name
+        data = self._map(info.name, info.bytes)
+        if start < 0 or end > len(data) or xxhash.xxh3_64_intdigest(data[start:end]) != int(record["checksum"]):
+            raise InputError(
+                f"{path}: block {block}, bytes {start} to {end}: not what was written (checksum differs); "
+                "restore the shard from a copy, or shard the corpus again"
+            )
+        try:
+            arrays = block_arrays(
+                data[start:end],
+                int(record["frames"]),
+                int(record["utterances"]),
+                self.manifest.num_features,
+                np.dtype(self.manifest.dtype),
+            )
+            self._check_tables(record, arrays)
+        except ValueError as error:
+            raise InputError(
+                f"{self.folder / BLOCKS_NAME}: row {block} does not fit its block: {error}; shard the corpus again"
+            ) from None
+        return arrays
+
+    def _check_tables(self, record: Any, arrays: BlockArrays) -> None:
+        """Raise ValueError where the tables, by which windows are counted, and the block itself disagree."""
+        if int(arrays.lengths.sum(dtype=np.int64)) != len(arrays.frames) or int(arrays.lengths.min(initial=1)) < 1:
+            raise ValueError(f"its utterances do not add up to {len(arrays.frames)} frames")
+        first = int(record["first_utterance"])
+        rows = self.utterances[first : first + len(arrays.lengths)]
+        if not (np.array_equal(rows["frames"], arrays.lengths) and np.array_equal(rows["speaker"], arrays.labels)):
+            raise ValueError(f"rows {first} to {first + len(arrays.lengths)} of {UTTERANCES_NAME} are not its utterances")
+
+    def _table(self, name: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
+        path = self.folder / name
+        info = self.manifest.tables[name]
+        try:
+            size = path.stat().st_size
+            if size != info.bytes:
+                raise ValueError(f"{size} bytes, expected {info.bytes}")
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
+            if table.dtype != dtype or table.shape != (rows,):
+                raise ValueError(f"{table.dtype} {table.shape}, expected {dtype} ({rows},)")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: damaged or missing: {error}; restore it, or shard the corpus again") from None
+        return table
+
+    def _open_map(self, name: str, expected_bytes: int) -> memoryview:
+        path = self.folder / name
+        try:
+            with path.open("rb") as file:
+                size = path.stat().st_size
+                if size != expected_bytes:
+                    raise InputError(
+                        f"{path}: {size} bytes, but the manifest says {expected_bytes}; restore it from a copy, or "
+                        "shard the corpus again"
+                    )
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise InputError(f"{path}: can't read this shard: {error.strerror}; restore it from a copy") from None

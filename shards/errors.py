@@ -1,0 +1,25 @@
+"""The errors that a user can cause, and their exit codes.
+
+Whatever is wrong with a user's input or options ends in one of these, with a message of one line that says where,
+what was found, what was expected and what to do. `assert` is for our own mistakes only.
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+class SpkidError(Exception):
+    """Base of all errors that are reported as one line; `exit_code` is what the command ends with."""
+
+    exit_code = EXIT_FAILED
+
+
+class InputError(SpkidError):
+    """A file or folder is missing, damaged or not what was expected."""
+
+
+class UsageError(SpkidError):
+    """An option has a value that it can't have."""
+
+    exit_code = EXIT_USAGE

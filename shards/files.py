@@ -1,0 +1,93 @@
+"""Files that are either whole or not there.
+
+Everything that others may read is written under a temporary name in the same folder, flushed to the disk, and renamed.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from shards.errors import InputError
+
+TEMPORARY_MARK = ".tmp-"
+
+
+@contextlib.contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """Open a binary file that appears at `path` only when the block ends without an error.
+
+    Raises:
+        InputError: the file can't be written (no room, no permission); nothing is left at `path`.
+    """
+    # The host's name and the process keep apart two writers of one shared folder.
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{socket.gethostname()}-{os.getpid()}")
+    try:
+        with temporary.open("wb", buffering=0) as file:
+            yield file
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't be written: {error.strerror or error}; free room or choose another folder, then run again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(file: IO[bytes], data: Any) -> None:
+    """Write a whole buffer to an unbuffered file, which may take it in parts."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_writer(path) as file:
+        write_all(file, data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON atomically; equal values give equal bytes."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents.
+
+    Raises:
+        InputError: it can't be created.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: can't create this folder: {error.strerror}") from error
+
+
+def read_text(path: Path, what: str, remedy: str) -> str:
+    """Read a UTF-8 text file of the user's.
+
+    Raises:
+        InputError: it is missing, unreadable or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: {what} must be UTF-8 text: {error.reason} at byte {error.start}; {remedy}") from None
+    except OSError as error:
+        raise InputError(f"{path}: can't read {what}: {error.strerror}; {remedy}") from None

@@ -1,0 +1,222 @@
+"""The format on disk: manifest, block table, utterance table, and how a block lies in its shard.
+
+A dataset is a folder::
+
+    manifest.json      what describes all shards; published last, so a folder without it is not a dataset
+    blocks.npy         one BLOCK_DTYPE record a block, in the order of the shards
+    utterances.npy     one UTTERANCE_DTYPE record an utterance, in the order of the blocks
+    shard-000000.tar   WebDataset tars of blocks
+
+The per-block part of the manifest is a table of its own, because it is mapped: JSON for 10^5 shards of 400 blocks would
+be gigabytes to parse on every rank.
+
+A block is four members of a tar, in this order: ``KEY.frames.npy`` (T, D), ``KEY.lengths.npy`` (U,) int32,
+``KEY.labels.npy`` (U,) int32, ``KEY.json``. Each header is 512 bytes and each payload is padded to a multiple of 512, so
+the first three payloads' places follow from T, D and U alone, and the block is one contiguous *extent* of the file.
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.files import read_text, write_atomic
+
+FORMAT = "spkid-shards"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+BLOCKS_NAME = "blocks.npy"
+UTTERANCES_NAME = "utterances.npy"
+TAR_RECORD = 512
+NPY_HEADER = 128  # what numpy's format 1.0 needs for our shapes; `npy_header` checks it
+DTYPES = ("float32",)
+
+BLOCK_DTYPE = np.dtype(
+    [
+        ("payload_offset", "<i8"),  # of KEY.frames.npy in its tar: a multiple of 512
+        ("extent_bytes", "<i8"),  # from the block's first tar header, 512 before the payload, to the next block's
+        ("checksum", "<u8"),  # xxh3_64 of the extent
+        ("first_utterance", "<i8"),  # row in the utterance table
+        ("shard", "<i4"),
+        ("frames", "<i4"),
+        ("utterances", "<i4"),
+    ]
+)
+UTTERANCE_DTYPE = np.dtype(
+    [
+        ("key_hash", "<u8"),  # xxh3_64 of the key
+        ("frames", "<i4"),
+        ("speaker", "<i4"),  # class index
+        ("block", "<i4"),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard as the manifest describes it; `digest` is the xxh3_128 of the file, as hexadecimal."""
+
+    name: str
+    bytes: int
+    digest: str
+    blocks: int
+    utterances: int
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableInfo:
+    """One table's file beside the manifest; `digest` as in `ShardInfo`."""
+
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What describes all shards of a dataset. `speakers` are in class order; `mean` and `std` hold D values each."""
+
+    num_features: int
+    dtype: str
+    seed: int
+    block_frames: int
+    speakers: list[str]
+    source: dict[str, Any]
+    job: str
+    num_utterances: int
+    num_frames: int
+    mean: list[float]
+    std: list[float]
+    tables: dict[str, TableInfo]
+    shards: list[ShardInfo]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all shards."""
+        return sum(shard.blocks for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """The dataset's identity: xxh3_128 of the manifest's canonical JSON, which holds the digests of all else."""
+        canonical = json.dumps(self._head() | asdict(self), sort_keys=True, separators=(",", ":"))
+        return xxhash.xxh3_128_hexdigest(canonical.encode())
+
+    @staticmethod
+    def _head() -> dict[str, Any]:
+        return {"format": FORMAT, "format_version": FORMAT_VERSION}
+
+    def save(self, folder: Path) -> None:
+        """Publish the manifest in `folder`: what makes it a dataset."""
+        value = self._head() | {"fingerprint": self.fingerprint} | asdict(self)
+        write_atomic(folder / MANIFEST_NAME, (json.dumps(value, indent=1) + "\n").encode())
+
+    @staticmethod
+    def load(folder: Path) -> "Manifest":
+        """Read and check the manifest of the dataset in `folder`.
+
+        Raises:
+            InputError: there is none, it is of another version, or anything in it is not as it was written.
+        """
+        path = folder / MANIFEST_NAME
+        text = read_text(path, "the manifest", "give a folder that `spkid shard` has finished")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise _damaged(path, f"it is not JSON: {error.msg} at line {error.lineno}") from None
+        return parse_manifest(value, path)
+
+
+def parse_manifest(value: Any, path: Path) -> Manifest:
+    """The manifest in the parsed JSON `value`; `path` is for messages. Raises InputError as `Manifest.load`."""
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(f'{path}: not a manifest of this project; expected "format": "{FORMAT}"')
+    version = value.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {version!r}, but this program reads version {FORMAT_VERSION}; "
+            "use the program's version that wrote it, or shard the corpus again"
+        )
+    try:
+        kwargs = {field.name: value[field.name] for field in fields(Manifest)}
+        kwargs["tables"] = {name: TableInfo(**info) for name, info in kwargs["tables"].items()}
+        kwargs["shards"] = [ShardInfo(**info) for info in kwargs["shards"]]
+        manifest = Manifest(**kwargs)
+        fingerprint = manifest.fingerprint
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, f"a field is missing or of another type ({error})") from None
+    if value.get("fingerprint") != fingerprint:
+        raise _damaged(path, f"its fingerprint is {value.get('fingerprint')!r}, but its contents make {fingerprint!r}")
+    _check_manifest(manifest, path)
+    return manifest
+
+
+def _check_manifest(manifest: Manifest, path: Path) -> None:
+    """What a fingerprint can't tell: a manifest that was made wrong."""
+    if manifest.dtype not in DTYPES:
+        raise _damaged(path, f"dtype {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
+    if manifest.num_features < 1 or len(manifest.mean) != manifest.num_features:
+        raise _damaged(path, f"{manifest.num_features} features, but {len(manifest.mean)} means")
+    if set(manifest.tables) != {BLOCKS_NAME, UTTERANCES_NAME}:
+        raise _damaged(path, f"tables {sorted(manifest.tables)}, expected {BLOCKS_NAME} and {UTTERANCES_NAME}")
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name or shard.name in (".", ".."):
+            raise _damaged(path, f"shard name {shard.name!r} leaves the folder")
+    for total, what in ((manifest.num_utterances, "utterances"), (manifest.num_frames, "frames")):
+        parts = sum(getattr(shard, what) for shard in manifest.shards)
+        if parts != total:
+            raise _damaged(path, f"its shards have {parts} {what} together, but the total says {total}")
+
+
+def _damaged(path: Path, what: str) -> InputError:
+    return InputError(f"{path}: damaged: {what}; restore it from a copy, or shard the corpus again")
+
+
+def padded(num_bytes: int) -> int:
+    """The room that a payload takes in a tar: `num_bytes` up to a multiple of 512."""
+    return -(-num_bytes // TAR_RECORD) * TAR_RECORD
+
+
+def key_hash(key: str) -> int:
+    """The utterance table's 64-bit hash of a key."""
+    return xxhash.xxh3_64_intdigest(key.encode())
+
+
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The .npy header (format 1.0, 128 bytes) of a C-ordered array; the format: numpy.lib.format."""
+    buffer = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    assert buffer.tell() == NPY_HEADER, (dtype, shape)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class BlockArrays:
+    """The arrays of one block, views of its extent: frames (T, D), lengths (U,) int32, labels (U,) int32."""
+
+    frames: NDArray[Any]
+    lengths: NDArray[np.int32]
+    labels: NDArray[np.int32]
+
+
+def block_arrays(
+    extent: memoryview, num_frames: int, num_utterances: int, num_features: int, dtype: np.dtype[Any]
+) -> BlockArrays:
+    """The arrays in a block's extent, which begins at its first tar header.
+
+    Raises:
+        ValueError: the extent is too short for them.
+    """
+    at = TAR_RECORD + NPY_HEADER
+    frames = np.frombuffer(extent, dtype, num_frames * num_features, at).reshape(num_frames, num_features)
+    at += padded(NPY_HEADER + frames.nbytes) + TAR_RECORD
+    lengths = np.frombuffer(extent, "<i4", num_utterances, at)
+    at += padded(NPY_HEADER + lengths.nbytes) + TAR_RECORD
+    labels = np.frombuffer(extent, "<i4", num_utterances, at)
+    return BlockArrays(frames, lengths, labels)

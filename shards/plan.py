@@ -1,0 +1,97 @@
+"""How a corpus is cut into shards: a plan that depends on the list and the options alone, not on who carries it out.
+
+Utterances are shuffled by sorting them on a hash of (seed, key): the order needs no generator, and is the same for the
+same set of utterances however the list was sorted. A shard is an equal share of that order, so a task is known by two
+integers, and every block is a random sample of the corpus.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from shards.corpus import Utterance
+from shards.errors import UsageError
+from shards.sources import Source
+
+SAMPLE_UTTERANCES = 64  # loaded beforehand to estimate the size of a shard's share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The options that change a dataset's bytes, besides its source."""
+
+    dtype: str = "float32"
+    seed: int = 0
+    block_frames: int = 8192
+    shard_bytes: int = 256_000_000
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: expected 0 or more, below 2^63")
+        if not 1 <= self.block_frames <= 2**24:
+            raise UsageError(f"--block_frames {self.block_frames}: expected 1 to {2**24}")
+        if self.shard_bytes < 1:
+            raise UsageError(f"--shard_bytes {self.shard_bytes}: expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A conversion job: utterances in their order of storage, cut into `num_shards` shares."""
+
+    utterances: list[Utterance]
+    speakers: list[str]
+    layout: Layout
+    source: dict[str, Any]
+    num_features: int
+    first_read: str
+    num_shards: int
+    job: str
+
+    def share(self, shard: int) -> range:
+        """The utterances of one shard, as indices into `utterances`."""
+        total = len(self.utterances)
+        return range(shard * total // self.num_shards, (shard + 1) * total // self.num_shards)
+
+    def describe(self) -> dict[str, Any]:
+        """What each shard keeps of the whole, so that the manifest can be rebuilt from the tars alone."""
+        return {"job": self.job, "source": self.source, "speakers": self.speakers} | asdict(self.layout)
+
+
+def make_plan(utterances: Sequence[Utterance], speakers: list[str], source: Source, layout: Layout) -> Plan:
+    """Plan the conversion of `utterances`; a few of them are loaded to learn D and the mean size.
+
+    Raises:
+        InputError: one of those is missing or damaged.
+    """
+    ordered = sorted(utterances, key=lambda u: (xxhash.xxh3_64_intdigest(u.key.encode(), seed=layout.seed), u.key))
+    sample = ordered[:SAMPLE_UTTERANCES]
+    loaded = [source.load(utterance) for utterance in sample]
+    num_features = loaded[0].shape[1]
+    itemsize = np.dtype(layout.dtype).itemsize
+    mean_bytes = itemsize * num_features * sum(len(frames) for frames in loaded) / len(loaded)
+    num_shards = math.ceil(max(1.0, len(ordered) * mean_bytes / layout.shard_bytes))
+    return Plan(
+        utterances=ordered,
+        speakers=speakers,
+        layout=layout,
+        source=source.describe(),
+        num_features=num_features,
+        first_read=source.where(sample[0]),
+        num_shards=min(num_shards, len(ordered)),
+        job=_job_identity(ordered, speakers, source, layout),
+    )
+
+
+def _job_identity(ordered: Sequence[Utterance], speakers: Sequence[str], source: Source, layout: Layout) -> str:
+    digest = xxhash.xxh3_128()
+    options = {"source": source.describe(), "speakers": list(speakers)} | asdict(layout)
+    digest.update(json.dumps(options, sort_keys=True).encode())
+    for utterance in ordered:
+        digest.update(f"\n{utterance.key}\t{utterance.speaker}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""Feature files sharded once, on the way to training: a named folder that later runs use again.
+
+The folder's name holds a hash of all that decides its contents: the list, the speakers, and size and time of every
+feature file. It appears whole (made aside, then renamed), so processes wait for it by looking for it, never in a
+collective that could time out.
+"""
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from shards.convert import Progress, convert
+from shards.corpus import Utterance
+from shards.errors import InputError
+from shards.files import make_folder
+from shards.layout import MANIFEST_NAME
+from shards.plan import Layout, make_plan
+from shards.sources.fmatrix import FmatrixSource
+
+POLL_SECONDS = 0.2
+
+
+def cached_shards(
+    list_path: Path,
+    utterances: list[Utterance],
+    source: FmatrixSource,
+    speakers: list[str],
+    *,
+    cache_dir: Path,
+    makes_it: bool,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> Path:
+    """The folder of the list's dataset; one process of a host, the one that `makes_it`, shards it where it is missing.
+
+    Raises:
+        InputError: a feature file is missing or damaged, or the folder can't be written.
+    """
+    folder = cache_dir.expanduser() / f"{list_path.name}-{_identity(utterances, source, speakers)}"
+    if (folder / MANIFEST_NAME).exists():
+        say(f"{list_path}: using the shards in {folder}")
+    elif makes_it:
+        say(f"{list_path}: sharding {len(utterances)} utterances into {folder}, once")
+        _make(folder, utterances, source, speakers, progress)
+    while not (folder / MANIFEST_NAME).exists():
+        time.sleep(POLL_SECONDS)  # the launcher ends this process if the one that shards fails
+    return folder
+
+
+def _make(
+    folder: Path, utterances: list[Utterance], source: FmatrixSource, speakers: list[str], progress: Progress
+) -> None:
+    staging = folder.with_name(f".{folder.name}-{socket.gethostname()}-{os.getpid()}")
+    try:
+        convert(make_plan(utterances, speakers, source, Layout()), source, staging, progress)
+        staging.rename(folder)
+    except OSError as error:
+        if not (folder / MANIFEST_NAME).exists():  # else another host was faster
+            raise InputError(f"{folder}: can't be written: {error.strerror}; set --cache_dir to another folder") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _identity(utterances: list[Utterance], source: FmatrixSource, speakers: list[str]) -> str:
+    digest = xxhash.xxh3_64(repr((source.describe(), str(source.db_path.resolve()), speakers)).encode())
+    for utterance in utterances:
+        path = source.where(utterance)
+        try:
+            status = os.stat(path)  # noqa: PTH116 - a Path a file costs as much as the call
+        except OSError as error:
+            raise InputError(
+                f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext"
+            ) from None
+        digest.update(f"{utterance.key}\t{utterance.speaker}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

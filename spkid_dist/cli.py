@@ -1,0 +1,77 @@
+"""The command line: ``spkid COMMAND [flags]``.
+
+Each command is a dataclass of `spkid_dist.config` and a function that is imported when it runs: sharding loads no torch.
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import tyro
+
+from shards.errors import EXIT_DONE, SpkidError
+from spkid_dist import config as configs
+
+EXIT_INTERRUPTED = 130
+
+# command: (its options, the module and the function that run it)
+COMMANDS: dict[str, tuple[type[Any], str, str]] = {
+    "shard": (configs.ShardConfig, "spkid_dist.sharding", "shard"),
+    "info": (configs.InfoConfig, "spkid_dist.info", "info"),
+    "train": (configs.TrainConfig, "spkid_dist.train", "train"),
+    "score": (configs.ScoreConfig, "spkid_dist.score", "score"),
+    "demo": (configs.DemoConfig, "spkid_dist.demo", "demo"),
+}
+STYLE = (tyro.conf.FlagCreatePairsOff,)
+
+
+def main() -> None:
+    """The entry of the console command ``spkid``."""
+    config = _parse(lambda: _parse_any(sys.argv[1:]))
+    command = next(name for name, (options, _, _) in COMMANDS.items() if isinstance(config, options))
+    _run(command, config)
+
+
+def run_command(command: str) -> None:
+    """Run one command with the process's arguments as its flags."""
+    options = COMMANDS[command][0]
+    prog = f"spkid {command}"
+    _run(command, _parse(lambda: tyro.cli(options, prog=prog, config=STYLE, use_underscores=True)))
+
+
+def _parse_any(arguments: Sequence[str]) -> Any:
+    commands: dict[str, Callable[..., Any]] = {name: options for name, (options, _, _) in COMMANDS.items()}
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="spkid",
+        description="Speaker identification trained at memory speed.",
+        args=arguments,
+        config=STYLE,
+        use_underscores=True,
+    )
+
+
+def _parse(parse: Callable[[], Any]) -> Any:
+    try:
+        return parse()
+    except SpkidError as error:
+        _fail(error)
+
+
+def _run(command: str, config: Any) -> None:
+    _, module, function = COMMANDS[command]
+    try:
+        getattr(import_module(module), function)(config)
+    except SpkidError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("spkid: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_DONE)
+
+
+def _fail(error: SpkidError) -> None:
+    print(f"spkid: error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

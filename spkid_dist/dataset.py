@@ -1,0 +1,169 @@
+"""The stream of training batches: an IterableDataset that yields whole batches of stacked windows.
+
+``for x, y in WindowDataset("shards/train"): ...`` yields this rank's share of each global batch: x (B, C*D) float32 and
+y (B,) int64. An iteration is (the rest of) one epoch; the next one is the next epoch. It takes the place of a DataLoader:
+ranks share the windows out among themselves, and nothing needs to be wrapped.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from shards.dataset import ShardDataset
+from shards.errors import UsageError
+from spkid_dist.order import EpochOrder, RankShare
+from spkid_dist.pool import BackgroundFill, Pool, PoolFiller
+from spkid_dist.windows import DatasetWindows, EdgeRule
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class WindowDataset(IterableDataset[Batch]):
+    """Streams a sharded dataset as batches of context windows, each window once an epoch over all ranks.
+
+    Args:
+        shards: folder of a dataset that `spkid shard` made.
+        in_frames: C, the frames of a window.
+        edge: what stands beyond an utterance's first and last frame: ``zero``, ``edge`` or ``valid``.
+        batch_size: windows of a global batch, of all ranks together.
+        seed: of the shuffle.
+        shuffle: False for the order of storage, as for validation.
+        num_streams: S, the sequences that are interleaved; it bounds the number of ranks.
+        pool_windows: P, the windows of a stream that are shuffled at a time. S*P windows are in memory, over all ranks,
+            and as many again while the next pools are filled.
+        rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
+
+    Attributes:
+        epoch, position: the state: the epoch, and the windows of it consumed by all ranks together.
+
+    Raises:
+        InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block.
+        UsageError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        shards: str | Path,
+        *,
+        in_frames: int = 21,
+        edge: EdgeRule = "valid",
+        batch_size: int = 1000,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_streams: int = 64,
+        pool_windows: int = 16384,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        rank, world_size = find_rank(rank, world_size)
+        for value, name in ((batch_size, "batch_size"), (num_streams, "num_streams"), (pool_windows, "pool_windows")):
+            if value < 1:
+                raise UsageError(f"--{name} {value}: expected 1 or more")
+        if world_size > num_streams:
+            raise UsageError(
+                f"--num_streams {num_streams}: fewer than the {world_size} ranks, which share the streams out; "
+                f"give {world_size} or more"
+            )
+        self.data = ShardDataset(shards)
+        self.windows = DatasetWindows(self.data, in_frames, edge)
+        self.batch_size = batch_size
+        self.order = EpochOrder(self.windows.total, num_streams, pool_windows)
+        self.share = RankShare(self.order, rank, world_size)
+        self.epoch = 0
+        self.position = 0
+        self._filler = PoolFiller(
+            self.data, self.windows, self.share, in_frames=in_frames, edge=edge, seed=seed, shuffle=shuffle
+        )
+        self.input_dim = in_frames * self.data.manifest.num_features
+
+    def __len__(self) -> int:
+        """Steps of an epoch: the same on every rank."""
+        return self.order.num_steps(self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield this rank's share of each remaining global batch of the epoch; a share may be empty."""
+        worker = get_worker_info()
+        step_of_worker, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch, total = self.epoch, self.order.num_windows
+        with _Generations(self._filler, epoch, self.order) as pools:
+            for number, first in enumerate(range(self.position, total, self.batch_size)):
+                last = min(first + self.batch_size, total)
+                self.position = last
+                if number % workers == step_of_worker:
+                    yield self._batch(pools, first, last)
+        self.epoch, self.position = epoch + 1, 0
+
+    def _batch(self, pools: "_Generations", first: int, last: int) -> Batch:
+        """This rank's share of the global indices [first, last)."""
+        size = self.share.consumed_before(last) - self.share.consumed_before(first)
+        x = torch.empty((size, self.input_dim), dtype=pools.at(first).windows.dtype)
+        y = torch.empty(size, dtype=torch.int64)
+        at = 0
+        for generation in range(first // self.order.generation_windows, -(-last // self.order.generation_windows)):
+            part = self.share.generation_slice(generation, first, last)
+            pool = pools.generation(generation)
+            end = at + part.stop - part.start
+            torch.index_select(pool.windows, 0, pool.starts[part], out=x[at:end])
+            y[at:end] = pool.labels[part]
+            at = end
+        return x.float(), y
+
+
+class _Generations:
+    """The pools of one epoch, one after the other, the next one being filled while one is used."""
+
+    def __init__(self, filler: PoolFiller, epoch: int, order: EpochOrder) -> None:
+        self._filler = filler
+        self._epoch = epoch
+        self._order = order
+        self._current: tuple[int, Pool] | None = None
+        self._next: BackgroundFill | None = None
+
+    def __enter__(self) -> "_Generations":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._next is not None:
+            self._next.close()
+
+    def at(self, index: int) -> Pool:
+        """The pool that holds a global index."""
+        return self.generation(index // self._order.generation_windows)
+
+    def generation(self, generation: int) -> Pool:
+        """The pool of a generation; the one before it is given up."""
+        if self._current is None or self._current[0] != generation:
+            self._current = None
+            if self._next is not None and self._next.key == (self._epoch, generation):
+                pool = self._next.result()
+            else:
+                pool = self._filler.fill(self._epoch, generation)
+            self._current, self._next = (generation, pool), None
+            if generation + 1 < self._order.num_generations:
+                self._next = BackgroundFill(self._filler, self._epoch, generation + 1)
+        return self._current[1]
+
+
+def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This process's rank and the number of ranks, found where they are not given.
+
+    Raises:
+        UsageError: a launcher set WORLD_SIZE, but no process group was made; or a rank out of range.
+    """
+    if rank is None or world_size is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there is no process group, so every process would read "
+                "everything; make an Accelerator (or call torch.distributed.init_process_group) first, or give rank and "
+                "world_size"
+            )
+        else:
+            rank, world_size = 0, 1
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank {rank} of {world_size}: expected 0 to {world_size - 1}")
+    return rank, world_size

@@ -1,0 +1,90 @@
+"""The command `spkid demo`: the whole way on a small synthetic corpus, and where to look next."""
+
+import shutil
+import time
+from pathlib import Path
+
+from shards.errors import InputError
+from shards.files import make_folder
+from spkid_dist.config import DemoConfig, InfoConfig, ScoreConfig, ShardConfig, TrainConfig
+from spkid_dist.console import RunLog
+from spkid_dist.info import info
+from spkid_dist.score import score
+from spkid_dist.sharding import shard
+from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.train import train
+
+MARKER = ".spkid-demo"  # tells a folder of an earlier demo from one that is not ours to delete
+
+
+def demo(config: DemoConfig) -> None:
+    """Make a corpus in `config.out`, shard it, train on it, score it, and name the files to look at.
+
+    Raises:
+        InputError: the folder holds something else, or can't be written.
+    """
+    began = time.perf_counter()
+    log = RunLog(shown=True)
+    out = config.out
+    _start_anew(out)
+    corpus = SyntheticCorpus(seed=config.seed)
+    log.line(f"--- a corpus of {corpus.num_speakers} speakers, as feature files, lists and a speaker map")
+    with log.bar(corpus.num_speakers, "speakers") as bar:
+        corpus.write(out, bar.advance)
+    for name, list_name in (("train", "all.train"), ("test", "all.test")):
+        log.line(f"--- spkid shard: {list_name}")
+        shard(
+            ShardConfig(
+                db_path=out / "mcp",
+                list_file=out / "cfg" / list_name,
+                spk2idx=out / "cfg/spk2idx.json",
+                out=out / "shards" / name,
+            )
+        )
+    info(InfoConfig(folder=out / "shards/train"))
+    log.line("--- spkid train")
+    result = train(
+        TrainConfig(
+            tr_shards=out / "shards/train", va_shards=out / "shards/test", epoch=10, log_freq=80, save_path=out / "ckpt"
+        )
+    )
+    log.line("--- spkid score")
+    score(
+        ScoreConfig(
+            db_path=out / "mcp",
+            te_list_file=out / "cfg/all.test",
+            weights_ckpt=result.best_weights,
+            train_cfg=out / "ckpt/train.opts",
+            log_file=out / "spk_classification.log",
+        )
+    )
+    log.line(f"--- done in {time.perf_counter() - began:.0f} s\n{_next_steps(out, result.best_weights)}")
+
+
+def _start_anew(out: Path) -> None:
+    if out.exists() and any(out.iterdir()):
+        if not (out / MARKER).exists():
+            raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
+        shutil.rmtree(out)
+    make_folder(out)
+    (out / MARKER).touch()
+
+
+def _next_steps(out: Path, weights: Path) -> str:
+    corpus = f"--db_path {out}/mcp --spk2idx {out}/cfg/spk2idx.json"
+    lists = f"--tr_list_file {out}/cfg/all.train --va_list_file {out}/cfg/all.test"
+    return "\n".join(
+        (
+            "look at:",
+            f"  {out}/ckpt/log_plots.png          the curves of the training",
+            f"  {out}/ckpt/train.log              its log",
+            f"  {out}/spk_classification.log      the speaker of each test utterance",
+            "run next:",
+            f"  spkid info {out}/shards/train",
+            f"  spkid train {corpus} {lists} --in_frames 31 --save_path ckpt31",
+            "  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m spkid_dist.train \\",
+            f"    --tr_shards {out}/shards/train --va_shards {out}/shards/test --save_path ckpt2",
+            f"  spkid score --db_path {out}/mcp --te_list_file {out}/cfg/all.test --weights_ckpt {weights} \\",
+            f"    --train_cfg {out}/ckpt/train.opts --verbose",
+        )
+    )

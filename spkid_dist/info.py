@@ -1,0 +1,85 @@
+"""The command `spkid info`: what is in a dataset."""
+
+import json
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from shards.dataset import ShardDataset
+from spkid_dist.config import InfoConfig
+
+HISTOGRAM_BINS = 10
+BAR_WIDTH = 40
+
+
+def info(config: InfoConfig) -> None:
+    """Print speakers, utterances, frames, hours, size, dtype, shards and a histogram of frames per speaker.
+
+    Raises:
+        InputError: the folder holds no dataset, or a damaged one.
+    """
+    dataset = ShardDataset(config.folder)
+    facts = dataset_facts(dataset, config.frame_shift_ms)
+    console = Console(highlight=False, soft_wrap=True)
+    if config.json:
+        console.out(json.dumps(facts))
+        return
+    table = Table(title=str(config.folder), title_justify="left", show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), _readable(name, value, config.frame_shift_ms))
+    console.print(table)
+    console.print(_histogram(frames_per_speaker(dataset)))
+
+
+def dataset_facts(dataset: ShardDataset, frame_shift_ms: float) -> dict[str, Any]:
+    """What is in a dataset, by name; `hours` at the given frame shift."""
+    manifest = dataset.manifest
+    lengths = dataset.utterances["frames"]
+    return {
+        "speakers": len(manifest.speakers),
+        "utterances": manifest.num_utterances,
+        "frames": manifest.num_frames,
+        "hours": round(manifest.num_frames * frame_shift_ms / 3_600_000, 3),
+        "frames_per_utterance": [int(lengths.min()), round(float(lengths.mean()), 1), int(lengths.max())],
+        "features": manifest.num_features,
+        "dtype": manifest.dtype,
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "shards": len(manifest.shards),
+        "blocks": manifest.num_blocks,
+        "source": manifest.source,
+        "seed": manifest.seed,
+        "fingerprint": dataset.fingerprint,
+    }
+
+
+def frames_per_speaker(dataset: ShardDataset) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Frames of each speaker (num_spks,), in class order."""
+    table = dataset.utterances
+    sums = np.zeros(len(dataset.manifest.speakers), np.int64)
+    np.add.at(sums, table["speaker"], table["frames"])
+    return sums
+
+
+def _readable(name: str, value: Any, frame_shift_ms: float) -> str:
+    if name == "hours":
+        return f"{value:,} at a frame shift of {frame_shift_ms:g} ms"
+    if name == "frames_per_utterance":
+        return f"{value[0]:,} to {value[2]:,}, {value[1]:,} on average"
+    if name == "bytes":
+        return f"{value:,} ({value / 1e6:,.1f} MB)"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
+
+
+def _histogram(frames: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
+    table = Table(title="frames per speaker", title_justify="left", box=None)
+    for heading in ("from", "to", "speakers"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    counts, edges = np.histogram(frames, bins=HISTOGRAM_BINS)
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        table.add_row(f"{low:,.0f}", f"{high:,.0f}", f"{count:,}", "█" * round(BAR_WIDTH * count / counts.max()))
+    return table

@@ -1,0 +1,187 @@
+"""The order of an epoch, as arithmetic.
+
+Everything follows from (N windows, S streams, P windows a pool, seed) and two integers of state: the epoch e and i, the
+windows consumed so far by all ranks together. Nothing here is proportional to N.
+
+1. The shards are permuted by a generator keyed by (seed, e), the blocks of each shard by one keyed by (seed, e, shard).
+   Their windows, end to end, are a line of N positions.
+2. Stream s, of S, owns the s-th interval of the line, N div S + [s < N mod S] positions long.
+3. A stream's interval is cut into pools of P positions; pool g's positions are permuted by a generator keyed by
+   (seed, e, s, g). The g-th pools of all streams are *generation* g.
+4. Global index i belongs to stream i mod S, at position i div S of it. Step k of global batch size G is [kG, min(kG + G, N)).
+5. Rank r of W owns the streams with s mod W = r, and takes of each step exactly the indices of its streams.
+
+Blocks are random samples of the corpus already (the sharder shuffles utterances), so permuting them within their shards
+loses no randomness, and planning an epoch costs O(shards) instead of O(blocks).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spkid_dist.kernels import permute
+
+GOLDEN = 0x9E3779B97F4A7C15
+MASK = 2**64 - 1
+
+# Domains keep apart the generators of different purposes.
+SHARDS_DOMAIN, BLOCKS_DOMAIN, POOL_DOMAIN = 1, 2, 3
+
+
+def generator_key(seed: int, *parts: int) -> int:
+    """The 64-bit key of the generator for `parts`: each part is mixed in by splitmix64's finaliser.
+
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
+    """
+    key = seed & MASK
+    for part in parts:
+        key = _mix((key ^ (part & MASK)) + GOLDEN)
+    return key
+
+
+def _mix(z: int) -> int:
+    z &= MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def permutation(key: int, length: int, shuffle: bool = True) -> NDArray[np.int64]:
+    """The permutation (length,) of 0..length-1 by the generator `key`, or the identity where not `shuffle`."""
+    order = np.arange(length)
+    if shuffle:
+        permute(np.uint64(key), order)
+    return order
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """Where each global index of an epoch lies: S streams, pools of P positions, over N windows."""
+
+    num_windows: int
+    num_streams: int
+    pool_windows: int
+
+    def stream_start(self, stream: int) -> int:
+        """The line position where a stream's interval begins; that of stream S is N."""
+        quotient, remainder = divmod(self.num_windows, self.num_streams)
+        return stream * quotient + min(stream, remainder)
+
+    def pool_interval(self, stream: int, generation: int) -> tuple[int, int]:
+        """The line positions [first, last) of a stream's pool."""
+        start, end = self.stream_start(stream), self.stream_start(stream + 1)
+        return min(start + generation * self.pool_windows, end), min(start + (generation + 1) * self.pool_windows, end)
+
+    @property
+    def generation_windows(self) -> int:
+        """Windows of a full generation: global indices [g * this, (g + 1) * this) are generation g."""
+        return self.num_streams * self.pool_windows
+
+    @property
+    def num_generations(self) -> int:
+        """Generations of an epoch."""
+        return -(-self.num_windows // self.generation_windows)
+
+    def num_steps(self, batch_size: int) -> int:
+        """Global batches of an epoch."""
+        return -(-self.num_windows // batch_size)
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """What rank `rank` of `world_size` takes of an epoch."""
+
+    order: EpochOrder
+    rank: int
+    world_size: int
+
+    @property
+    def streams(self) -> range:
+        """This rank's streams."""
+        return range(self.rank, self.order.num_streams, self.world_size)
+
+    def consumed_before(self, index: int) -> int:
+        """How many of the global indices below `index` are this rank's."""
+        rows, stream = divmod(index, self.order.num_streams)
+        return rows * len(self.streams) + len(range(self.rank, stream, self.world_size))
+
+    def generation_slice(self, generation: int, first: int, last: int) -> slice:
+        """This rank's share of the global indices [first, last), as a slice of its table of that generation."""
+        base = generation * self.order.generation_windows
+        end = min(base + self.order.generation_windows, self.order.num_windows)
+        origin = self.consumed_before(base)
+        clipped = (min(max(index, base), end) for index in (first, last))
+        return slice(*(self.consumed_before(index) - origin for index in clipped))
+
+
+class WindowCounts(Protocol):
+    """How many windows each shard and each block has; see `spkid_dist.windows`."""
+
+    @property
+    def per_shard(self) -> NDArray[np.int64]:
+        """Windows of each shard."""
+        ...
+
+    def blocks_of(self, shard: int) -> range:
+        """The blocks of a shard."""
+        ...
+
+    def of_blocks(self, blocks: range) -> NDArray[np.int64]:
+        """Windows of each of `blocks`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Windows [first, last) of a block, as they follow one another on the line."""
+
+    block: int
+    first: int
+    last: int
+
+
+class EpochLine:
+    """The line of one epoch: which windows of which blocks lie at an interval of positions."""
+
+    def __init__(self, counts: WindowCounts, seed: int, epoch: int, shuffle: bool) -> None:
+        self._counts = counts
+        self._seed = seed
+        self._epoch = epoch
+        self._shuffle = shuffle
+        per_shard = counts.per_shard
+        self._shards = permutation(generator_key(seed, SHARDS_DOMAIN, epoch), len(per_shard), shuffle)
+        self._starts = np.concatenate(([0], np.cumsum(per_shard[self._shards])))
+        # Streams are intervals: consecutive look-ups stay within a few shards.
+        self._blocks_of = lru_cache(maxsize=8)(self._permuted_blocks)
+
+    def segments(self, first: int, last: int) -> Iterator[Segment]:
+        """The segments that make up the positions [first, last)."""
+        place = int(np.searchsorted(self._starts, first, side="right")) - 1
+        while first < last:
+            base, end = int(self._starts[place]), int(self._starts[place + 1])
+            if first < end:
+                blocks, starts = self._blocks_of(int(self._shards[place]))
+                yield from _cut(blocks, starts, first - base, min(last, end) - base)
+            first, place = max(first, end), place + 1
+
+    def _permuted_blocks(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        blocks = self._counts.blocks_of(shard)
+        key = generator_key(self._seed, BLOCKS_DOMAIN, self._epoch, shard)
+        order = permutation(key, len(blocks), self._shuffle)
+        starts = np.concatenate(([0], np.cumsum(self._counts.of_blocks(blocks)[order])))
+        return blocks.start + order, starts
+
+
+def _cut(blocks: Sequence[int] | NDArray[np.int64], starts: NDArray[np.int64], first: int, last: int) -> Iterator[Segment]:
+    """The segments of [first, last), where block k of `blocks` covers positions starts[k] to starts[k + 1]."""
+    place = int(np.searchsorted(starts, first, side="right")) - 1
+    while first < last:
+        end = int(starts[place + 1])
+        if first < end:
+            base = int(starts[place])
+            yield Segment(int(blocks[place]), first - base, min(last, end) - base)
+        first, place = max(first, end), place + 1

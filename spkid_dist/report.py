@@ -1,0 +1,77 @@
+"""The files that a training leaves beside its weights: options, statistics, curves."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.files import write_atomic, write_json
+from spkid_dist.config import TrainConfig
+
+OPTIONS_NAME = "train.opts"
+STATISTICS_NAME = "train_stats.json"
+PLOTS_NAME = "log_plots.png"
+
+
+@dataclass
+class TrainStatistics:
+    """Loss and accuracy: `tr_*` a value a log line, `va_*` a value an epoch."""
+
+    tr_loss: list[float] = field(default_factory=list)
+    tr_acc: list[float] = field(default_factory=list)
+    va_loss: list[float] = field(default_factory=list)
+    va_acc: list[float] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Write the statistics and their curves into `folder`."""
+        write_json(folder / STATISTICS_NAME, asdict(self))
+        write_atomic(folder / PLOTS_NAME, self._plot())
+
+    def _plot(self) -> bytes:
+        import io
+
+        from matplotlib.figure import Figure  # a figure of its own: no backend and no global state
+
+        figure = Figure(figsize=(12, 8), layout="constrained")
+        axes = figure.subplots(2, 2)
+        panels = (
+            (self.tr_loss, "training loss (NLL)", "log line", False),
+            (self.tr_acc, "training accuracy of frames", "log line", False),
+            (self.va_loss, "validation loss (NLL)", "epoch", True),
+            (self.va_acc, "validation accuracy of frames", "epoch", True),
+        )
+        for axis, (values, title, unit, marked) in zip(axes.flat, panels, strict=True):
+            axis.plot(range(len(values)), values, marker="o" if marked else None, linewidth=1.5)
+            axis.set(title=title, xlabel=unit)
+            axis.grid(alpha=0.3)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
+
+
+def save_options(folder: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
+    """Write `train.opts`: all options, and what the data decided (`input_dim` = D, `num_spks`, ...)."""
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    write_json(folder / OPTIONS_NAME, options | extra)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read a `train.opts` file, as a training of ours or of the same command line wrote it.
+
+    Raises:
+        InputError: it is missing, not JSON, or lacks what describes the network.
+    """
+    from shards.errors import InputError
+    from shards.files import read_text
+
+    text = read_text(path, "the training options", "give the train.opts beside the weights (--train_cfg)")
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}; give the train.opts of a training") from None
+    needed = ("input_dim", "in_frames", "hsize", "num_spks")
+    for name in needed:
+        value = options.get(name) if isinstance(options, dict) else None
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{path}: {name} is {value!r}, expected a whole number; give the train.opts of a training")
+    return dict(options)

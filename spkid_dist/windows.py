@@ -1,0 +1,72 @@
+"""How many windows a dataset has, for a context size and an edge rule.
+
+Edge rules: ``zero`` centres a window on each frame and pads with zero frames, ``edge`` repeats the first and last frame
+instead, ``valid`` takes only windows that fit: T - C + 1 of an utterance of T frames, none of a shorter one.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.dataset import ShardDataset
+from shards.errors import InputError, UsageError
+from spkid_dist import kernels
+
+EdgeRule = Literal["zero", "edge", "valid"]
+EDGE_CODES = {"zero": kernels.ZERO, "edge": kernels.EDGE, "valid": kernels.VALID}
+
+
+def check_context(in_frames: int, edge: str) -> None:
+    """Raise UsageError where `in_frames` or `edge` can't be."""
+    if in_frames < 1:
+        raise UsageError(f"--in_frames {in_frames}: a window has at least 1 frame; give 1 or more (21 by default)")
+    if edge not in EDGE_CODES:
+        raise UsageError(f"--edge {edge}: expected one of {', '.join(EDGE_CODES)}")
+
+
+class DatasetWindows:
+    """Window counts of a dataset: `total`, `per_shard`, per block, and how many utterances have none (`num_short`).
+
+    Under ``zero`` and ``edge`` a frame is a window, so the counts come from the manifest; under ``valid`` the utterance
+    table is read once.
+
+    Raises:
+        InputError: there is no window at all.
+        UsageError: `in_frames` < 1 or an unknown edge rule.
+    """
+
+    def __init__(self, dataset: ShardDataset, in_frames: int, edge: EdgeRule) -> None:
+        check_context(in_frames, edge)
+        shards = dataset.manifest.shards
+        self._first_block = np.concatenate(([0], np.cumsum([shard.blocks for shard in shards])))
+        self.num_short = 0
+        if edge == "valid":
+            self._per_block = self._count_fitting(dataset, in_frames)
+            self.per_shard = np.add.reduceat(self._per_block, self._first_block[:-1])
+        else:
+            self._per_block = dataset.blocks["frames"]
+            self.per_shard = np.array([shard.frames for shard in shards], np.int64)
+        self.total = int(self.per_shard.sum())
+        if self.total == 0:
+            longest = int(dataset.utterances["frames"].max())
+            raise InputError(
+                f"{dataset.folder}: no utterance has {in_frames} frames (the longest has {longest}), so with --edge valid "
+                "there is no window; give a smaller --in_frames, or --edge zero"
+            )
+
+    def blocks_of(self, shard: int) -> range:
+        """The blocks of a shard."""
+        return range(int(self._first_block[shard]), int(self._first_block[shard + 1]))
+
+    def of_blocks(self, blocks: range) -> NDArray[np.int64]:
+        """Windows of each of `blocks` (consecutive ones)."""
+        return self._per_block[blocks.start : blocks.stop].astype(np.int64)
+
+    def _count_fitting(self, dataset: ShardDataset, in_frames: int) -> NDArray[np.int64]:
+        lengths = np.ascontiguousarray(dataset.utterances["frames"])
+        self.num_short = int((lengths < in_frames).sum())
+        first = np.concatenate((dataset.blocks["first_utterance"], [len(lengths)]))
+        counts = np.empty(len(dataset.blocks), np.int64)
+        kernels.count_windows(lengths, first, in_frames, counts)
+        return counts
