@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 """Called with (utterances, frames) done since the last call."""
 
 
-def convert(plan: Plan, source: Source, out: Path, progress: Progress = lambda utterances, frames: None) -> Manifest:
+def convert(plan: Plan, source: Source, out: Path, progress: Progress = lambda _utterances, _frames: None) -> Manifest:
     """Carry out `plan` in the folder `out` and return the manifest; a finished job is not done again.
 
     Raises:
@@ -108,9 +108,7 @@ def convert_shard(plan: Plan, source: Source, out: Path, shard: int, progress: P
         utterances=len(builder.utterance_records),
         frames=builder.moments.count,
     )
-    record = ShardRecord(
-        info, writer.blocks(), np.array(builder.utterance_records, UTTERANCE_DTYPE), builder.moments
-    )
+    record = ShardRecord(info, writer.blocks(), np.array(builder.utterance_records, UTTERANCE_DTYPE), builder.moments)
     write_atomic(_record_path(out, shard), record.to_bytes())
 
 
@@ -283,7 +281,7 @@ def merge(plan: Plan, out: Path) -> Manifest:
 def _write_table(path: Path, table: NDArray[Any]) -> TableInfo:
     buffer = io.BytesIO()
     np.save(buffer, table, allow_pickle=False)
-    data = buffer.getbuffer()
+    data = buffer.getvalue()
     write_atomic(path, data)
     return TableInfo(bytes=len(data), digest=xxhash.xxh3_128_hexdigest(data))
 

@@ -75,13 +75,13 @@ def read_speakers(path: Path) -> list[str]:
     Raises:
         InputError: it is missing, not JSON, not such an object, or its indices are not exactly 0..n-1.
     """
-    text = read_text(path, "the speaker map", "give a JSON file such as {\"SES000\": 0, \"SES001\": 1}")
+    text = read_text(path, "the speaker map", 'give a JSON file such as {"SES000": 0, "SES001": 1}')
     try:
         classes = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}:{error.lineno}: the speaker map is not JSON: {error.msg}; expected speaker names and class "
-            "indices, such as {\"SES000\": 0, \"SES001\": 1}"
+            'indices, such as {"SES000": 0, "SES001": 1}'
         ) from None
     if not isinstance(classes, dict) or not all(_is_index(value) for value in classes.values()):
         raise InputError(

@@ -85,7 +85,9 @@ class ShardDataset:
         first = int(record["first_utterance"])
         rows = self.utterances[first : first + len(arrays.lengths)]
         if not (np.array_equal(rows["frames"], arrays.lengths) and np.array_equal(rows["speaker"], arrays.labels)):
-            raise ValueError(f"rows {first} to {first + len(arrays.lengths)} of {UTTERANCES_NAME} are not its utterances")
+            raise ValueError(
+                f"rows {first} to {first + len(arrays.lengths)} of {UTTERANCES_NAME} are not its utterances"
+            )
 
     def _table(self, name: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
         path = self.folder / name
@@ -94,7 +96,7 @@ class ShardDataset:
             size = path.stat().st_size
             if size != info.bytes:
                 raise ValueError(f"{size} bytes, expected {info.bytes}")
-            table = np.load(path, mmap_mode="r", allow_pickle=False)
+            table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
             if table.dtype != dtype or table.shape != (rows,):
                 raise ValueError(f"{table.dtype} {table.shape}, expected {dtype} ({rows},)")
         except (OSError, ValueError) as error:

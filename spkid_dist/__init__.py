@@ -1,0 +1,1 @@
+"""Speaker identification trained at memory speed: streaming, training and scoring of sharded features."""

@@ -17,7 +17,6 @@ import xxhash
 from shards.convert import Progress, convert
 from shards.corpus import Utterance
 from shards.errors import InputError
-from shards.files import make_folder
 from shards.layout import MANIFEST_NAME
 from shards.plan import Layout, make_plan
 from shards.sources.fmatrix import FmatrixSource
@@ -61,7 +60,9 @@ def _make(
         staging.rename(folder)
     except OSError as error:
         if not (folder / MANIFEST_NAME).exists():  # else another host was faster
-            raise InputError(f"{folder}: can't be written: {error.strerror}; set --cache_dir to another folder") from None
+            raise InputError(
+                f"{folder}: can't be written: {error.strerror}; set --cache_dir to another folder"
+            ) from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -73,4 +73,4 @@ class Bar:
 
 def shard_progress(bar: Bar) -> ShardProgress:
     """A conversion job's progress, in utterances, on `bar`."""
-    return lambda utterances, frames: bar.advance(utterances)  # noqa: ARG005 - the frames are the summary's
+    return lambda utterances, _frames: bar.advance(utterances)

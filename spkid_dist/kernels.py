@@ -36,7 +36,9 @@ def permute(key: np.uint64, values: NDArray[np.int64]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def count_windows(lengths: NDArray[np.int32], first: NDArray[np.int64], context: int, counts: NDArray[np.int64]) -> None:
+def count_windows(
+    lengths: NDArray[np.int32], first: NDArray[np.int64], context: int, counts: NDArray[np.int64]
+) -> None:
     """Count the windows that fit into utterances: ``counts[b]`` = sum of max(0, length - C + 1) over block b.
 
     `lengths` (U,) of all utterances, `first` (B + 1,) each block's first utterance, `counts` (B,).

@@ -13,7 +13,10 @@ HIDDEN_LAYERS = 3
 
 
 def build_model(inputs: int, hsize: int, num_spks: int) -> nn.Sequential:
-    """The network, (B, inputs) -> (B, num_spks) log-probabilities, with state_dict keys ``0.weight, 0.bias, 2.weight, ...``."""
+    """The network, (B, inputs) -> (B, num_spks) log-probabilities.
+
+    Its state_dict has the keys ``0.weight, 0.bias, 2.weight, ...`` of a plain sequence of layers.
+    """
     layers: list[nn.Module] = []
     width = inputs
     for _ in range(HIDDEN_LAYERS):
@@ -52,7 +55,9 @@ def load_weights(model: nn.Sequential, path: Path) -> None:
         ) from None
     expected = model.state_dict()
     if not isinstance(state, Mapping) or set(state) != set(expected):
-        raise InputError(f"{path}: holds {_keys(state)}, expected {_keys(expected)}; give weights of this kind of network")
+        raise InputError(
+            f"{path}: holds {_keys(state)}, expected {_keys(expected)}; give weights of this kind of network"
+        )
     for name, tensor in expected.items():
         if getattr(state[name], "shape", None) != tensor.shape:
             found = tuple(getattr(state[name], "shape", ()))

@@ -176,7 +176,9 @@ class EpochLine:
         return blocks.start + order, starts
 
 
-def _cut(blocks: Sequence[int] | NDArray[np.int64], starts: NDArray[np.int64], first: int, last: int) -> Iterator[Segment]:
+def _cut(
+    blocks: Sequence[int] | NDArray[np.int64], starts: NDArray[np.int64], first: int, last: int
+) -> Iterator[Segment]:
     """The segments of [first, last), where block k of `blocks` covers positions starts[k] to starts[k + 1]."""
     place = int(np.searchsorted(starts, first, side="right")) - 1
     while first < last:

@@ -31,7 +31,9 @@ def shard(config: ShardConfig) -> Manifest:
     with log.bar(len(utterances), "utterances") as bar:
         manifest = convert(plan, source, config.out, shard_progress(bar))
     seconds = time.perf_counter() - began
-    log.line(f"{config.out}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {config.out}")
+    log.line(
+        f"{config.out}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {config.out}"
+    )
     summary = {
         "utterances": manifest.num_utterances,
         "frames": manifest.num_frames,

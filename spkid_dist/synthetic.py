@@ -33,10 +33,10 @@ class SyntheticCorpus:
     mean_frames: int = 200
     num_features: int = 20
     num_states: int = 32
-    speaker_spread: float = 0.3
-    accent_spread: float = 0.3
-    channel_spread: float = 0.4
-    noise_spread: float = 0.5
+    speaker_spread: float = 0.4
+    accent_spread: float = 0.4
+    channel_spread: float = 0.3
+    noise_spread: float = 0.4
     seed: int = 0
 
     def speakers(self) -> list[str]:
@@ -73,7 +73,7 @@ class SyntheticCorpus:
         noise = draw.normal(scale=self.noise_spread, size=smooth.shape)
         return (smooth + (channel + noise) * scale).astype(np.float32)
 
-    def write(self, folder: Path, progress: Callable[[int], None] = lambda speakers: None) -> None:
+    def write(self, folder: Path, progress: Callable[[int], None] = lambda _speakers: None) -> None:
         """Write ``mcp/KEY.mcp``, ``cfg/all.train``, ``cfg/all.test`` and ``cfg/spk2idx.json`` below `folder`."""
         lists: dict[str, list[str]] = {"all.train": [], "all.test": []}
         for speaker in range(self.num_speakers):

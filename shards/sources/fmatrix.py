@@ -55,7 +55,9 @@ def read_fmatrix(path: str) -> NDArray[np.float32]:
 def parse_fmatrix(data: bytes, path: str) -> NDArray[np.float32]:
     """The frames in the bytes of an fmatrix file; `path` is for messages. Raises InputError as `read_fmatrix`."""
     if len(data) < HEADER.size:
-        raise InputError(f"{path}: {len(data)} bytes are too few for an fmatrix header of {HEADER.size}; compute it again")
+        raise InputError(
+            f"{path}: {len(data)} bytes are too few for an fmatrix header of {HEADER.size}; compute it again"
+        )
     num_frames, num_features = HEADER.unpack_from(data)
     if num_frames < 0 or num_features < 1:
         raise InputError(
