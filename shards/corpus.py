@@ -89,14 +89,14 @@ def read_speakers(path: Path) -> list[str]:
             '{"SES000": 0, "SES001": 1}'
         )
     speakers = sorted(classes, key=lambda name: classes[name])
-    indices = [classes[name] for name in speakers]
-    if indices != list(range(len(speakers))):
-        wrong = next((i for i, value in enumerate(indices) if value != i), 0)
-        found = f"{speakers[wrong]!r} has {indices[wrong]}" if speakers else "the map is empty"
-        raise InputError(
-            f"{path}: class indices must be exactly 0..{max(len(speakers) - 1, 0)}, each once; {found} "
-            f"where {wrong} was expected: number the speakers again"
-        )
+    if not speakers:
+        raise InputError(f"{path}: the speaker map is empty; expected at least one speaker")
+    for expected, name in enumerate(speakers):
+        if classes[name] != expected:
+            raise InputError(
+                f"{path}: class indices must be exactly 0..{len(speakers) - 1}, each once; {name!r} has {classes[name]} "
+                f"where {expected} was expected: number the speakers again"
+            )
     return speakers
 
 

@@ -35,7 +35,8 @@ class RunLog:
 
     def line(self, text: str) -> None:
         """Say one line."""
-        self.console.print(text)
+        if self.shown:
+            print(text, flush=True)  # a live bar redirects it; the console's own print would turn tabs into spaces
         if self._file is not None:
             self._file.write(text + "\n")
 

@@ -37,7 +37,7 @@ def generator_key(seed: int, *parts: int) -> int:
 
     Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
     """
-    key = seed & MASK
+    key = _mix(seed + GOLDEN)
     for part in parts:
         key = _mix((key ^ (part & MASK)) + GOLDEN)
     return key

@@ -174,3 +174,14 @@ def _join(parts: Sequence[Scores], speakers: list[str]) -> Scores:
         windows=np.concatenate([part.windows for part in parts]),
         wrong_windows=np.concatenate([part.wrong_windows for part in parts]),
     )
+
+
+def main() -> None:
+    """The entry of ``python -m spkid_dist.score``."""
+    from spkid_dist.cli import run_command
+
+    run_command("score")
+
+
+if __name__ == "__main__":
+    main()

@@ -53,9 +53,13 @@ def train(config: TrainConfig) -> TrainResult:
     accelerator = make_accelerator(config)
     log = RunLog(shown=accelerator.is_main_process)
     try:
-        return _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log)
+        result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log)
     finally:
         log.close()
+    accelerator.end_training()
+    # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
+    accelerator.free_memory()
+    return result
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -116,7 +120,6 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> TrainR
         if epoch - best.best_epoch >= config.patience:
             log.line(f"stopping: no better validation loss for {config.patience} epochs")
             break
-    accelerator.end_training()
     assert best is not None
     log.line(f"best: epoch {best.best_epoch}, loss {best.va_loss:.4f}, acc {best.va_acc:.4f}: {best.best_weights}")
     return best

@@ -1,0 +1,72 @@
+"""Corpora that tests share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from shards import FmatrixSource, Layout, ShardDataset, convert, find_speakers, make_plan, read_list
+from shards.files import write_json
+from shards.sources.fmatrix import write_fmatrix
+from spkid_dist.synthetic import SyntheticCorpus
+
+settings.register_profile("project", deadline=None)  # the first call of a kernel may compile it
+settings.load_profile("project")
+
+FSDD = Path(__file__).parents[2] / "shared" / "corpora" / "fsdd"
+
+
+@pytest.fixture(scope="session")
+def fsdd() -> Path:
+    """Folder of the Free Spoken Digit Dataset as features."""
+    if not (FSDD / "mcp").is_dir():
+        pytest.skip(f"the corpus fsdd is not at {FSDD}")
+    return FSDD
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small synthetic corpus: feature files, lists, speaker map."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    SyntheticCorpus(num_speakers=5, train_utterances=6, test_utterances=2, mean_frames=60, num_features=8).write(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Feature files of given lengths in which every value is unique, and their dataset."""
+
+    folder: Path
+    frames: dict[str, np.ndarray]  # key -> (T, D)
+    dataset: ShardDataset
+    speakers: list[str]
+
+
+def shard_folder(folder: Path, list_path: Path, out: Path, layout: Layout) -> ShardDataset:
+    """Shard the fmatrix files ``folder/mcp`` of a list."""
+    utterances = read_list(list_path)
+    speakers = find_speakers(list_path, utterances, folder / "cfg/spk2idx.json", write=True)
+    source = FmatrixSource(folder / "mcp", "mcp")
+    convert(make_plan(utterances, speakers, source, layout), source, out)
+    return ShardDataset(out)
+
+
+def make_corpus(folder: Path, lengths: list[int], num_features: int = 3, **layout: int) -> Corpus:
+    """Write utterances of `lengths` frames, two speakers, and shard them."""
+    frames, value = {}, 1
+    (folder / "cfg").mkdir(parents=True)
+    for index, length in enumerate(lengths):
+        key = f"X/spk{index % 2}/utt{index:03d}"
+        size = length * num_features
+        frames[key] = np.arange(value, value + size, dtype=np.float32).reshape(length, num_features)
+        value += size
+        path = folder / "mcp" / f"{key}.mcp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_fmatrix(path, frames[key])
+    list_path = folder / "cfg" / "all.train"
+    list_path.write_text("".join(f"{key}\n" for key in frames))
+    write_json(folder / "cfg/spk2idx.json", {"spk0": 0, "spk1": 1})
+    dataset = shard_folder(folder, list_path, folder / "shards", Layout(**layout))
+    return Corpus(folder, frames, dataset, ["spk0", "spk1"])

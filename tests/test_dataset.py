@@ -1,0 +1,215 @@
+"""The stream: each window once an epoch, the same global batches on any number of ranks, bad bytes found."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_corpus
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kernels import twin_windows
+from torch.utils.data import DataLoader
+
+from shards import InputError, ShardDataset, UsageError
+from spkid_dist.dataset import WindowDataset, find_rank
+from spkid_dist.windows import EDGE_CODES, DatasetWindows
+
+LENGTHS = [7, 1, 12, 3, 9, 30, 2, 5, 18, 4, 11, 6, 1, 25]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Fourteen utterances in two shards of several blocks."""
+    corpus = make_corpus(tmp_path_factory.mktemp("unique") / "c", LENGTHS, block_frames=20, shard_bytes=900)
+    assert len(corpus.dataset.manifest.shards) == 2
+    assert len(corpus.dataset.blocks) > 4
+    return corpus
+
+
+def expected_windows(corpus, context, edge):
+    """(window, class) of the whole corpus, sorted."""
+    return sorted(
+        (tuple(window.tolist()), int(key.split("/")[1][-1]))
+        for key, frames in corpus.frames.items()
+        for window in twin_windows(frames, context, EDGE_CODES[edge])
+    )
+
+
+def as_pairs(x, y):
+    return list(zip(map(tuple, x.tolist()), y.tolist(), strict=True))
+
+
+def stream(corpus, **options):
+    return WindowDataset(corpus.folder / "shards", **({"rank": 0, "world_size": 1} | options))
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 8),
+    st.sampled_from(list(EDGE_CODES)),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_every_window_comes_once_an_epoch(corpus, context, edge, batch_size, num_streams, pool, world_size, shuffle):
+    num_streams = max(num_streams, world_size)
+    expected = expected_windows(corpus, context, edge)
+    ranks = [
+        stream(
+            corpus,
+            in_frames=context,
+            edge=edge,
+            batch_size=batch_size,
+            num_streams=num_streams,
+            pool_windows=pool,
+            shuffle=shuffle,
+            rank=rank,
+            world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]
+    for _ in range(2):
+        seen = []
+        steps = list(zip(*ranks, strict=True))
+        for number, shares in enumerate(steps):
+            pairs = [pair for x, y in shares for pair in as_pairs(x, y)]
+            assert len(pairs) == min(batch_size, len(expected) - number * batch_size)
+            seen += pairs
+        assert len(steps) == len(ranks[0])
+        assert sorted(seen) == expected
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_global_batches_are_the_same_sets_for_any_number_of_ranks(corpus, world_size):
+    options = {"in_frames": 5, "edge": "zero", "batch_size": 13, "num_streams": 7, "pool_windows": 4}
+    single = [sorted(as_pairs(x, y)) for x, y in stream(corpus, **options)]
+    ranks = [stream(corpus, **options, rank=rank, world_size=world_size) for rank in range(world_size)]
+    joined = [sorted(p for x, y in shares for p in as_pairs(x, y)) for shares in zip(*ranks, strict=True)]
+    assert joined == single
+
+
+def test_the_order_is_kept_for_good(corpus):
+    data = stream(corpus, in_frames=1, edge="zero", batch_size=12, num_streams=3, pool_windows=8)
+    first = [int(x[0]) for x in next(iter(data))[0]]
+    assert first == [13, 196, 82, 10, 28, 73, 19, 202, 181, 4, 205, 85]
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(corpus):
+    data = stream(corpus, batch_size=1000, in_frames=3)
+    (first, _), (second, _) = [batch for _ in range(2) for batch in data]
+    other, _ = next(iter(stream(corpus, batch_size=1000, in_frames=3, seed=1)))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_without_shuffle_windows_come_in_the_order_of_storage(corpus):
+    data = stream(corpus, in_frames=1, edge="zero", batch_size=1000, num_streams=1, shuffle=False)
+    x, _ = next(iter(data))
+    stored = np.concatenate([corpus.dataset.read_block(block).frames for block in range(len(corpus.dataset.blocks))])
+    np.testing.assert_array_equal(x.numpy(), stored)
+
+
+@pytest.mark.parametrize("pool", [4, 1000])
+@pytest.mark.parametrize("batches", [0, 1, 3, 7])
+def test_a_stream_continues_where_it_was_left(corpus, pool, batches):
+    options = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "pool_windows": pool, "edge": "edge"}
+    whole = [as_pairs(*batch) for batch in stream(corpus, **options)]
+    data = stream(corpus, **options)
+    data.position = 11 * batches
+    assert [as_pairs(*batch) for batch in data] == whole[batches:]
+    assert (data.epoch, data.position) == (1, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_dataloader_yields_the_same_batches_in_order(corpus, workers):
+    options = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "pool_windows": 6}
+    whole = [as_pairs(*batch) for batch in stream(corpus, **options)]
+    context = "spawn" if workers else None  # what macOS does, and forking beside threads is deprecated
+    loader = DataLoader(
+        stream(corpus, **options), batch_size=None, num_workers=workers, multiprocessing_context=context
+    )
+    assert [as_pairs(*batch) for batch in loader] == whole
+
+
+def test_batches_are_float32_and_int64_and_safe_to_keep(corpus):
+    batches = list(stream(corpus, in_frames=3, batch_size=7, pool_windows=2, num_streams=2))
+    assert all(x.dtype == torch.float32 and y.dtype == torch.int64 for x, y in batches)
+    seen = sorted(pair for x, y in batches for pair in as_pairs(x, y))
+    assert seen == expected_windows(corpus, 3, "valid")
+
+
+def test_leaving_an_epoch_early_leaves_no_thread(corpus):
+    import threading
+
+    before = threading.active_count()
+    batches = iter(stream(corpus, in_frames=2, batch_size=3, num_streams=2, pool_windows=3))
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_short_utterances_are_counted_under_valid(corpus):
+    windows = DatasetWindows(corpus.dataset, 5, "valid")
+    assert windows.num_short == sum(length < 5 for length in LENGTHS)
+    assert windows.total == sum(max(0, length - 4) for length in LENGTHS)
+
+
+def test_no_window_at_all_is_an_error(corpus):
+    with pytest.raises(InputError, match=r"no utterance has 31 frames \(the longest has 30\).*smaller --in_frames"):
+        stream(corpus, in_frames=31, edge="valid")
+
+
+@pytest.mark.parametrize("in_frames", [0, -3])
+def test_a_window_has_at_least_one_frame(corpus, in_frames):
+    with pytest.raises(UsageError, match=f"--in_frames {in_frames}: a window has at least 1 frame"):
+        stream(corpus, in_frames=in_frames)
+
+
+def test_more_ranks_than_streams_are_refused(corpus):
+    with pytest.raises(UsageError, match=r"--num_streams 2: fewer than the 3 ranks.*give 3 or more"):
+        stream(corpus, num_streams=2, rank=0, world_size=3)
+
+
+def test_several_processes_without_a_group_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="WORLD_SIZE is 2, but there is no process group"):
+        find_rank(None, None)
+
+
+def test_a_flipped_bit_in_any_member_of_a_block_is_found(corpus, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(corpus.folder / "shards", folder)
+    record = corpus.dataset.blocks[1]
+    path = folder / corpus.dataset.manifest.shards[int(record["shard"])].name
+    whole = path.read_bytes()
+    start = int(record["payload_offset"]) - 512
+    for offset in range(start, start + int(record["extent_bytes"]), 97):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{path.name}: block 1, bytes .*checksum"):
+            ShardDataset(folder).read_block(1)
+
+
+def test_a_producers_error_reaches_the_consumer(corpus, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(corpus.folder / "shards", folder)
+    path = folder / "shard-000001.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    stream = WindowDataset(folder, in_frames=1, batch_size=4, num_streams=2, pool_windows=8, shuffle=False)
+    with pytest.raises(InputError, match=r"shard-000001\.tar: block .*checksum differs"):
+        list(stream)
+
+
+def test_a_truncated_shard_is_found(corpus, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(corpus.folder / "shards", folder)
+    path = folder / "shard-000000.tar"
+    path.write_bytes(path.read_bytes()[:-1024])
+    with pytest.raises(InputError, match=r"shard-000000\.tar: \d+ bytes, but the manifest says \d+"):
+        ShardDataset(folder).read_block(0)

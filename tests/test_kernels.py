@@ -1,0 +1,135 @@
+"""Each kernel equals its twin, which is written to be obviously right."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from shards.kernels import append_frames
+from spkid_dist.kernels import EDGE, VALID, ZERO, count_windows, interleave, lay_out, permute
+from spkid_dist.order import GOLDEN, MASK, _mix
+
+finite = st.floats(-1e6, 1e6, width=32)
+matrices = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=finite)
+
+
+@given(matrices, st.booleans())
+def test_append_frames_equals_numpy(source, transposed):
+    source = np.asfortranarray(source) if transposed else source
+    shift = np.linspace(-1, 1, source.shape[1])
+    out, total, squared = np.empty_like(source, order="C"), np.zeros(source.shape[1]), np.zeros(source.shape[1])
+    append_frames(source, out, shift, total, squared)
+    deviations = source.astype(np.float64) - shift
+    np.testing.assert_array_equal(out, source)
+    np.testing.assert_allclose(total, deviations.sum(axis=0), rtol=1e-9, atol=1e-6)
+    np.testing.assert_allclose(squared, (deviations**2).sum(axis=0), rtol=1e-9, atol=1e-6)
+
+
+@given(matrices, st.sampled_from([np.nan, np.inf, -np.inf]), st.data())
+def test_append_frames_shows_every_value_that_is_not_finite(source, bad, data):
+    row = data.draw(st.integers(0, source.shape[0] - 1))
+    column = data.draw(st.integers(0, source.shape[1] - 1))
+    source[row, column] = bad
+    total, squared = np.zeros(source.shape[1]), np.zeros(source.shape[1])
+    append_frames(source, np.empty_like(source), np.zeros(source.shape[1]), total, squared)
+    assert not np.isfinite(total[column])
+    assert np.isfinite(np.delete(total, column)).all()
+
+
+def test_append_frames_of_the_largest_values_stays_finite():
+    source = np.full((4, 2), np.finfo(np.float32).max, np.float32)
+    total, squared = np.zeros(2), np.zeros(2)
+    append_frames(source, np.empty_like(source), np.zeros(2), total, squared)
+    assert np.isfinite(total).all()
+    assert np.isfinite(squared).all()
+
+
+def twin_permute(key, values):
+    state = key
+    for k in range(len(values) - 1, 0, -1):
+        state = (state + GOLDEN) & MASK
+        j = ((_mix(state) >> 32) * (k + 1)) >> 32
+        values[k], values[j] = values[j], values[k]
+
+
+@given(st.integers(0, MASK), st.integers(0, 200))
+def test_permute_equals_python(key, length):
+    values, twin = np.arange(length), list(range(length))
+    permute(np.uint64(key), values)
+    twin_permute(key, twin)
+    assert values.tolist() == twin
+
+
+def test_permute_keeps_its_golden_order():
+    values = np.arange(10)
+    permute(np.uint64(42), values)
+    assert values.tolist() == [8, 3, 6, 5, 4, 0, 9, 2, 1, 7]
+
+
+def test_permute_places_every_value_everywhere_equally_often():
+    counts = np.zeros((6, 6))
+    for key in range(6000):
+        values = np.arange(6)
+        permute(np.uint64(key * 0x9E3779B97F4A7C15 & MASK), values)
+        counts[np.arange(6), values] += 1
+    chi_squared = ((counts - 1000) ** 2 / 1000).sum()
+    assert chi_squared < 60  # 25 degrees of freedom: exceeded by chance once in 10,000
+
+
+@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(1, 12))
+def test_count_windows_equals_python(blocks, context):
+    lengths = np.array([length for block in blocks for length in block], np.int32)
+    first = np.cumsum([0] + [len(block) for block in blocks])
+    counts = np.empty(len(blocks), np.int64)
+    count_windows(lengths, first, context, counts)
+    assert counts.tolist() == [sum(max(0, length - context + 1) for length in block) for block in blocks]
+
+
+def twin_windows(frames, context, edge):
+    """All windows of one utterance (T, D), as (N, C*D)."""
+    num_frames = len(frames)
+    if edge == VALID:
+        starts = range(num_frames - context + 1)
+        return [frames[t : t + context].ravel() for t in starts]
+    left = (context - 1) // 2
+    mode = {"mode": "edge"} if edge == EDGE else {"mode": "constant", "constant_values": 0}
+    wide = np.pad(frames, ((left, context - 1 - left), (0, 0)), **mode)
+    return [wide[t : t + context].ravel() for t in range(num_frames)]
+
+
+@given(
+    st.lists(st.integers(1, 14), min_size=1, max_size=6),
+    st.integers(1, 9),
+    st.sampled_from([ZERO, EDGE, VALID]),
+    st.data(),
+)
+def test_lay_out_equals_numpy_for_any_part_of_a_block(lengths, context, edge, data):
+    num_features = 2
+    frames = np.arange(1, 1 + sum(lengths) * num_features, dtype=np.float32).reshape(-1, num_features)
+    utterances = np.split(frames, np.cumsum(lengths)[:-1])
+    expected = [(window, u) for u, x in enumerate(utterances) for window in twin_windows(x, context, edge)]
+    first = data.draw(st.integers(0, len(expected)))
+    last = data.draw(st.integers(first, len(expected)))
+    arena = np.full((3 + last - first + len(lengths) * (context - 1), num_features), np.nan, np.float32)
+    starts, labels = np.empty(last - first, np.int64), np.empty(last - first, np.int64)
+    block_labels = np.arange(len(lengths), dtype=np.int32)
+    frames.flags.writeable = False
+    row = lay_out(
+        frames, np.array(lengths, np.int32), block_labels, first, last, context, edge, arena, 3, starts, labels
+    )
+    assert row <= len(arena)
+    assert labels.tolist() == [u for _, u in expected[first:last]]
+    for start, (window, _) in zip(starts, expected[first:last], strict=True):
+        np.testing.assert_array_equal(arena[start : start + context].ravel(), window)
+
+
+@given(st.integers(1, 5), st.integers(0, 6), st.integers(0, 4))
+def test_interleave_deals_the_streams_in_turn(num_streams, length, extra):
+    extra = min(extra, num_streams - 1)  # the first streams may have one more
+    sizes = [length + (s < extra) for s in range(num_streams)]
+    starts, labels = np.full(sum(sizes), -1), np.full(sum(sizes), -1)
+    for stream, size in enumerate(sizes):
+        order = np.arange(size)[::-1].copy()
+        interleave(order, 100 * stream + np.arange(size), np.full(size, stream), stream, num_streams, starts, labels)
+    expected = [(100 * s + sizes[s] - 1 - p, s) for p in range(length + 1) for s in range(num_streams) if p < sizes[s]]
+    assert list(zip(starts.tolist(), labels.tolist(), strict=True)) == expected

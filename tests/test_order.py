@@ -1,0 +1,107 @@
+"""The epoch order: each index once, shares that follow from arithmetic, orders that never change."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spkid_dist.order import EpochLine, EpochOrder, RankShare, generator_key, permutation
+
+orders = st.builds(EpochOrder, st.integers(0, 400), st.integers(1, 9), st.integers(1, 20))
+
+
+class Counts:
+    """Window counts of made-up shards."""
+
+    def __init__(self, shards):
+        self.shards = [np.array(blocks, np.int64) for blocks in shards]
+        self.per_shard = np.array([blocks.sum() for blocks in self.shards], np.int64)
+        self.first = np.cumsum([0] + [len(blocks) for blocks in self.shards])
+
+    def blocks_of(self, shard):
+        return range(self.first[shard], self.first[shard + 1])
+
+    def of_blocks(self, blocks):
+        return np.concatenate(self.shards)[blocks.start : blocks.stop]
+
+
+@given(orders)
+def test_streams_cut_the_line_without_gap_or_overlap(order):
+    borders = [order.stream_start(s) for s in range(order.num_streams + 1)]
+    assert borders[0] == 0
+    assert borders[-1] == order.num_windows
+    lengths = np.diff(borders)
+    assert lengths.max() - lengths.min() <= 1
+    assert (np.diff(lengths) <= 0).all()
+
+
+@given(orders)
+def test_pools_of_a_stream_cut_its_interval(order):
+    for s in range(order.num_streams):
+        pools = [order.pool_interval(s, g) for g in range(order.num_generations)]
+        positions = [p for first, last in pools for p in range(first, last)]
+        assert positions == list(range(order.stream_start(s), order.stream_start(s + 1)))
+
+
+@given(orders, st.integers(1, 9), st.data())
+def test_shares_of_the_ranks_are_disjoint_and_complete(order, world_size, data):
+    first = data.draw(st.integers(0, order.num_windows))
+    last = data.draw(st.integers(first, order.num_windows))
+    expected = [
+        sum(1 for i in range(first, last) if i % order.num_streams % world_size == r) for r in range(world_size)
+    ]
+    shares = [RankShare(order, rank, world_size) for rank in range(world_size)]
+    assert [share.consumed_before(last) - share.consumed_before(first) for share in shares] == expected
+    assert sorted(s for share in shares for s in share.streams) == list(range(order.num_streams))
+
+
+@given(orders, st.integers(1, 5), st.integers(1, 50))
+def test_slices_of_a_generation_follow_one_another(order, world_size, batch_size):
+    for rank in range(world_size):
+        share = RankShare(order, rank, world_size)
+        at = dict.fromkeys(range(order.num_generations), 0)
+        for first in range(0, order.num_windows, batch_size):
+            for generation in at:
+                part = share.generation_slice(generation, first, min(first + batch_size, order.num_windows))
+                if part.start < part.stop:
+                    assert part.start == at[generation]
+                    at[generation] = part.stop
+        assert sum(at.values()) == share.consumed_before(order.num_windows)
+
+
+shard_lists = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=5)
+
+
+@given(shard_lists, st.integers(0, 3), st.integers(0, 3), st.booleans(), st.integers(1, 7))
+def test_a_line_has_each_window_of_each_block_once_however_it_is_read(shards, seed, epoch, shuffle, step):
+    counts = Counts(shards)
+    total = int(counts.per_shard.sum())
+    line = EpochLine(counts, seed, epoch, shuffle)
+    windows = []
+    for first in range(0, total, step):
+        for segment in line.segments(first, min(first + step, total)):
+            windows += [(segment.block, w) for w in range(segment.first, segment.last)]
+    per_block = np.concatenate(counts.shards)
+    assert sorted(windows) == [(b, w) for b, n in enumerate(per_block) for w in range(n)]
+    whole = [
+        (s.block, w) for s in EpochLine(counts, seed, epoch, shuffle).segments(0, total) for w in range(s.first, s.last)
+    ]
+    assert windows == whole
+    if not shuffle:
+        assert windows == sorted(windows)
+
+
+def test_a_line_keeps_its_golden_order():
+    line = EpochLine(Counts([[2, 1], [3], [1, 1, 1]]), seed=7, epoch=1, shuffle=True)
+    blocks = [(segment.block, segment.first, segment.last) for segment in line.segments(0, 9)]
+    assert blocks == [(5, 0, 1), (3, 0, 1), (4, 0, 1), (2, 0, 3), (0, 0, 2), (1, 0, 1)]
+
+
+def test_keys_of_neighbouring_generators_differ():
+    keys = {generator_key(seed, d, a, b) for seed in range(8) for d in range(1, 4) for a in range(8) for b in range(8)}
+    assert len(keys) == 8 * 3 * 8 * 8
+    assert generator_key(3, 2, 1, 0) == 14059882647929795700
+
+
+def test_epochs_and_seeds_shuffle_differently():
+    assert permutation(generator_key(0, 1, 0), 20).tolist() != permutation(generator_key(0, 1, 1), 20).tolist()
+    assert permutation(generator_key(0, 1, 0), 20).tolist() != permutation(generator_key(1, 1, 0), 20).tolist()

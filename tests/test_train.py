@@ -1,0 +1,204 @@
+"""Training as users run it: the known command line, one process or several, and the files it leaves."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from spkid_dist.config import TrainConfig
+from spkid_dist.score import read_options
+from spkid_dist.train import train
+
+LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_machines", "1")
+
+
+def run(*arguments, processes=1, cwd=None):
+    """Run ``spkid train`` on CPUs, by `accelerate launch` where there are several processes; return what it printed."""
+    launch = () if processes == 1 else (*LAUNCH, "--num_processes", processes, "--main_process_port", "0")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, 2 // processes))}
+    command = [sys.executable, *launch, "-m", "spkid_dist.train", *arguments]
+    done = subprocess.run([*map(str, command)], env=environment, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def features(folder):
+    """Flags that name a corpus's feature files, lists and map."""
+    lists = ("--tr_list_file", folder / "cfg/all.train", "--va_list_file", folder / "cfg/all.test")
+    return ("--db_path", folder / "mcp", *lists, "--spk2idx", folder / "cfg/spk2idx.json")
+
+
+def statistics(folder):
+    return json.loads((folder / "train_stats.json").read_text())
+
+
+def best_weights(folder):
+    return max(folder.glob("bestval_*"), key=lambda path: int(re.findall(r"\d+", path.name)[0]))
+
+
+def wrong_utterances(corpus, weights, log_file):
+    command = ["-m", "spkid_dist.score", *("--db_path", corpus / "mcp", "--te_list_file", corpus / "cfg/all.test")]
+    command += ["--weights_ckpt", weights, "--train_cfg", weights.parent / "train.opts", "--log_file", log_file]
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, check=True)
+    assert "utterance errors" in done.stdout
+    lines = log_file.read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == (corpus / "cfg/all.test").read_text().split()
+    return sum(key.split("/")[1] != speaker for key, speaker in (line.split("\t") for line in lines))
+
+
+@pytest.fixture(scope="module")
+def fsdd_runs(fsdd, tmp_path_factory):
+    """The same training on real speech by one process and by two."""
+    root = tmp_path_factory.mktemp("fsdd")
+    for processes in (1, 2):
+        arguments = (
+            *features(fsdd),
+            "--in_frames",
+            11,
+            "--cache_dir",
+            root / "cache",
+            "--save_path",
+            root / f"{processes}",
+        )
+        run(*arguments, processes=processes)
+    return root
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_real_speech_is_learnt(fsdd, fsdd_runs, processes, tmp_path):
+    folder = fsdd_runs / f"{processes}"
+    found = statistics(folder)
+    best = int(np.argmin(found["va_loss"]))
+    assert found["va_loss"][best] <= 0.06
+    assert found["va_acc"][best] >= 0.98
+    assert wrong_utterances(fsdd, best_weights(folder), tmp_path / "results.log") <= 1
+
+
+def test_two_processes_learn_what_one_learns(fsdd_runs):
+    one, two = (statistics(fsdd_runs / f"{processes}") for processes in (1, 2))
+    first_epoch = len(one["tr_loss"]) // len(one["va_loss"])
+    np.testing.assert_allclose(two["tr_loss"][:first_epoch], one["tr_loss"][:first_epoch], rtol=1e-4)
+    np.testing.assert_allclose(two["va_loss"][0], one["va_loss"][0], rtol=1e-4)
+
+
+def test_shares_of_unequal_size_give_the_same_gradient(synthetic, tmp_path):
+    # 7 streams over 3 ranks, batches of 50, and a last batch that is smaller still.
+    options = (*features(synthetic), "--epoch", 1, "--batch_size", 50, "--num_streams", 7, "--pool_windows", 16)
+    for processes in (1, 3):
+        run(*options, "--cache_dir", tmp_path / "cache", "--save_path", tmp_path / f"{processes}", processes=processes)
+    one, three = (torch.load(tmp_path / f"{n}/bestval_e0_weights.ckpt", weights_only=True) for n in (1, 3))
+    for name, tensor in one.items():
+        torch.testing.assert_close(three[name], tensor, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(statistics(tmp_path / "3")["tr_loss"], statistics(tmp_path / "1")["tr_loss"], rtol=1e-4)
+
+
+def test_the_known_command_line_works_as_it_is(synthetic, tmp_path):
+    printed = run(
+        *("--save_path", "model_h20", "--hsize", "20", "--in_frames=1"),
+        *features(synthetic),
+        *("--epoch", "2", "--cache_dir", tmp_path / "cache"),
+        cwd=tmp_path,
+    )
+    assert "0 Linear: 8 x 20 + 20 = 180 parameters" in printed
+    assert "total: 1125 parameters" in printed
+    folder = tmp_path / "model_h20"
+    assert {"train.opts", "train_stats.json", "log_plots.png", "train.log"} <= {path.name for path in folder.iterdir()}
+    assert (folder / "log_plots.png").read_bytes().startswith(b"\x89PNG")
+    options = json.loads((folder / "train.opts").read_text())
+    assert (options["input_dim"], options["num_spks"], options["hsize"], options["in_frames"]) == (8, 5, 20, 1)
+    assert len(list(folder.glob("*e[01]_weights.ckpt"))) == 2
+
+
+@pytest.fixture
+def config(synthetic, tmp_path, monkeypatch):
+    """A short training in this process."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    return {
+        "db_path": synthetic / "mcp",
+        "tr_list_file": synthetic / "cfg/all.train",
+        "va_list_file": synthetic / "cfg/all.test",
+        "spk2idx": synthetic / "cfg/spk2idx.json",
+        "cache_dir": tmp_path / "cache",
+        "save_path": tmp_path / "ckpt",
+        "epoch": 2,
+        "batch_size": 100,
+        "log_freq": 3,
+    }
+
+
+def test_weights_load_into_a_network_built_by_hand(config):
+    result = train(TrainConfig(**config, hsize=30, in_frames=5))
+    network = nn.Sequential(
+        nn.Linear(5 * 8, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(),
+        nn.Linear(30, 5), nn.LogSoftmax(dim=1),
+    )  # fmt: skip
+    network.load_state_dict(torch.load(result.best_weights, weights_only=True), strict=True)
+
+
+def test_feature_files_are_sharded_once(config, capsys):
+    train(TrainConfig(**config))
+    assert "sharding 30 utterances into" in capsys.readouterr().out
+    train(TrainConfig(**config))
+    again = capsys.readouterr().out
+    assert "sharding" not in again
+    assert "using the shards in" in again
+
+
+def test_changed_features_are_sharded_anew(config, synthetic, tmp_path, capsys):
+    import shutil
+
+    copy = tmp_path / "corpus"
+    shutil.copytree(synthetic, copy)
+    config |= {"db_path": copy / "mcp"}
+    train(TrainConfig(**config))
+    changed = next((copy / "mcp").rglob("*.mcp"))
+    os.utime(changed, ns=(1, 1))
+    capsys.readouterr()
+    train(TrainConfig(**config))
+    assert "sharding" in capsys.readouterr().out
+
+
+def test_training_stops_when_the_validation_loss_stays(config):
+    result = train(TrainConfig(**(config | {"epoch": 50}), lr=1e-12, patience=2))
+    assert result.epochs < 50
+    assert result.epochs == result.best_epoch + 3
+
+
+def test_equal_seeds_give_equal_weights(config, tmp_path):
+    first = train(TrainConfig(**config))
+    again = train(TrainConfig(**(config | {"save_path": tmp_path / "again"})))
+    assert first.va_loss == again.va_loss
+    assert first.best_weights.name == again.best_weights.name
+    assert first.best_weights.read_bytes() == again.best_weights.read_bytes()
+
+
+def test_sgd_uses_momentum(config, tmp_path):
+    losses = []
+    for momentum in (0.0, 0.9):
+        options = config | {"save_path": tmp_path / f"{momentum}", "optimizer": "sgd", "lr": 0.1}
+        losses.append(train(TrainConfig(**options, momentum=momentum)).va_loss)
+    assert losses[0] != losses[1]
+    assert all(loss < np.log(5) for loss in losses)
+
+
+def test_train_opts_describe_the_network(config):
+    train(TrainConfig(**config, hsize=7))
+    options = read_options(config["save_path"] / "train.opts")
+    assert options["hsize"] == 7
+    assert options["speakers"] == [f"spk{i:04d}" for i in range(5)]
+    assert options["mixed_precision"] == "no"
+
+
+def test_a_lone_process_of_several_is_refused(config, monkeypatch):
+    from shards import UsageError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is 2, but this process is alone.*accelerate launch --multi_gpu"):
+        train(TrainConfig(**config))
