@@ -43,6 +43,7 @@ class TrainStatistics:
         for axis, (values, title, unit, marked) in zip(axes.flat, panels, strict=True):
             axis.plot(range(len(values)), values, marker="o" if marked else None, linewidth=1.5)
             axis.set(title=title, xlabel=unit)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.grid(alpha=0.3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
