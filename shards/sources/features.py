@@ -106,7 +106,7 @@ def make_extractor(options: FeatureOptions) -> Any:
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"--features.num_bins {options.num_bins} with --features.window_ms {options.window_ms} at "
-            f"{options.sample_rate} Hz: {error}; give fewer bins or a longer window"
+            f"{options.sample_rate} Hz: {str(error).rstrip('.')}; give fewer bins or a longer window"
         ) from None
 
 
