@@ -5,14 +5,27 @@ from shards.corpus import Utterance, check_speakers, find_speakers, read_list, r
 from shards.dataset import ShardDataset
 from shards.errors import InputError, SpkidError, UsageError
 from shards.plan import Layout, Plan, make_plan
+from shards.sources import Source
+from shards.sources.audio import AudioSource
+from shards.sources.features import FeatureOptions
 from shards.sources.fmatrix import FmatrixSource
+from shards.sources.kaldi import KaldiSource, read_kaldi_folder
+from shards.sources.npy import NpySource
+from shards.sources.registry import source_from_description
+from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
 
 __all__ = [
+    "AudioSource",
+    "FeatureOptions",
     "FmatrixSource",
     "InputError",
+    "KaldiSource",
     "Layout",
+    "NpySource",
     "Plan",
     "ShardDataset",
+    "Source",
+    "SpeakerRule",
     "SpkidError",
     "UsageError",
     "Utterance",
@@ -20,6 +33,12 @@ __all__ = [
     "convert",
     "find_speakers",
     "make_plan",
+    "read_kaldi_folder",
     "read_list",
     "read_speakers",
+    "source_from_description",
+    "speaker_by_component",
+    "speaker_by_regex",
+    "speaker_by_tsv",
+    "speaker_by_utt2spk",
 ]

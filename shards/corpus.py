@@ -1,7 +1,7 @@
 """What a corpus is: an utterance list, and a map from speakers to classes.
 
 An utterance is named by its key, a line of the list such as ``BLOCK00/SES000/SA000S01``: a path below the feature
-folder without its extension. The speaker is one of the key's components.
+folder without its extension. Its speaker is one of the key's components, or what another rule of `shards.speakers` says.
 """
 
 import json
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.errors import InputError, UsageError
+from shards.errors import InputError
 from shards.files import make_folder, read_text, write_json
+from shards.speakers import SpeakerRule, speaker_by_component
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,20 +23,22 @@ class Utterance:
     speaker: str
 
 
-def read_list(path: Path, speaker_component: int = 2, *, speakers_known: bool = True) -> list[Utterance]:
+def read_list(
+    path: Path, speaker_component: int = 2, *, rule: SpeakerRule | None = None, speakers_known: bool = True
+) -> list[Utterance]:
     """Read an utterance list: one key a line; blank lines are ignored.
 
     Args:
         path: the list, UTF-8 text.
         speaker_component: which component of the key, split at ``/`` and counted from 1, names the speaker.
+        rule: names the speakers instead.
         speakers_known: False where a line need not name a speaker; the speaker is "" then.
 
     Raises:
-        InputError: the list is missing or empty, a line has no such component, or a key occurs twice.
+        InputError: the list is missing or empty, a key has no speaker, leaves the folder, or occurs twice.
         UsageError: `speaker_component` < 1.
     """
-    if speaker_component < 1:
-        raise UsageError(f"--speaker_component {speaker_component}: components count from 1; give 1 or more")
+    rule = rule or speaker_by_component(speaker_component)
     text = read_text(path, "the utterance list", "give a file with one utterance a line")
     first_line: dict[str, int] = {}
     utterances = []
@@ -49,24 +52,30 @@ def read_list(path: Path, speaker_component: int = 2, *, speakers_known: bool = 
                 "an utterance may be listed once: remove one of the lines"
             )
         first_line[key] = number
-        utterances.append(Utterance(key, _speaker_of(key, speaker_component, f"{path}:{number}", speakers_known)))
+        _check_key(key, f"{path}:{number}")
+        utterances.append(Utterance(key, speaker_of(key, rule, f"{path}:{number}", known=speakers_known)))
     if not utterances:
         raise InputError(f"{path}: the utterance list is empty; give at least one utterance, one a line")
     return utterances
 
 
-def _speaker_of(key: str, component: int, where: str, known: bool) -> str:
-    parts = key.split("/")
-    if ".." in parts or key.startswith("/"):
+def _check_key(key: str, where: str) -> None:
+    if ".." in key.split("/") or key.startswith("/") or "\0" in key:
         raise InputError(f"{where}: utterance {key!r} leaves the feature folder; list paths below it")
-    if len(parts) < component or not parts[component - 1]:
+
+
+def speaker_of(key: str, rule: SpeakerRule, where: str, *, known: bool = True) -> str:
+    """The speaker that `rule` names; `where` the key is listed is for messages.
+
+    Raises:
+        InputError: the rule names none, and speakers must be `known`; else the speaker is "".
+    """
+    try:
+        return rule(key)
+    except InputError as error:
         if not known:
             return ""
-        raise InputError(
-            f"{where}: utterance {key!r} has no component {component} to name its speaker; expected a line such as "
-            "BLOCK00/SES000/SA000S01, or set --speaker_component"
-        )
-    return parts[component - 1]
+        raise InputError(f"{where}: {error}") from None
 
 
 def read_speakers(path: Path) -> list[str]:

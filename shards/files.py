@@ -91,3 +91,18 @@ def read_text(path: Path, what: str, remedy: str) -> str:
         raise InputError(f"{path}: {what} must be UTF-8 text: {error.reason} at byte {error.start}; {remedy}") from None
     except OSError as error:
         raise InputError(f"{path}: can't read {what}: {error.strerror}; {remedy}") from None
+
+
+def read_feature_file(path: str) -> bytes:
+    """Read a whole file of a source.
+
+    Raises:
+        InputError: it is missing or unreadable.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
+            return file.read()
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext"
+        ) from None

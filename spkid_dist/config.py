@@ -10,6 +10,9 @@ from typing import Annotated, Literal
 import tyro
 
 from shards.errors import UsageError
+from shards.sources.features import FeatureOptions
+from shards.sources.registry import SOURCES
+from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
 from spkid_dist.windows import EdgeRule, check_context
 
 
@@ -20,27 +23,72 @@ def _at_least(minimum: float, **values: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig:
-    """Shard feature files: write a dataset of tar shards, manifest and utterance table."""
+class SpeakerFlags:
+    """How an utterance's speaker is found; at most one of the flags is given."""
+
+    speaker_component: int | None = None
+    """which component of a list line names the speaker, counted from 1; where no flag tells: 2, or as in the training"""
+    speaker_regex: str | None = None
+    """regular expression on a list line; its only group, or the one named `speaker`, is the speaker"""
+    speaker_tsv: Path | None = None
+    """table of speakers: a line KEY<TAB>SPEAKER an utterance"""
+    utt2spk: Path | None = None
+    """table of speakers as Kaldi writes it: a line KEY SPEAKER an utterance"""
+
+    def __post_init__(self) -> None:
+        """Check that the flags don't contradict each other; raises UsageError."""
+        given = [f"--{name}" for name in SpeakerFlags.__annotations__ if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{' and '.join(given)}: each names the speakers another way; give one of them")
+
+    def speaker_rule(self) -> SpeakerRule | None:
+        """The rule that a flag asks for; None where none is given.
+
+        Raises:
+            InputError: a table is missing or damaged.
+            UsageError: the flag's value can't be.
+        """
+        if self.speaker_component is not None:
+            return speaker_by_component(self.speaker_component)
+        if self.speaker_regex is not None:
+            return speaker_by_regex(self.speaker_regex)
+        if self.speaker_tsv is not None:
+            return speaker_by_tsv(self.speaker_tsv)
+        return None if self.utt2spk is None else speaker_by_utt2spk(self.utt2spk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig(SpeakerFlags):
+    """Shard features or audio: write a dataset of tar shards, manifest and utterance table."""
 
     db_path: Path = Path("mcp")
-    """folder of feature files"""
-    list_file: Annotated[Path, tyro.conf.arg(name="list")] = Path("cfg/all.train")
-    """utterance list, one a line, no extension"""
+    """folder of the files, or Kaldi data folder"""
+    source: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(SOURCES) + "}")] = "fmatrix"
+    """what the files are; audio becomes features, as --features.* say"""
+    list_file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
+    """utterance list, one a line, no extension; not given: cfg/all.train, or all of a Kaldi folder's feats.scp"""
     spk2idx: Path = Path("cfg/spk2idx.json")
     """speaker name -> class index (JSON); made from the list, sorted, where it does not exist"""
-    ext: str = "mcp"
-    """extension of the feature files"""
+    ext: str | None = None
+    """extension of the files; not given: the usual one of the source, such as mcp, npy or wav"""
+    features: FeatureOptions = field(default_factory=FeatureOptions)
+    """how audio becomes features"""
     out: Path
     """new or empty folder for the dataset; an unfinished one of the same options is continued"""
-    speaker_component: int = 2
-    """which component of a list line names the speaker, counted from 1"""
     seed: int = 0
     """of the order of storage"""
     block_frames: int = 8192
     """frames of a block, the unit that is read"""
     shard_bytes: int = 256_000_000
     """size of a shard, about"""
+
+    def __post_init__(self) -> None:
+        """Check the source and the flags that go with it; raises UsageError."""
+        super().__post_init__()
+        if self.source not in SOURCES:
+            raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
+        if self.source != "audio" and self.features != FeatureOptions():
+            raise UsageError(f"--source {self.source}: the flags --features.* are for --source audio; leave them out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +175,11 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(SpeakerFlags):
     """Score utterances with a trained model: the speaker of each, and error rates where the speakers are known."""
 
     db_path: Path = Path("mcp")
-    """folder of feature files"""
+    """folder of feature files, or of what else the model was trained on: audio becomes features as for the training"""
     te_list_file: Path = Path("spk_rec.test")
     """list of the utterances to score, one a line, no extension"""
     weights_ckpt: Path
@@ -141,7 +189,7 @@ class ScoreConfig:
     train_cfg: Path = Path("ckpt/train.opts")
     """train.opts of the training that made the weights"""
     ext: str = "mcp"
-    """extension of the feature files"""
+    """extension of the feature files; of a model trained on NumPy files or audio, theirs unless it is given"""
     verbose: bool = False
     """print each utterance's speaker too"""
     batch_size: int = 16384
@@ -151,6 +199,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
         _at_least(1, batch_size=self.batch_size)
 
 

@@ -18,6 +18,9 @@ from shards.errors import InputError
 from shards.files import make_folder, write_atomic
 from shards.sources import Source
 from shards.sources.fmatrix import FmatrixSource
+from shards.sources.kaldi import UTT2SPK_NAME
+from shards.sources.registry import source_from_description
+from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_utt2spk
 from spkid_dist.config import ScoreConfig
 from spkid_dist.confusion import print_errors
 from spkid_dist.console import RunLog
@@ -53,8 +56,8 @@ def score(config: ScoreConfig) -> Scores:
     speakers = _speakers(config, options)
     model = build_model(options["input_dim"] * options["in_frames"], options["hsize"], options["num_spks"])
     load_weights(model, config.weights_ckpt)
-    utterances = read_list(config.te_list_file, options.get("speaker_component", 2), speakers_known=False)
-    source = FmatrixSource(config.db_path, config.ext)
+    source = open_source(config, options)
+    utterances = read_list(config.te_list_file, rule=_speaker_rule(config, options), speakers_known=False)
     with log.bar(len(utterances), "utterances") as bar:
         results = []
         for part in _score_all(model, options, utterances, source, config.batch_size, speakers):
@@ -70,6 +73,33 @@ def score(config: ScoreConfig) -> Scores:
     print_errors(scores.true, scores.found, scores.windows, scores.wrong_windows, speakers, log.line)
     log.line(f"{len(lines)} utterances scored: {config.log_file}")
     return scores
+
+
+def open_source(config: ScoreConfig, options: dict[str, Any]) -> Source:
+    """The files under --db_path, read as those of the training: `options` of train.opts tell their kind.
+
+    Raises:
+        InputError: train.opts describes no source that can be read, or the folder lacks what it needs.
+        UsageError: a library that this kind of source needs is not installed.
+    """
+    description = options.get("source", {"kind": "fmatrix"})
+    if not isinstance(description, dict):
+        raise InputError(f"{config.train_cfg}: source is {description!r}, expected a JSON object; train again")
+    if description.get("kind") == "fmatrix":
+        return FmatrixSource(config.db_path, config.ext)
+    given = {} if config.ext == ScoreConfig.ext else {"ext": config.ext}
+    return source_from_description(description | given, config.db_path)
+
+
+def _speaker_rule(config: ScoreConfig, options: dict[str, Any]) -> SpeakerRule:
+    """What names the true speakers: a flag, the utt2spk of a Kaldi folder, or the list line as in the training."""
+    rule = config.speaker_rule()
+    if rule is not None:
+        return rule
+    utt2spk = config.db_path / UTT2SPK_NAME
+    if options.get("source", {}).get("kind") == "kaldi" and utt2spk.exists():
+        return speaker_by_utt2spk(utt2spk)
+    return speaker_by_component(options.get("speaker_component", 2))
 
 
 def _speakers(config: ScoreConfig, options: dict[str, Any]) -> list[str]:

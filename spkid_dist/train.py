@@ -92,7 +92,11 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> TrainR
     _log_start(log, config, accelerator, tr_data, va_data, model)
     if accelerator.is_main_process:
         extra = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
-        identity = {"speakers": manifest.speakers, "tr_fingerprint": tr_data.data.fingerprint}
+        identity = {
+            "speakers": manifest.speakers,
+            "source": manifest.source,
+            "tr_fingerprint": tr_data.data.fingerprint,
+        }
         save_options(config.save_path, config, extra | identity)
     optimizer = _make_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -144,6 +148,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
     for what, ours, theirs in (
         ("features per frame", tr_manifest.num_features, va_manifest.num_features),
         ("speakers", tr_manifest.speakers, va_manifest.speakers),
+        ("options of audio features", tr_manifest.source.get("features"), va_manifest.source.get("features")),
     ):
         if ours != theirs:
             raise InputError(

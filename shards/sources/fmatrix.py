@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import InputError
+from shards.files import read_feature_file
 
 HEADER = struct.Struct("<ii")
 
@@ -19,7 +20,12 @@ class FmatrixSource:
     """The files ``{db_path}/{key}.{ext}``."""
 
     db_path: Path
-    ext: str
+    ext: str = "mcp"
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], db_path: Path) -> "FmatrixSource":
+        """The source that `describe` described, on another folder."""
+        return cls(db_path, str(description.get("ext", cls.ext)))
 
     def describe(self) -> dict[str, Any]:
         """Kind of source and its options."""
@@ -42,14 +48,7 @@ def read_fmatrix(path: str) -> NDArray[np.float32]:
     Raises:
         InputError: the file is missing, or its header and its size disagree.
     """
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
-            data = file.read()
-    except OSError as error:
-        raise InputError(
-            f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext"
-        ) from None
-    return parse_fmatrix(data, path)
+    return parse_fmatrix(read_feature_file(path), path)
 
 
 def parse_fmatrix(data: bytes, path: str) -> NDArray[np.float32]:

@@ -1,0 +1,162 @@
+"""Audio files, wav, flac or ogg: decoded by soundfile, turned into frames by `shards.sources.features`.
+
+libsndfile plays what is left of a file that was cut short; here that is an error.
+"""
+
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.corpus import Utterance
+from shards.errors import InputError
+from shards.sources.extras import import_extra
+from shards.sources.features import FeatureOptions, compute_features, make_extractor
+
+READ_SAMPLES = 2**18  # at a time: a header that lies costs no more memory than this
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a length that the header does not tell
+UNKNOWN_BYTES = 0x7FFFF000  # from here on a wav's size is a placeholder of a program that wrote to a pipe
+OGG_TAIL = 65536  # bytes; an ogg page is shorter
+OGG_LAST_PAGE = 4  # flag in a page's header
+
+
+@dataclass(frozen=True)
+class AudioSource:
+    """The files ``{db_path}/{key}.{ext}``, as features.
+
+    Raises:
+        UsageError: soundfile or kaldi-native-fbank is not installed, or the features' options can't be together.
+    """
+
+    db_path: Path
+    ext: str = "wav"
+    features: FeatureOptions = field(default_factory=FeatureOptions)
+
+    def __post_init__(self) -> None:
+        """Check beforehand that features can be computed."""
+        import_extra("soundfile", "audio")
+        make_extractor(self.features)
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], db_path: Path) -> "AudioSource":
+        """The source that `describe` described, on another folder.
+
+        Raises:
+            InputError: the features' options are damaged.
+        """
+        features = FeatureOptions.from_description(description.get("features"))
+        return cls(db_path, str(description.get("ext", cls.ext)), features)
+
+    def describe(self) -> dict[str, Any]:
+        """Kind of source and its options."""
+        return {"kind": "audio", "ext": self.ext, "features": self.features.describe()}
+
+    def where(self, utterance: Utterance) -> str:
+        """The audio file."""
+        return f"{self.db_path}/{utterance.key}.{self.ext}"
+
+    def load(self, utterance: Utterance) -> NDArray[np.float32]:
+        """The utterance's features, (T, D) float32; see `read_audio` and `compute_features`."""
+        path = self.where(utterance)
+        samples = read_audio(path, self.features.sample_rate, self.features.channel)
+        return compute_features(samples, self.features, path)
+
+
+def read_audio(path: str, sample_rate: int, channel: int | None = None) -> NDArray[np.float32]:
+    """The samples of one channel, (n,) float32 in -1..1; channels count from 1, None is for files that have only one.
+
+    Raises:
+        InputError: the file is missing, damaged or cut short, is no wav, flac or ogg, or has another sample rate, no such
+            channel, or several and `channel` is None.
+        UsageError: soundfile is not installed.
+    """
+    soundfile = import_extra("soundfile", "audio")
+    try:
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
+            _check_container(file, path)
+            file.seek(0)
+            with soundfile.SoundFile(file.fileno(), closefd=False) as audio:
+                _check_audio(audio, sample_rate, channel, path)
+                return _read_channel(audio, (channel or 1) - 1, path)
+    except soundfile.SoundFileError as error:
+        raise InputError(f"{path}: can't decode this audio file: {error}; record or convert it again") from None
+    except OSError as error:
+        raise InputError(
+            f"{path}: can't read this audio file: {error.strerror}; check the list, --db_path and --ext"
+        ) from None
+
+
+def _check_container(file: IO[bytes], path: str) -> None:
+    """Refuse what is no wav, flac or ogg, and what was cut short without the decoder telling."""
+    magic = file.read(4)
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise InputError(f"{path}: the file is empty; expected audio: record or convert it again")
+    if magic == b"RIFF":
+        _check_wav(file, size, path)
+    elif magic == b"OggS":
+        _check_ogg(file, size, path)
+    elif magic not in (b"RF64", b"fLaC"):
+        raise InputError(
+            f"{path}: it begins with {magic!r}; expected a wav, flac or ogg file: convert it, or check --ext"
+        )
+
+
+def _check_wav(file: IO[bytes], size: int, path: str) -> None:
+    """The chunk of samples must be in the file as a whole."""
+    at = 12  # behind "RIFF", a size and "WAVE"
+    while at + 8 <= size:
+        file.seek(at)
+        name, num_bytes = struct.unpack("<4sI", file.read(8))
+        at += 8
+        if name == b"data":
+            if size - at < num_bytes < UNKNOWN_BYTES:
+                raise _truncated(path, f"{size - at} of {num_bytes} bytes of samples")
+            return
+        at += num_bytes + num_bytes % 2
+
+
+def _check_ogg(file: IO[bytes], size: int, path: str) -> None:
+    """The last page must say that it is the last."""
+    file.seek(max(0, size - OGG_TAIL))
+    tail = file.read(OGG_TAIL)
+    page = tail.rfind(b"OggS")
+    if page < 0 or len(tail) < page + 6 or not tail[page + 5] & OGG_LAST_PAGE:
+        raise _truncated(path, "its last page is missing")
+
+
+def _check_audio(audio: Any, sample_rate: int, channel: int | None, path: str) -> None:
+    if audio.samplerate != sample_rate:
+        raise InputError(
+            f"{path}: its sample rate is {audio.samplerate} Hz, expected {sample_rate} Hz: give "
+            f"--features.sample_rate {audio.samplerate} if all files have that, or resample it"
+        )
+    if channel is None and audio.channels != 1:
+        raise InputError(
+            f"{path}: it has {audio.channels} channels, expected one: choose one with --features.channel, counted from 1"
+        )
+    if channel is not None and channel > audio.channels:
+        raise InputError(
+            f"{path}: it has {audio.channels} channels, expected at least {channel}: set --features.channel to one that "
+            "all files have"
+        )
+
+
+def _read_channel(audio: Any, channel: int, path: str) -> NDArray[np.float32]:
+    parts = []
+    while len(part := audio.read(max(1, READ_SAMPLES // audio.channels), dtype="float32", always_2d=True)):
+        parts.append(part[:, channel])
+    num_samples = sum(len(part) for part in parts)
+    if num_samples < audio.frames != UNKNOWN_FRAMES:
+        raise _truncated(path, f"{num_samples} of {audio.frames} samples")
+    if num_samples == 0:
+        raise InputError(f"{path}: 0 samples; expected audio: remove the utterance from the list")
+    return np.concatenate(parts)
+
+
+def _truncated(path: str, what: str) -> InputError:
+    return InputError(f"{path}: truncated: {what}; copy or convert it again")

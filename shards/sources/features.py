@@ -1,0 +1,142 @@
+"""Features of audio: log mel filter banks or cepstra, as Kaldi computes them, through kaldi-native-fbank.
+
+Everything that changes a value is an option here or a constant here, and nothing is drawn at random (no dither): the same
+samples and options give the same frames, in sharding as in scoring.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError, UsageError
+from shards.sources.extras import import_extra
+
+SAMPLE_SCALE = 32768.0  # Kaldi's features are of samples in -32768..32767
+LOW_FREQUENCY = 20.0  # Hz, where the lowest mel bin begins; the highest ends at half the sample rate
+PREEMPHASIS = 0.97
+LIFTER = 22.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """How features are computed of audio."""
+
+    kind: Literal["fbank", "mfcc"] = "fbank"
+    """log mel filter bank (num_bins features), or mel cepstrum (num_ceps features)"""
+    sample_rate: int = 16000
+    """of the audio, in Hz; a file of another rate is an error, nothing is resampled"""
+    num_bins: int = 40
+    """mel bins"""
+    num_ceps: int = 20
+    """cepstral coefficients, of mfcc only; at most num_bins"""
+    window_ms: float = 25.0
+    """length of a frame"""
+    shift_ms: float = 10.0
+    """from one frame to the next"""
+    channel: int | None = None
+    """which channel of files with several, counted from 1"""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        if self.kind not in ("fbank", "mfcc"):
+            raise UsageError(f"--features.kind {self.kind}: expected fbank or mfcc")
+        _check_range("sample_rate", self.sample_rate, 1000, 384_000)
+        _check_range("num_bins", self.num_bins, 3, 1000)
+        _check_range("window_ms", self.window_ms, 1, 1000)
+        _check_range("shift_ms", self.shift_ms, 1, 1000)
+        if self.kind == "mfcc":
+            _check_range("num_ceps", self.num_ceps, 1, self.num_bins)
+        if self.channel is not None and self.channel < 1:
+            raise UsageError(f"--features.channel {self.channel}: channels count from 1; give 1 or more")
+
+    @staticmethod
+    def from_description(description: Any) -> "FeatureOptions":
+        """The options that `asdict` of some made, read back from JSON.
+
+        Raises:
+            InputError: an option is unknown, of another type or out of its range.
+        """
+        try:
+            return FeatureOptions(**description)
+        except (TypeError, UsageError) as error:
+            raise InputError(
+                f"the audio features in train.opts or the manifest are damaged: {error}; expected what `spkid shard` wrote: "
+                "shard and train again"
+            ) from None
+
+    def describe(self) -> dict[str, Any]:
+        """All options as JSON values."""
+        return asdict(self)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # not `<`: NaN is refused too
+        raise UsageError(f"--features.{name} {value}: expected {low} to {high}")
+
+
+def make_extractor(options: FeatureOptions) -> Any:
+    """A new feature extractor, for one utterance.
+
+    Raises:
+        UsageError: kaldi-native-fbank is not installed, or options can't be together, such as more mel bins than the
+            window's spectrum has lines for.
+    """
+    fbank = import_extra("kaldi_native_fbank", "audio")
+    frame_options = fbank.FrameExtractionOptions(
+        samp_freq=options.sample_rate,
+        frame_shift_ms=options.shift_ms,
+        frame_length_ms=options.window_ms,
+        dither=0.0,
+        preemph_coeff=PREEMPHASIS,
+        remove_dc_offset=True,
+        window_type="povey",
+        round_to_power_of_two=True,
+        snip_edges=True,
+    )
+    mel_options = fbank.MelBanksOptions(num_bins=options.num_bins, low_freq=LOW_FREQUENCY, high_freq=0.0)
+    shared = {"frame_opts": frame_options, "mel_opts": mel_options, "use_energy": False}
+    try:
+        if options.kind == "fbank":
+            return fbank.OnlineFbank(fbank.FbankOptions(**shared))
+        return fbank.OnlineMfcc(
+            fbank.MfccOptions(num_ceps=options.num_ceps, cepstral_lifter=LIFTER, **shared),
+        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"--features.num_bins {options.num_bins} with --features.window_ms {options.window_ms} at "
+            f"{options.sample_rate} Hz: {str(error).rstrip('.')}; give fewer bins or a longer window"
+        ) from None
+
+
+def compute_features(samples: NDArray[np.float32], options: FeatureOptions, where: str) -> NDArray[np.float32]:
+    """The frames (T, D) float32 of samples (n,) float32 in -1..1; `where` is for messages.
+
+    Frames lie wholly within the samples: T = 1 + (n - window) div shift, in samples.
+
+    Raises:
+        InputError: there are too few samples for a frame, or a sample is not finite or far beyond -1..1.
+        UsageError: as `make_extractor`.
+    """
+    with np.errstate(over="ignore"):
+        scaled = samples * np.float32(SAMPLE_SCALE)
+    if not np.isfinite(scaled).all():
+        at = int(np.argmin(np.isfinite(scaled)))
+        raise InputError(
+            f"{where}: sample {at} is {samples[at]}; expected samples in -1..1: record or convert it again"
+        )
+    extractor = make_extractor(options)
+    try:
+        extractor.accept_waveform(options.sample_rate, scaled)
+    except (RuntimeError, ValueError) as error:  # samples far beyond -1..1
+        raise InputError(
+            f"{where}: no features can be computed: {error}; expected samples in -1..1: convert it again"
+        ) from None
+    extractor.input_finished()
+    if extractor.num_frames_ready == 0:
+        raise InputError(
+            f"{where}: {len(samples)} samples are too few for a frame of {options.window_ms} ms at {options.sample_rate} Hz; "
+            "remove the utterance from the list"
+        )
+    return np.stack([extractor.get_frame(frame) for frame in range(extractor.num_frames_ready)])

@@ -1,0 +1,206 @@
+"""Kaldi data folders as a source."""
+
+from pathlib import Path
+
+import kaldiio
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from source_checks import error_of, kaldi_folder, only_input_errors, utterance
+
+from shards import InputError, KaldiSource, Utterance, read_kaldi_folder
+from shards.sources.kaldi import parse_matrix, read_scp
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_kaldi_matrices_are_found_by_their_offsets(tmp_path: Path, dtype: str) -> None:
+    expected = kaldi_folder(tmp_path, dtype=dtype)
+    source = KaldiSource.open(tmp_path)
+    utterances = read_kaldi_folder(tmp_path)
+    assert utterances == [Utterance(key, key[:4]) for key in expected]
+    for listed in utterances:
+        frames = source.load(listed)
+        assert frames.dtype == np.float32
+        np.testing.assert_array_equal(frames, expected[listed.key].astype(np.float32))
+
+
+@pytest.mark.parametrize("method", [2, 3, 5])
+def test_compressed_kaldi_matrices_are_read(tmp_path: Path, method: int) -> None:
+    expected = kaldi_folder(tmp_path, method)
+    source = KaldiSource.open(tmp_path)
+    for key, frames in expected.items():
+        np.testing.assert_allclose(source.load(utterance(key)), frames, atol=0.05)
+
+
+def test_kaldi_row_range_includes_its_last_row(tmp_path: Path) -> None:
+    frames = kaldi_folder(tmp_path)["spk0-utt0"]
+    scp = tmp_path / "feats.scp"
+    scp.write_text(scp.read_text().splitlines()[0] + "[2:5]\n")
+    np.testing.assert_array_equal(KaldiSource.open(tmp_path).load(utterance("spk0-utt0")), frames[2:6])
+    scp.write_text(scp.read_text().replace("[2:5]", "[2:9]"))
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("spk0-utt0")) == (
+        f"{tmp_path}/feats.ark:10: rows [2:9] of a matrix of 9; expected both below that, in order: correct {scp}"
+    )
+
+
+def test_kaldi_speakers_can_come_from_another_rule(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    (tmp_path / "utt2spk").unlink()
+    assert [listed.speaker for listed in read_kaldi_folder(tmp_path, lambda key: key[-1])] == ["0", "1", "2"]
+    assert error_of(read_kaldi_folder, tmp_path) == (
+        f"{tmp_path}/utt2spk: can't read the speakers of a Kaldi folder: No such file or directory; give a file with a "
+        "line KEY SPEAKER an utterance"
+    )
+
+
+def test_utterance_that_utt2spk_lacks_is_an_error(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    path = tmp_path / "utt2spk"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    assert error_of(read_kaldi_folder, tmp_path) == (
+        f"{tmp_path}/feats.scp: utterance 'spk0-utt2' is not among the 2 of {path}; add it there, or remove the utterance "
+        "from the list"
+    )
+
+
+def test_utterance_that_feats_scp_lacks_is_an_error(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("other")) == (
+        f"{tmp_path}/feats.scp: utterance 'other' is not among its 3; add it there, or remove it from the list"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", ": no utterances; expected a line KEY ARCHIVE:OFFSET each"),
+        (
+            "a x.ark:1\nb\n",
+            ":2: 'b'; expected KEY ARCHIVE:OFFSET, or KEY ARCHIVE:OFFSET[FIRST:LAST] for some rows",
+        ),
+        (
+            "a x.ark:1[0:3,1:2]\n",
+            ":1: 'a x.ark:1[0:3,1:2]'; expected KEY ARCHIVE:OFFSET, or KEY ARCHIVE:OFFSET[FIRST:LAST] for some rows",
+        ),
+        (
+            "a touch ran; cat x.ark |\n",
+            ":1: 'touch ran; cat x.ark |' is a command, and this program runs none; run it yourself: copy-feats "
+            "scp:feats.scp ark,scp:feats.ark,new.scp",
+        ),
+        ("a x:1\nb x:2\na x:3\n", ":3: utterance 'a' occurs a second time; expected one line an utterance: remove one"),
+    ],
+)
+def test_scp_that_names_no_matrices_is_an_error(tmp_path: Path, text: str, error: str) -> None:
+    path = tmp_path / "feats.scp"
+    path.write_text(text)
+    assert error_of(read_scp, path) == f"{path}{error}"
+
+
+def test_missing_scp_is_an_error(tmp_path: Path) -> None:
+    assert error_of(KaldiSource.open, tmp_path) == (
+        f"{tmp_path}/feats.scp: can't read the list of Kaldi features: No such file or directory; give a Kaldi data "
+        "folder, which holds feats.scp"
+    )
+
+
+def test_missing_archive_is_an_error(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    (tmp_path / "feats.ark").unlink()
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("spk0-utt0")) == (
+        f"{tmp_path}/feats.ark:10: can't read this archive: No such file or directory; expected the path as from the folder "
+        "where the program runs: run it there, or write absolute paths into feats.scp"
+    )
+
+
+def test_offset_past_the_end_of_the_archive_is_an_error(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    ark = tmp_path / "feats.ark"
+    (tmp_path / "feats.scp").write_text(f"a {ark}:99999\n")
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("a")) == (
+        f"{ark}:99999: the offset is past the end of the archive, which has {ark.stat().st_size} bytes; write the archive "
+        "and its scp again together"
+    )
+
+
+def test_wrong_offset_is_an_error(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    ark = tmp_path / "feats.ark"
+    (tmp_path / "feats.scp").write_text(f"a {ark}\n")
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("a")) == (
+        f"{ark}:0: no binary matrix begins here: found b'spk0-utt', expected one of the types FM, DM, CM, CM2, CM3; check "
+        "the offset, or write the archive in binary with copy-feats"
+    )
+
+
+def test_truncated_archive_is_an_error(tmp_path: Path) -> None:
+    expected = kaldi_folder(tmp_path)
+    ark = tmp_path / "feats.ark"
+    ark.write_bytes(ark.read_bytes()[:-1])
+    needed = 15 + expected["spk0-utt2"].nbytes
+    source = KaldiSource.open(tmp_path)
+    text = error_of(source.load, utterance("spk0-utt2"))
+    assert text == (
+        f"{source.where(utterance('spk0-utt2'))}: truncated: {needed - 1} bytes are left in the archive, but the matrix needs "
+        f"{needed}; copy the archive again, or compute the features again"
+    )
+
+
+def test_kaldi_matrix_of_an_impossible_shape_is_an_error() -> None:
+    data = b"\0BFM \4" + np.int32(-3).tobytes() + b"\4" + np.int32(4).tobytes()
+    assert error_of(parse_matrix, data, "x:0") == (
+        "x:0: the header says -3 frames x 4 features; expected 0 or more x 1 or more: compute the features again"
+    )
+
+
+def test_kaldi_value_beyond_float32_is_an_error(tmp_path: Path) -> None:
+    kaldiio.save_ark(str(tmp_path / "x.ark"), {"a": np.array([[0.0, 1e39]])}, scp=str(tmp_path / "feats.scp"))
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("a")) == (
+        f"{tmp_path}/x.ark:2: frame 0, feature 1 is 1e+39; expected at most 3.403e+38, float32's largest: scale the features"
+    )
+
+
+def test_kaldi_archives_are_never_unpickled(tmp_path: Path) -> None:
+    (tmp_path / "x.ark").write_bytes(b"PKLcposix\nsystem\n(S'touch ran'\ntR.")
+    (tmp_path / "feats.scp").write_text(f"a {tmp_path}/x.ark:0\n")
+    assert "no binary matrix begins here: found b'PKLcposi'" in error_of(
+        KaldiSource.open(tmp_path).load, utterance("a")
+    )
+
+
+HEADS = st.sampled_from([b"", b"\0B", *(b"\0B" + name + b" " for name in (b"FM", b"DM", b"CM", b"CM2", b"CM3", b"FV"))])
+SHAPES = st.binary(max_size=16) | st.tuples(st.integers(0, 3), st.integers(0, 3)).map(
+    lambda shape: b"\4" + np.int32(shape[0]).tobytes() + b"\4" + np.int32(shape[1]).tobytes()
+)
+
+
+@given(head=HEADS, shape=SHAPES, data=st.binary(max_size=120))
+@settings(deadline=None, max_examples=800)
+def test_any_bytes_as_an_archive_give_frames_or_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, head: bytes, shape: bytes, data: bytes
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "fuzz.ark").write_bytes(head + shape + data)
+    (folder / "feats.scp").write_text(f"a {folder}/fuzz.ark:0\n")
+    only_input_errors(KaldiSource.open(folder).load, utterance("a"))
+
+
+@given(columns=st.tuples(st.integers(0, 4), st.integers(0, 4)), data=st.binary(min_size=120, max_size=120))
+@settings(deadline=None, max_examples=300)
+def test_any_compressed_values_give_frames_or_an_input_error(columns: tuple[int, int], data: bytes) -> None:
+    shape = np.array(columns, "<i4").tobytes()
+    for name in (b"CM ", b"CM2 ", b"CM3 "):
+        only_input_errors(parse_matrix, b"\0B" + name + data[:8] + shape + data[8:], "x")
+
+
+@given(data=st.binary(max_size=200) | st.text("ab:[]0| \t\n,-", max_size=60).map(str.encode))
+@settings(deadline=None, max_examples=500)
+def test_any_bytes_as_feats_scp_give_entries_or_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.scp"
+    path.write_bytes(data)
+    try:
+        assert read_scp(path)
+    except InputError as error:
+        assert str(error).startswith(str(path))
