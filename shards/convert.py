@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.files import TEMPORARY_MARK, atomic_writer, make_folder, write_atomic, write_json
-from shards.kernels import append_frames
 from shards.layout import (
     BLOCKS_NAME,
     MANIFEST_NAME,
@@ -28,9 +27,11 @@ from shards.layout import (
     Manifest,
     ShardInfo,
     TableInfo,
+    block_info,
     key_hash,
+    shard_name,
 )
-from shards.moments import Moments
+from shards.moments import BlockMoments, Moments
 from shards.plan import Plan
 from shards.sources import Source
 from shards.writer import ShardWriter
@@ -91,7 +92,7 @@ def claim_folder(plan: Plan, out: Path) -> Manifest | None:
 
 def convert_shard(plan: Plan, source: Source, out: Path, shard: int, progress: Progress) -> None:
     """Carry out one task: publish the shard's tar, then its record. Raises InputError as `convert`."""
-    name = f"shard-{shard:06d}.tar"
+    name = shard_name(shard)
     with atomic_writer(out / name) as file:
         writer = ShardWriter(file, shard)
         builder = _BlockBuilder(plan, writer)
@@ -106,9 +107,10 @@ def convert_shard(plan: Plan, source: Source, out: Path, shard: int, progress: P
         digest=digest,
         blocks=len(writer.block_records),
         utterances=len(builder.utterance_records),
-        frames=builder.moments.count,
+        frames=builder.sums.moments.count,
     )
-    record = ShardRecord(info, writer.blocks(), np.array(builder.utterance_records, UTTERANCE_DTYPE), builder.moments)
+    utterances = np.array(builder.utterance_records, UTTERANCE_DTYPE)
+    record = ShardRecord(info, writer.blocks(), utterances, builder.sums.moments)
     write_atomic(_record_path(out, shard), record.to_bytes())
 
 
@@ -117,7 +119,7 @@ class _BlockBuilder:
 
     def __init__(self, plan: Plan, writer: ShardWriter) -> None:
         self.utterance_records: list[tuple[int, int, int, int]] = []
-        self.moments = Moments.empty(plan.num_features)
+        self.sums = BlockMoments(plan.num_features)
         self._plan = plan
         self._writer = writer
         self._classes = {name: index for index, name in enumerate(plan.speakers)}
@@ -125,20 +127,13 @@ class _BlockBuilder:
         self._num_frames = 0
         self._pending: list[Utterance] = []
         self._lengths: list[int] = []
-        self._shift = np.zeros(plan.num_features)
-        self._total = np.zeros(plan.num_features)
-        self._total_squared = np.zeros(plan.num_features)
 
     def add(self, utterance: Utterance, source: Source) -> int:
         """Load one utterance, append its frames, close the block if it is full; return the number of frames."""
         frames = source.load(utterance)
         where = source.where(utterance)
         self._check_shape(frames, where)
-        rows = self._room_for(len(frames))
-        if not self._pending:
-            self._shift = self.moments.mean
-        append_frames(frames, rows, self._shift, self._total, self._total_squared)
-        if not np.isfinite(self._total).all():
+        if not self.sums.append(frames, self._room_for(len(frames))):
             raise _not_finite(frames, where)
         self._num_frames += len(frames)
         self._pending.append(utterance)
@@ -161,21 +156,15 @@ class _BlockBuilder:
             (key_hash(utterance.key), length, int(label), block)
             for utterance, length, label in zip(self._pending, self._lengths, labels, strict=True)
         ]
-        part = Moments.from_sums(self._num_frames, self._shift, self._total, self._total_squared)
-        self.moments = self.moments.join(part)
+        self.sums.close_block()
         self._num_frames = 0
         self._pending.clear()
         self._lengths.clear()
-        self._total = np.zeros_like(self._total)
-        self._total_squared = np.zeros_like(self._total)
 
     def _info(self, block: int) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "keys": [utterance.key for utterance in self._pending],
-            "speakers": [utterance.speaker for utterance in self._pending],
-            "source": self._plan.source["kind"],
-        }
-        return info | {"dataset": self._plan.describe()} if block == 0 else info
+        keys = [utterance.key for utterance in self._pending]
+        speakers = [utterance.speaker for utterance in self._pending]
+        return block_info(keys, speakers, self._plan.source["kind"], self._plan.describe() if block == 0 else None)
 
     def _check_shape(self, frames: NDArray[np.float32], where: str) -> None:
         if len(frames) == 0:
@@ -245,7 +234,20 @@ def merge(plan: Plan, out: Path) -> Manifest:
         InputError: the disk is full.
     """
     records = [ShardRecord.load(_record_path(out, shard)) for shard in range(plan.num_shards)]
-    moments = Moments.empty(plan.num_features)
+    manifest, tables = assemble(records, plan.describe(), plan.num_features)
+    publish(manifest, tables, out)
+    _remove_job_files(out)
+    return manifest
+
+
+def assemble(
+    records: list[ShardRecord], dataset: dict[str, Any], num_features: int
+) -> tuple[Manifest, dict[str, bytes]]:
+    """Join the records of all shards, in order: the manifest, and the tables' files by name.
+
+    `dataset` is what each shard keeps of the whole (`Manifest.dataset`). The records' rows are renumbered in place.
+    """
+    moments = Moments.empty(num_features)
     num_blocks = num_utterances = 0
     for shard, record in enumerate(records):
         record.blocks["shard"] = shard
@@ -255,35 +257,35 @@ def merge(plan: Plan, out: Path) -> Manifest:
         num_utterances += len(record.utterances)
         moments = moments.join(record.moments)
     tables = {
-        BLOCKS_NAME: _write_table(out / BLOCKS_NAME, np.concatenate([record.blocks for record in records])),
-        UTTERANCES_NAME: _write_table(out / UTTERANCES_NAME, np.concatenate([r.utterances for r in records])),
+        BLOCKS_NAME: _table_bytes(np.concatenate([record.blocks for record in records])),
+        UTTERANCES_NAME: _table_bytes(np.concatenate([record.utterances for record in records])),
     }
     manifest = Manifest(
-        num_features=plan.num_features,
-        dtype=plan.layout.dtype,
-        seed=plan.layout.seed,
-        block_frames=plan.layout.block_frames,
-        speakers=plan.speakers,
-        source=plan.source,
-        job=plan.job,
+        **dataset,
+        num_features=num_features,
         num_utterances=num_utterances,
         num_frames=moments.count,
         mean=moments.mean.tolist(),
         std=moments.std.tolist(),
-        tables=tables,
+        tables={
+            name: TableInfo(bytes=len(data), digest=xxhash.xxh3_128_hexdigest(data)) for name, data in tables.items()
+        },
         shards=[record.info for record in records],
     )
+    return manifest, tables
+
+
+def publish(manifest: Manifest, tables: dict[str, bytes], out: Path) -> None:
+    """Write the tables, then the manifest. Raises InputError where they can't be written."""
+    for name, data in tables.items():
+        write_atomic(out / name, data)
     manifest.save(out)
-    _remove_job_files(out)
-    return manifest
 
 
-def _write_table(path: Path, table: NDArray[Any]) -> TableInfo:
+def _table_bytes(table: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, table, allow_pickle=False)
-    data = buffer.getvalue()
-    write_atomic(path, data)
-    return TableInfo(bytes=len(data), digest=xxhash.xxh3_128_hexdigest(data))
+    return buffer.getvalue()
 
 
 def _record_path(out: Path, shard: int) -> Path:

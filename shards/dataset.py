@@ -22,6 +22,7 @@ from shards.layout import (
     BlockArrays,
     Manifest,
     block_arrays,
+    table_header,
 )
 
 OPEN_SHARDS = 128  # maps kept open at once: far below the usual limit of 1,024 files
@@ -53,7 +54,13 @@ class ShardDataset:
             InputError: the shard is missing, truncated, or its bytes are not those that were written.
         """
         record = self.blocks[block]
-        info = self.manifest.shards[int(record["shard"])]
+        shard = int(record["shard"])
+        if not 0 <= shard < len(self.manifest.shards):
+            raise InputError(
+                f"{self.folder / BLOCKS_NAME}: row {block} is of shard {shard}, but there are "
+                f"{len(self.manifest.shards)}; build it again: spkid index {self.folder}"
+            )
+        info = self.manifest.shards[shard]
         start = int(record["payload_offset"]) - TAR_RECORD
         end = start + int(record["extent_bytes"])
         path = self.folder / info.name
@@ -93,15 +100,11 @@ class ShardDataset:
         path = self.folder / name
         info = self.manifest.tables[name]
         try:
-            size = path.stat().st_size
-            if size != info.bytes:
-                raise ValueError(f"{size} bytes, expected {info.bytes}")
-            table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-            if table.dtype != dtype or table.shape != (rows,):
-                raise ValueError(f"{table.dtype} {table.shape}, expected {dtype} ({rows},)")
+            return map_table(path, dtype, rows, info.bytes)
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: damaged or missing: {error}; restore it, or shard the corpus again") from None
-        return table
+            raise InputError(
+                f"{path}: damaged or missing: {error}; build it again: spkid index {self.folder}"
+            ) from None
 
     def _open_map(self, name: str, expected_bytes: int) -> memoryview:
         path = self.folder / name
@@ -113,6 +116,25 @@ class ShardDataset:
                         f"{path}: {size} bytes, but the manifest says {expected_bytes}; restore it from a copy, or "
                         "shard the corpus again"
                     )
+                if size == 0:
+                    return memoryview(b"")
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
             raise InputError(f"{path}: can't read this shard: {error.strerror}; restore it from a copy") from None
+
+
+def map_table(path: Path, dtype: np.dtype[Any], rows: int, expected_bytes: int) -> NDArray[Any]:
+    """Map a table of records, (rows,) of `dtype`; its header is compared, never evaluated.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: its size or its header is not that of such a table.
+    """
+    header = table_header(dtype, (rows,))
+    size = path.stat().st_size
+    if size != expected_bytes or size != len(header) + rows * dtype.itemsize:
+        raise ValueError(f"{size} bytes, expected {expected_bytes} for {rows} rows")
+    with path.open("rb") as file:
+        if file.read(len(header)) != header:
+            raise ValueError(f"its npy header is not that of {rows} rows of this table")
+    return np.memmap(path, dtype, "r", offset=len(header), shape=(rows,))

@@ -17,9 +17,13 @@ the first three payloads' places follow from T, D and U alone, and the block is 
 
 import io
 import json
+import math
+import re
+import tarfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import numpy as np
 import xxhash
@@ -36,6 +40,9 @@ UTTERANCES_NAME = "utterances.npy"
 TAR_RECORD = 512
 NPY_HEADER = 128  # what numpy's format 1.0 needs for our shapes; `npy_header` checks it
 DTYPES = ("float32",)
+NPY_HEADER_PATTERN = re.compile(
+    rb"\{'descr': '(?P<descr>[<|a-z0-9]+)', 'fortran_order': False, 'shape': \((?P<shape>[0-9, ]+)\), \} *\n"
+)
 
 BLOCK_DTYPE = np.dtype(
     [
@@ -86,6 +93,7 @@ class Manifest:
     dtype: str
     seed: int
     block_frames: int
+    shard_bytes: int
     speakers: list[str]
     source: dict[str, Any]
     job: str
@@ -102,6 +110,11 @@ class Manifest:
         return sum(shard.blocks for shard in self.shards)
 
     @property
+    def dataset(self) -> dict[str, Any]:
+        """What each shard keeps of the whole: the "dataset" of its first block's JSON."""
+        return {name: getattr(self, name) for name in DATASET_FIELDS}
+
+    @property
     def fingerprint(self) -> str:
         """The dataset's identity: xxh3_128 of the manifest's canonical JSON, which holds the digests of all else."""
         canonical = json.dumps(self._head() | asdict(self), sort_keys=True, separators=(",", ":"))
@@ -111,10 +124,14 @@ class Manifest:
     def _head() -> dict[str, Any]:
         return {"format": FORMAT, "format_version": FORMAT_VERSION}
 
+    def to_bytes(self) -> bytes:
+        """The manifest's file: equal manifests give equal bytes."""
+        value = self._head() | {"fingerprint": self.fingerprint} | asdict(self)
+        return (json.dumps(value, indent=1) + "\n").encode()
+
     def save(self, folder: Path) -> None:
         """Publish the manifest in `folder`: what makes it a dataset."""
-        value = self._head() | {"fingerprint": self.fingerprint} | asdict(self)
-        write_atomic(folder / MANIFEST_NAME, (json.dumps(value, indent=1) + "\n").encode())
+        write_atomic(folder / MANIFEST_NAME, self.to_bytes())
 
     @staticmethod
     def load(folder: Path) -> "Manifest":
@@ -129,7 +146,12 @@ class Manifest:
             value = json.loads(text)
         except json.JSONDecodeError as error:
             raise _damaged(path, f"it is not JSON: {error.msg} at line {error.lineno}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+            raise _damaged(path, f"it is no JSON of ours: {error}") from None
         return parse_manifest(value, path)
+
+
+DATASET_FIELDS = ("job", "source", "speakers", "dtype", "seed", "block_frames", "shard_bytes")
 
 
 def parse_manifest(value: Any, path: Path) -> Manifest:
@@ -147,8 +169,9 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
         kwargs["tables"] = {name: TableInfo(**info) for name, info in kwargs["tables"].items()}
         kwargs["shards"] = [ShardInfo(**info) for info in kwargs["shards"]]
         manifest = Manifest(**kwargs)
+        check_types(Manifest, kwargs)
         fingerprint = manifest.fingerprint
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"a field is missing or of another type ({error})") from None
     if value.get("fingerprint") != fingerprint:
         raise _damaged(path, f"its fingerprint is {value.get('fingerprint')!r}, but its contents make {fingerprint!r}")
@@ -160,13 +183,15 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
     """What a fingerprint can't tell: a manifest that was made wrong."""
     if manifest.dtype not in DTYPES:
         raise _damaged(path, f"dtype {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
-    if manifest.num_features < 1 or len(manifest.mean) != manifest.num_features:
-        raise _damaged(path, f"{manifest.num_features} features, but {len(manifest.mean)} means")
+    if not 1 <= manifest.num_features == len(manifest.mean) == len(manifest.std):
+        raise _damaged(
+            path, f"{manifest.num_features} features, but {len(manifest.mean)} means and {len(manifest.std)} deviations"
+        )
     if set(manifest.tables) != {BLOCKS_NAME, UTTERANCES_NAME}:
         raise _damaged(path, f"tables {sorted(manifest.tables)}, expected {BLOCKS_NAME} and {UTTERANCES_NAME}")
-    for shard in manifest.shards:
-        if Path(shard.name).name != shard.name or shard.name in (".", ".."):
-            raise _damaged(path, f"shard name {shard.name!r} leaves the folder")
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            raise _damaged(path, f"shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
     for total, what in ((manifest.num_utterances, "utterances"), (manifest.num_frames, "frames")):
         parts = sum(getattr(shard, what) for shard in manifest.shards)
         if parts != total:
@@ -175,6 +200,66 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
 
 def _damaged(path: Path, what: str) -> InputError:
     return InputError(f"{path}: damaged: {what}; restore it from a copy, or shard the corpus again")
+
+
+def check_types(kind: type[Any], values: dict[str, Any]) -> None:
+    """Compare parsed JSON `values` with the types of the dataclass `kind`'s fields of these names.
+
+    Raises:
+        TypeError: a value is of another type, or a whole number is not in [0, 2^63).
+        AttributeError: `source` does not name its kind.
+    """
+    types = {field.name: field.type for field in fields(kind)}
+    for name, value in values.items():
+        if not _has_type(value, types[name]):
+            raise TypeError(f"{name} is {str(value)[:40]!r}, expected {types[name]}")
+    if kind is Manifest and not isinstance(values["source"].get("kind"), str):
+        raise TypeError('source has no "kind"')
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_has_type(item, get_args(kind)[1]) for item in value.values())
+    if kind in (ShardInfo, TableInfo):
+        return isinstance(value, kind) and all(
+            _has_type(getattr(value, field.name), field.type) for field in fields(kind)
+        )
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    return kind is Any or isinstance(value, kind)
+
+
+def shard_name(shard: int) -> str:
+    """A shard's file name."""
+    return f"shard-{shard:06d}.tar"
+
+
+def block_key(shard: int, block: int) -> str:
+    """What the names of a block's members begin with; `block` counts from 0 in its shard."""
+    return f"{shard:06d}-{block:06d}"
+
+
+def block_info(
+    keys: Sequence[str], speakers: Sequence[str], source_kind: str, dataset: dict[str, Any] | None
+) -> dict[str, Any]:
+    """A block's JSON: its U utterances' keys and speakers; a shard's first block says what `dataset` it is of."""
+    info: dict[str, Any] = {"keys": list(keys), "speakers": list(speakers), "source": source_kind}
+    return info if dataset is None else info | {"dataset": dataset}
+
+
+def block_json(info: dict[str, Any]) -> bytes:
+    """The payload of KEY.json. Raises ValueError where a string has no UTF-8."""
+    return json.dumps(info, ensure_ascii=False).encode()
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The 512-byte ustar header of a member of `size` bytes."""
+    header = tarfile.TarInfo(name)
+    header.size = size
+    header.mode = 0o444
+    return header.tobuf(tarfile.USTAR_FORMAT)
 
 
 def padded(num_bytes: int) -> int:
@@ -189,11 +274,36 @@ def key_hash(key: str) -> int:
 
 def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """The .npy header (format 1.0, 128 bytes) of a C-ordered array; the format: numpy.lib.format."""
+    header = table_header(dtype, shape)
+    assert len(header) == NPY_HEADER, (dtype, shape)
+    return header
+
+
+def table_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The .npy header of any dtype, as long as it needs: records need more than 128 bytes."""
     buffer = io.BytesIO()
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(buffer, header)
-    assert buffer.tell() == NPY_HEADER, (dtype, shape)
     return buffer.getvalue()
+
+
+def parse_npy(payload: bytes, dtypes: Sequence[str]) -> NDArray[Any]:
+    """The array in the bytes of a block's .npy member, a view of them; nothing is evaluated and nothing allocated.
+
+    Raises:
+        ValueError: the header is not as `npy_header` writes it, of a dtype of `dtypes`, or not of this size.
+    """
+    found = NPY_HEADER_PATTERN.fullmatch(payload[10:NPY_HEADER])
+    names = {np.dtype(name).str.encode(): np.dtype(name) for name in dtypes}
+    if found is None or found["descr"] not in names:
+        raise ValueError(f"its npy header is not one of {', '.join(dtypes)} in rows")
+    dtype = names[found["descr"]]
+    shape = tuple(int(side) for side in found["shape"].split(b",") if side.strip().isdigit())
+    if NPY_HEADER + dtype.itemsize * math.prod(shape) != len(payload):
+        raise ValueError(f"its npy header says {dtype} {shape}, which is not the size of its {len(payload)} bytes")
+    if npy_header(dtype, shape) != payload[:NPY_HEADER]:
+        raise ValueError("its npy header is not as it was written")
+    return np.frombuffer(payload, dtype, offset=NPY_HEADER).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ bits, whoever computed them.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shards.kernels import append_frames
 
 
 @dataclass(frozen=True)
@@ -45,3 +48,31 @@ class Moments:
     def std(self) -> NDArray[np.float64]:
         """Standard deviation per feature (D,), of the population."""
         return np.sqrt(self.squares / max(self.count, 1))
+
+
+class BlockMoments:
+    """The `moments` of a shard's frames, summed block by block: conversion and index add alike, so their bits are equal.
+
+    Within a block, deviations from the mean of the blocks before are summed, frame by frame.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self.moments = Moments.empty(num_features)
+        self._open_block(num_features)
+
+    def _open_block(self, num_features: int) -> None:
+        self._num_frames = 0
+        self._total = np.zeros(num_features)
+        self._total_squared = np.zeros(num_features)
+
+    def append(self, frames: NDArray[np.float32], out: NDArray[Any]) -> bool:
+        """Copy an utterance's frames (T, D) to `out` (T, D) and count them; False where a value is not finite."""
+        append_frames(frames, out, self.moments.mean, self._total, self._total_squared)
+        self._num_frames += len(frames)
+        return bool(np.isfinite(self._total).all())
+
+    def close_block(self) -> None:
+        """Join the block's frames, at least one, to the moments."""
+        part = Moments.from_sums(self._num_frames, self.moments.mean, self._total, self._total_squared)
+        self.moments = self.moments.join(part)
+        self._open_block(len(self._total))

@@ -7,7 +7,7 @@ integers, and every block is a random sample of the corpus.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,6 +75,7 @@ def make_plan(utterances: Sequence[Utterance], speakers: list[str], source: Sour
     num_features = loaded[0].shape[1]
     itemsize = np.dtype(layout.dtype).itemsize
     mean_bytes = itemsize * num_features * sum(len(frames) for frames in loaded) / len(loaded)
+    options = {"source": source.describe(), "speakers": list(speakers)} | asdict(layout)
     num_shards = math.ceil(max(1.0, len(ordered) * mean_bytes / layout.shard_bytes))
     return Plan(
         utterances=ordered,
@@ -84,14 +85,19 @@ def make_plan(utterances: Sequence[Utterance], speakers: list[str], source: Sour
         num_features=num_features,
         first_read=source.where(sample[0]),
         num_shards=min(num_shards, len(ordered)),
-        job=_job_identity(ordered, speakers, source, layout),
+        job=job_identity(options, (listing([utterance]) for utterance in ordered)),
     )
 
 
-def _job_identity(ordered: Sequence[Utterance], speakers: Sequence[str], source: Source, layout: Layout) -> str:
+def job_identity(options: Mapping[str, Any], listings: Iterable[bytes]) -> str:
+    """The identity of a job: its options and, in the order of storage, the `listing` of its utterances."""
     digest = xxhash.xxh3_128()
-    options = {"source": source.describe(), "speakers": list(speakers)} | asdict(layout)
     digest.update(json.dumps(options, sort_keys=True).encode())
-    for utterance in ordered:
-        digest.update(f"\n{utterance.key}\t{utterance.speaker}".encode())
+    for part in listings:
+        digest.update(part)
     return digest.hexdigest()
+
+
+def listing(utterances: Iterable[Utterance]) -> bytes:
+    """The utterances as the job's identity takes them."""
+    return "".join(f"\n{utterance.key}\t{utterance.speaker}" for utterance in utterances).encode()

@@ -4,8 +4,6 @@ Headers come from the standard library's `tarfile`, as webdataset's own writer t
 here because importing it imports torch, which this package must not.
 """
 
-import json
-import tarfile
 from typing import IO, Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards.files import write_all
-from shards.layout import BLOCK_DTYPE, TAR_RECORD, npy_header, padded
+from shards.layout import BLOCK_DTYPE, TAR_RECORD, block_json, block_key, npy_header, padded, tar_header
 
 END_OF_TAR = bytes(2 * TAR_RECORD)
 
@@ -38,12 +36,12 @@ class ShardWriter:
         info: dict[str, Any],
     ) -> None:
         """Append one block: frames (T, D), lengths (U,), labels (U,), and `info` as its JSON."""
-        key = f"{self._shard:06d}-{len(self.block_records):06d}"
+        key = block_key(self._shard, len(self.block_records))
         start = self.bytes_written
         self._extent_hash.reset()
         for name, array in (("frames", frames), ("lengths", lengths), ("labels", labels)):
             self._write_member(f"{key}.{name}.npy", npy_header(array.dtype, array.shape), array)
-        self._write_member(f"{key}.json", json.dumps(info, ensure_ascii=False).encode(), b"")
+        self._write_member(f"{key}.json", block_json(info), b"")
         self.block_records.append(
             (
                 start + TAR_RECORD,
@@ -67,12 +65,10 @@ class ShardWriter:
 
     def _write_member(self, name: str, head: bytes, body: Any) -> None:
         payload = memoryview(body).cast("B") if len(body) else memoryview(b"")
-        header = tarfile.TarInfo(name)
-        header.size = len(head) + len(payload)
-        header.mode = 0o444
-        self._write(header.tobuf(tarfile.USTAR_FORMAT) + head)
+        size = len(head) + len(payload)
+        self._write(tar_header(name, size) + head)
         self._write(payload)
-        self._write(bytes(padded(header.size) - header.size))
+        self._write(bytes(padded(size) - size))
 
     def _write(self, data: Any) -> None:
         write_all(self._file, data)
