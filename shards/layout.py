@@ -22,6 +22,7 @@ import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -38,6 +39,7 @@ MANIFEST_NAME = "manifest.json"
 BLOCKS_NAME = "blocks.npy"
 UTTERANCES_NAME = "utterances.npy"
 TAR_RECORD = 512
+MAX_MEMBER_BYTES = 8**11 - 1  # what the size field of a ustar header holds
 NPY_HEADER = 128  # what numpy's format 1.0 needs for our shapes; `npy_header` checks it
 DTYPES = ("float32",)
 NPY_HEADER_PATTERN = re.compile(
@@ -199,7 +201,9 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def _damaged(path: Path, what: str) -> InputError:
-    return InputError(f"{path}: damaged: {what}; restore it from a copy, or shard the corpus again")
+    return InputError(
+        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {path.parent}"
+    )
 
 
 def check_types(kind: type[Any], values: dict[str, Any]) -> None:
@@ -255,11 +259,31 @@ def block_json(info: dict[str, Any]) -> bytes:
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """The 512-byte ustar header of a member of `size` bytes."""
-    header = tarfile.TarInfo(name)
-    header.size = size
+    """The 512-byte ustar header of a member of `size` bytes, as `tarfile` makes it of a file of mode 444.
+
+    Raises:
+        ValueError: the name is longer than 100 bytes, or `size` needs more than 11 octal digits.
+    """
+    encoded = name.encode()
+    if len(encoded) > 100 or size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{name}: {size} bytes: no ustar header has room for this")
+    header = bytearray(_EMPTY_TAR_HEADER)
+    header[: len(encoded)] = encoded
+    header[124:135] = b"%011o" % size
+    header[148:154] = b"%06o" % (sum(header) + 8 * ord(" "))  # the sum takes its own field as 8 spaces
+    header[154:156] = b"\0 "
+    return bytes(header)
+
+
+def _empty_tar_header() -> bytes:
+    header = tarfile.TarInfo("")
     header.mode = 0o444
-    return header.tobuf(tarfile.USTAR_FORMAT)
+    data = bytearray(header.tobuf(tarfile.USTAR_FORMAT))
+    data[148:156] = bytes(8)
+    return bytes(data)
+
+
+_EMPTY_TAR_HEADER = _empty_tar_header()
 
 
 def padded(num_bytes: int) -> int:
@@ -272,6 +296,7 @@ def key_hash(key: str) -> int:
     return xxhash.xxh3_64_intdigest(key.encode())
 
 
+@lru_cache(maxsize=1024)
 def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """The .npy header (format 1.0, 128 bytes) of a C-ordered array; the format: numpy.lib.format."""
     header = table_header(dtype, shape)

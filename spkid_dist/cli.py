@@ -19,6 +19,8 @@ EXIT_INTERRUPTED = 130
 # command: (its options, the module and the function that run it)
 COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "shard": (configs.ShardConfig, "spkid_dist.sharding", "shard"),
+    "verify": (configs.VerifyConfig, "spkid_dist.verifying", "verify"),
+    "index": (configs.IndexConfig, "spkid_dist.indexing", "index"),
     "info": (configs.InfoConfig, "spkid_dist.info", "info"),
     "train": (configs.TrainConfig, "spkid_dist.train", "train"),
     "score": (configs.ScoreConfig, "spkid_dist.score", "score"),

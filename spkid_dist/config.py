@@ -3,6 +3,7 @@
 What a value must be is checked once, here; what it must be together with the data is checked where the data is opened.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,10 @@ from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
 from spkid_dist.windows import EdgeRule, check_context
+
+
+def _num_cpus() -> int:
+    return os.cpu_count() or 1
 
 
 def _at_least(minimum: float, **values: float) -> None:
@@ -106,6 +111,36 @@ class InfoConfig:
         """Check the values' ranges; raises UsageError."""
         if not self.frame_shift_ms > 0:
             raise UsageError(f"--frame_shift_ms {self.frame_shift_ms}: expected more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """Compare every byte of a dataset with what was written, and name what is damaged."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """folder of a dataset"""
+    workers: int = field(default_factory=_num_cpus)
+    """shards that are read at a time; one a CPU where not given"""
+    quick: bool = False
+    """compare sizes and headers only"""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        _at_least(1, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """Rebuild a dataset's manifest and tables from its shards."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """folder of shards"""
+    workers: int = field(default_factory=_num_cpus)
+    """shards that are read at a time; one a CPU where not given"""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        _at_least(1, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,315 @@
+"""Rebuilds manifest and tables from the tars alone, byte for byte what the conversion wrote.
+
+Headers, lengths, labels and JSON must be as the writer makes them, and the job's identity, which covers every key in
+order, must be that which the tars name: a missing or exchanged shard is an error. What can't be told without the lost
+checksums is whether the frames' values changed since; the manifest is therefore never replaced by another one that is
+intact.
+
+Shapes: T frames of a block, U its utterances, D features per frame.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from shards.convert import ShardRecord, assemble, publish
+from shards.corpus import Utterance
+from shards.errors import InputError
+from shards.layout import (
+    BLOCK_DTYPE,
+    DATASET_FIELDS,
+    DTYPES,
+    MANIFEST_NAME,
+    TAR_RECORD,
+    UTTERANCE_DTYPE,
+    Manifest,
+    ShardInfo,
+    block_info,
+    block_json,
+    block_key,
+    check_types,
+    key_hash,
+    padded,
+    parse_npy,
+    shard_name,
+    tar_header,
+)
+from shards.moments import BlockMoments
+from shards.parallel import in_order
+from shards.plan import job_identity, listing
+from shards.writer import END_OF_TAR
+
+RESTORE = "restore the shard from a copy, or shard the corpus again"
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """What a shard's tar tells: its record, the dataset that it says it is of, and its utterances' `listing`."""
+
+    record: ShardRecord
+    dataset: dict[str, Any]
+    num_features: int
+    listing: bytes
+
+
+def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None] = lambda _shards: None) -> Manifest:
+    """Write manifest.json, blocks.npy and utterances.npy of the tars in `folder`, and return the manifest.
+
+    Args:
+        folder: holds ``shard-000000.tar`` and so on, all of one job.
+        workers: threads, each at one shard; a block's frames are in memory for each.
+        done: called with 1 for each shard that was read.
+
+    Raises:
+        InputError: a tar is damaged, missing or of another job; or there is an intact manifest that describes other
+            shards. Nothing was written then.
+    """
+    names = _shard_names(folder)
+    shards: list[IndexedShard] = []
+    with closing(in_order(partial(index_shard, folder), range(len(names)), workers)) as results:
+        for shard in results:
+            if shards:
+                _check_alike(folder, shards[0], shard)
+            shards.append(shard)
+            done(1)
+    _check_job(folder, shards)
+    manifest, tables = assemble([shard.record for shard in shards], shards[0].dataset, shards[0].num_features)
+    _check_old_manifest(folder, manifest)
+    publish(manifest, tables, folder)
+    return manifest
+
+
+def _shard_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; give the one with the shards")
+    found = sorted(path.name for path in folder.glob("*.tar"))
+    if not found:
+        raise InputError(f"{folder}: holds no shards; expected {shard_name(0)} and so on")
+    names = [shard_name(number) for number in range(len(found))]
+    missing = sorted(set(names) - set(found))
+    if missing:
+        raise InputError(
+            f"{folder}: {missing[0]} is missing, but there is {found[-1]}; shards are numbered without gaps from 0: "
+            "restore it from a copy, or remove what is no shard of this dataset"
+        )
+    return names
+
+
+def _check_alike(folder: Path, first: IndexedShard, shard: IndexedShard) -> None:
+    name, first_name = shard.record.info.name, first.record.info.name
+    mine, theirs = ({"num_features": s.num_features} | s.dataset for s in (shard, first))
+    for field, value in mine.items():
+        if value != theirs[field]:
+            raise InputError(
+                f"{folder / name}: {field} is {_short(value)}, but {_short(theirs[field])} in {first_name}: "
+                "these are shards of two datasets; keep each in a folder of its own"
+            )
+
+
+def _check_job(folder: Path, shards: list[IndexedShard]) -> None:
+    """The job's identity covers every utterance: it tells whether shards are missing at the end."""
+    options = {name: value for name, value in shards[0].dataset.items() if name != "job"}
+    found, job = job_identity(options, (shard.listing for shard in shards)), shards[0].dataset["job"]
+    if found != job:
+        raise InputError(
+            f"{folder}: {shard_name(0)} to {shards[-1].record.info.name} make job {found}, but they say that they are "
+            f"of job {job}: shards are missing at the end, or were exchanged; restore them from a copy"
+        )
+
+
+def _check_old_manifest(folder: Path, manifest: Manifest) -> None:
+    try:
+        old = Manifest.load(folder)
+    except InputError:
+        return
+    if old.fingerprint == manifest.fingerprint:
+        return
+    changed = [new.name for was, new in zip(old.shards, manifest.shards, strict=False) if was != new]
+    raise InputError(
+        f"{folder / MANIFEST_NAME}: intact, but not of these shards ({', '.join(changed[:3]) or 'their number'} "
+        f"changed): look with spkid verify {folder}; to describe the shards as they are now, delete that file first"
+    )
+
+
+def index_shard(folder: Path, shard: int) -> IndexedShard:
+    """Read one tar.
+
+    Raises:
+        InputError: it can't be read, or a member is not as the writer makes it.
+    """
+    path = folder / shard_name(shard)
+    try:
+        with path.open("rb") as file:
+            return _ShardIndexer(_TarReader(path, file), shard).run()
+    except OSError as error:
+        raise InputError(f"{path}: can't read this shard: {error.strerror}; {RESTORE}") from None
+
+
+class _TarReader:
+    """Reads a tar member by member, strictly as `ShardWriter` makes them; no more is allocated than the file holds."""
+
+    def __init__(self, path: Path, file: IO[bytes]) -> None:
+        self.path = path
+        self.at = 0
+        self.digest = xxhash.xxh3_128()
+        self.extent_hash = xxhash.xxh3_64()
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def error(self, member: str, what: str) -> InputError:
+        """An error in a member of this tar."""
+        return InputError(f"{self.path}: {member}: {what}; {RESTORE}")
+
+    def member(self, name: str) -> bytes:
+        """The payload of the next member, which must be `name`. Raises InputError where it is not."""
+        header = self._take(TAR_RECORD, name, "tar header")
+        try:
+            size = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
+        except tarfile.TarError as error:
+            raise self.error(name, f"its tar header at byte {self.at - TAR_RECORD} is damaged ({error})") from None
+        left = self._size - self.at
+        if not 0 <= size <= left:
+            raise self.error(name, f"truncated: its tar header says {size} bytes, but {left} are left in the file")
+        if header != tar_header(name, size):
+            raise self.error(name, f"the tar header at byte {self.at - TAR_RECORD} is not as it was written")
+        payload = self._take(size, name, "payload")
+        if any(self._take(padded(size) - size, name, "padding")):
+            raise self.error(name, f"the padding before byte {self.at} is not zero")
+        return payload
+
+    def at_end(self) -> bool:
+        """Whether only the end of the archive is left, which is read then."""
+        if self._size - self.at != len(END_OF_TAR):
+            return False
+        if any(self._take(len(END_OF_TAR), "end of archive", "")):
+            raise self.error("end of archive", f"the last {len(END_OF_TAR)} bytes are not zero")
+        return True
+
+    def _take(self, num_bytes: int, member: str, part: str) -> bytes:
+        data = self._file.read(min(num_bytes, self._size - self.at))
+        if len(data) < num_bytes:
+            raise self.error(member, f"truncated: the file ends at byte {self._size}, within its {part or 'zeros'}")
+        self.digest.update(data)
+        self.extent_hash.update(data)
+        self.at += num_bytes
+        return data
+
+
+class _ShardIndexer:
+    """Collects what the blocks of one tar tell."""
+
+    def __init__(self, tar: _TarReader, shard: int) -> None:
+        self._tar = tar
+        self._shard = shard
+        self._dataset: dict[str, Any] = {}
+        self._sums: BlockMoments | None = None
+        self._num_features = 0
+        self._blocks: list[tuple[int, ...]] = []
+        self._utterances: list[tuple[int, int, int, int]] = []
+        self._listing: list[bytes] = []
+
+    def run(self) -> IndexedShard:
+        """Read all blocks."""
+        while not self._blocks or not self._tar.at_end():
+            self._read_block(len(self._blocks))
+        assert self._sums is not None
+        moments = self._sums.moments
+        info = ShardInfo(
+            name=self._tar.path.name,
+            bytes=self._tar.at,
+            digest=self._tar.digest.hexdigest(),
+            blocks=len(self._blocks),
+            utterances=len(self._utterances),
+            frames=moments.count,
+        )
+        blocks, utterances = np.array(self._blocks, BLOCK_DTYPE), np.array(self._utterances, UTTERANCE_DTYPE)
+        record = ShardRecord(info, blocks, utterances, moments)
+        return IndexedShard(record, self._dataset, self._num_features, b"".join(self._listing))
+
+    def _read_block(self, block: int) -> None:
+        tar, key, start = self._tar, block_key(self._shard, block), self._tar.at
+        tar.extent_hash.reset()
+        frames = self._array(f"{key}.frames.npy", DTYPES, 2)
+        lengths = self._array(f"{key}.lengths.npy", ("int32",), 1)
+        labels = self._array(f"{key}.labels.npy", ("int32",), 1)
+        utterances = self._read_json(f"{key}.json", labels, first=block == 0)
+        if frames.dtype != self._dataset["dtype"]:
+            raise tar.error(f"{key}.frames.npy", f"{frames.dtype}, but the dataset's are {self._dataset['dtype']}")
+        self._add_frames(key, frames, lengths)
+        extent, checksum = tar.at - start, tar.extent_hash.intdigest()
+        first = len(self._utterances)
+        self._blocks.append((start + TAR_RECORD, extent, checksum, first, self._shard, len(frames), len(lengths)))
+        self._utterances += [
+            (key_hash(utterance.key), int(length), int(label), block)
+            for utterance, length, label in zip(utterances, lengths, labels, strict=True)
+        ]
+        self._listing.append(listing(utterances))
+
+    def _array(self, member: str, dtypes: tuple[str, ...], dimensions: int) -> NDArray[Any]:
+        payload = self._tar.member(member)
+        try:
+            array = parse_npy(payload, dtypes)
+        except ValueError as error:
+            raise self._tar.error(member, str(error)) from None
+        if array.ndim != dimensions or array.size == 0:
+            raise self._tar.error(member, f"has the shape {array.shape}, expected {dimensions} dimensions, none of 0")
+        return array
+
+    def _read_json(self, member: str, labels: NDArray[np.int32], *, first: bool) -> list[Utterance]:
+        """The block's utterances; the first block's JSON tells the dataset."""
+        text = self._tar.member(member)
+        try:
+            info = json.loads(text)
+            if first:
+                self._dataset = info["dataset"]
+                _check_dataset(self._dataset)
+            names = self._dataset["speakers"]
+            if labels.min() < 0 or labels.max() >= len(names):
+                raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(names)} speakers")
+            utterances = [Utterance(key, names[label]) for key, label in zip(info["keys"], labels, strict=True)]
+            speakers = [utterance.speaker for utterance in utterances]
+            kind = self._dataset["source"]["kind"]
+            if text != block_json(block_info(info["keys"], speakers, kind, self._dataset if first else None)):
+                raise ValueError("it does not name the speakers of the labels, or is not spelled as it was written")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._tar.error(member, f"not the JSON of this block: {error}") from None
+        return utterances
+
+    def _add_frames(self, key: str, frames: NDArray[Any], lengths: NDArray[np.int32]) -> None:
+        """Add the frames to the sums as the conversion does: utterance by utterance."""
+        if self._sums is None:
+            self._num_features = frames.shape[1]
+            self._sums = BlockMoments(self._num_features)
+        if frames.shape[1] != self._num_features:
+            raise self._tar.error(f"{key}.frames.npy", f"{frames.shape[1]} features, expected {self._num_features}")
+        if lengths.min() < 1 or lengths.sum(dtype=np.int64) != len(frames):
+            raise self._tar.error(f"{key}.lengths.npy", f"its lengths do not add up to {len(frames)} frames")
+        copy = np.empty((int(lengths.max()), self._num_features), frames.dtype)
+        end = 0
+        for length in lengths.tolist():
+            if not self._sums.append(frames[end : end + length], copy[:length]):
+                raise self._tar.error(f"{key}.frames.npy", f"a value of frames {end} to {end + length} is not finite")
+            end += length
+        self._sums.close_block()
+
+
+def _check_dataset(dataset: Any) -> None:
+    """Raise TypeError where this is not what a shard keeps of the whole."""
+    if not isinstance(dataset, dict) or tuple(dataset) != DATASET_FIELDS:
+        raise TypeError(f"its dataset has not the fields {', '.join(DATASET_FIELDS)}")
+    check_types(Manifest, dataset)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
