@@ -16,14 +16,13 @@ from shards.errors import InputError
 from shards.layout import (
     BLOCK_DTYPE,
     BLOCKS_NAME,
-    TAR_RECORD,
     UTTERANCE_DTYPE,
     UTTERANCES_NAME,
     BlockArrays,
     Manifest,
     block_arrays,
-    table_header,
 )
+from shards.members import TAR_RECORD, table_header
 
 OPEN_SHARDS = 128  # maps kept open at once: far below the usual limit of 1,024 files
 

@@ -16,21 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import (
-    BLOCKS_NAME,
-    MAX_MEMBER_BYTES,
-    NPY_HEADER,
-    TAR_RECORD,
-    UTTERANCES_NAME,
-    Manifest,
-    block_info,
-    block_json,
-    block_key,
-    key_hash,
-    npy_header,
-    padded,
-    tar_header,
-)
+from shards.layout import BLOCKS_NAME, UTTERANCES_NAME, Manifest, block_info, block_json, block_key, key_hash
+from shards.members import MAX_MEMBER_BYTES, NPY_HEADER, TAR_RECORD, npy_header, padded, tar_header
 from shards.writer import END_OF_TAR
 
 HEAD_BYTES = TAR_RECORD + NPY_HEADER  # of a block, before its frames
@@ -110,7 +97,7 @@ class Block:
         room -= TAR_RECORD
         if text is None:
             yield Part("json", "tar header", TAR_RECORD, None)
-            yield Part("json", "payload", room, None)
+            yield Part("json", "payload or padding", room, None)
             return
         yield Part("json", "tar header", TAR_RECORD, tar_header(f"{self.key}.json", len(text)))
         yield Part("json", "payload", len(text), None)  # `expected_json` has it

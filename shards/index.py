@@ -9,17 +9,14 @@ Shapes: T frames of a block, U its utterances, D features per frame.
 """
 
 import json
-import os
-import tarfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from shards.convert import ShardRecord, assemble, publish
@@ -30,7 +27,6 @@ from shards.layout import (
     DATASET_FIELDS,
     DTYPES,
     MANIFEST_NAME,
-    TAR_RECORD,
     UTTERANCE_DTYPE,
     Manifest,
     ShardInfo,
@@ -39,17 +35,13 @@ from shards.layout import (
     block_key,
     check_types,
     key_hash,
-    padded,
-    parse_npy,
     shard_name,
-    tar_header,
 )
+from shards.members import TAR_RECORD, parse_npy
 from shards.moments import BlockMoments
 from shards.parallel import in_order
 from shards.plan import job_identity, listing
-from shards.writer import END_OF_TAR
-
-RESTORE = "restore the shard from a copy, or shard the corpus again"
+from shards.tarreader import RESTORE, TarReader
 
 
 @dataclass(frozen=True)
@@ -150,65 +142,15 @@ def index_shard(folder: Path, shard: int) -> IndexedShard:
     path = folder / shard_name(shard)
     try:
         with path.open("rb") as file:
-            return _ShardIndexer(_TarReader(path, file), shard).run()
+            return _ShardIndexer(TarReader(path, file), shard).run()
     except OSError as error:
         raise InputError(f"{path}: can't read this shard: {error.strerror}; {RESTORE}") from None
-
-
-class _TarReader:
-    """Reads a tar member by member, strictly as `ShardWriter` makes them; no more is allocated than the file holds."""
-
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
-        self.path = path
-        self.at = 0
-        self.digest = xxhash.xxh3_128()
-        self.extent_hash = xxhash.xxh3_64()
-        self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-
-    def error(self, member: str, what: str) -> InputError:
-        """An error in a member of this tar."""
-        return InputError(f"{self.path}: {member}: {what}; {RESTORE}")
-
-    def member(self, name: str) -> bytes:
-        """The payload of the next member, which must be `name`. Raises InputError where it is not."""
-        header = self._take(TAR_RECORD, name, "tar header")
-        try:
-            size = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
-        except tarfile.TarError as error:
-            raise self.error(name, f"its tar header at byte {self.at - TAR_RECORD} is damaged ({error})") from None
-        left = self._size - self.at
-        if not 0 <= size <= left:
-            raise self.error(name, f"truncated: its tar header says {size} bytes, but {left} are left in the file")
-        if header != tar_header(name, size):
-            raise self.error(name, f"the tar header at byte {self.at - TAR_RECORD} is not as it was written")
-        payload = self._take(size, name, "payload")
-        if any(self._take(padded(size) - size, name, "padding")):
-            raise self.error(name, f"the padding before byte {self.at} is not zero")
-        return payload
-
-    def at_end(self) -> bool:
-        """Whether only the end of the archive is left, which is read then."""
-        if self._size - self.at != len(END_OF_TAR):
-            return False
-        if any(self._take(len(END_OF_TAR), "end of archive", "")):
-            raise self.error("end of archive", f"the last {len(END_OF_TAR)} bytes are not zero")
-        return True
-
-    def _take(self, num_bytes: int, member: str, part: str) -> bytes:
-        data = self._file.read(min(num_bytes, self._size - self.at))
-        if len(data) < num_bytes:
-            raise self.error(member, f"truncated: the file ends at byte {self._size}, within its {part or 'zeros'}")
-        self.digest.update(data)
-        self.extent_hash.update(data)
-        self.at += num_bytes
-        return data
 
 
 class _ShardIndexer:
     """Collects what the blocks of one tar tell."""
 
-    def __init__(self, tar: _TarReader, shard: int) -> None:
+    def __init__(self, tar: TarReader, shard: int) -> None:
         self._tar = tar
         self._shard = shard
         self._dataset: dict[str, Any] = {}

@@ -157,24 +157,23 @@ def _check_parts(
 ) -> Iterator[Defect]:
     """Compare all parts of a block but the frames' values with what they must be."""
     text = block.json_text(tail)
-    expected = block.expected_json(text, manifest, first)
     at = 0
     for part in block.parts(text):
-        data = part.data
         if (part.member, part.name) == ("json", "payload"):
-            found, data = text, expected
-        elif at < HEAD_BYTES:
-            found = head[at : at + part.size]
+            what = _wrong_json(text, block.expected_json(text, manifest, first), block.start + at)
         else:
-            begin = at - HEAD_BYTES - block.frames_bytes
-            found = tail[begin : begin + part.size]
-        if data is not None and found != data:
-            what = f"{_difference(found, data, block.start + at)}; {RESTORE}"
-            yield Defect(file=file, block=block.row, member=part.member, part=part.name, what=what)
+            begin = at if at < HEAD_BYTES else at - HEAD_BYTES - block.frames_bytes
+            found = (head if at < HEAD_BYTES else tail)[begin : begin + part.size]
+            what = None if part.data is None else _difference(found, part.data, block.start + at)
+        if what is not None:
+            yield Defect(file=file, block=block.row, member=part.member, part=part.name, what=f"{what}; {RESTORE}")
         at += part.size
+
+
+def _wrong_json(text: bytes, expected: bytes | None, start: int) -> str | None:
     if expected is None:
-        what = f"is not JSON with the keys whose hashes the utterance table has; {RESTORE}"
-        yield Defect(file=file, block=block.row, member="json", part="payload", what=what)
+        return f"from byte {start}: is not JSON with the keys whose hashes the utterance table has"
+    return _difference(text, expected, start)
 
 
 def _check_end(file: str, reader: _HashedReader) -> Iterator[Defect]:
@@ -193,8 +192,10 @@ def _wrong_frames(file: str, block: Block) -> Defect:
     return Defect(file=file, block=block.row, member="frames", part="payload", what=what)
 
 
-def _difference(found: bytes, expected: bytes, start: int) -> str:
-    """Where two byte strings differ first; `start` is their place in the file."""
+def _difference(found: bytes, expected: bytes, start: int) -> str | None:
+    """Where two byte strings differ first, None where they do not; `start` is their place in the file."""
+    if found == expected:
+        return None
     for at, (a, b) in enumerate(zip(found, expected, strict=False)):
         if a != b:
             return f"byte {start + at} is 0x{a:02x}, expected 0x{b:02x}"

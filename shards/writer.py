@@ -1,7 +1,7 @@
 """Writes one shard: a tar of blocks, hashed as it is written.
 
-Headers come from the standard library's `tarfile`, as webdataset's own writer takes them; webdataset itself is not used
-here because importing it imports torch, which this package must not.
+Headers are those of the standard library's `tarfile`, as webdataset's own writer takes them; webdataset itself is not
+used here because importing it imports torch, which this package must not.
 """
 
 from typing import IO, Any
@@ -11,7 +11,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards.files import write_all
-from shards.layout import BLOCK_DTYPE, TAR_RECORD, block_json, block_key, npy_header, padded, tar_header
+from shards.layout import BLOCK_DTYPE, block_json, block_key
+from shards.members import TAR_RECORD, npy_header, padded, tar_header
 
 END_OF_TAR = bytes(2 * TAR_RECORD)
 
