@@ -1,9 +1,10 @@
 """Sharding: feature files in, WebDataset tars with a manifest out, and the way back. Imports no torch."""
 
-from shards.convert import convert
+from shards.convert import claim_folder, convert, convert_tasks
 from shards.corpus import Utterance, check_speakers, find_speakers, read_list, read_speakers
 from shards.dataset import ShardDataset
 from shards.errors import InputError, SpkidError, UsageError
+from shards.merge import merge
 from shards.plan import Layout, Plan, make_plan
 from shards.sources import Source
 from shards.sources.audio import AudioSource
@@ -30,9 +31,12 @@ __all__ = [
     "UsageError",
     "Utterance",
     "check_speakers",
+    "claim_folder",
     "convert",
+    "convert_tasks",
     "find_speakers",
     "make_plan",
+    "merge",
     "read_kaldi_folder",
     "read_list",
     "read_speakers",

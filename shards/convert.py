@@ -1,103 +1,214 @@
-"""The conversion job: carries out a plan, one shard a task, and publishes the dataset.
+"""The conversion job: carries out a plan, one shard a task, by this process or by any `concurrent.futures.Executor`.
 
-A task publishes its shard and then its record; the manifest is written when all records are there. A job that was cut
-short continues: tasks with a record are not done again.
+A task publishes its shard and then its record; the manifest is written when all records are there (`shards.merge`). A job
+that was cut short continues: tasks with a record are not done again. A task's bytes follow from the plan alone, so it does
+not matter who does it, in which order, or twice.
 """
 
-import io
-import json
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
-from shards.corpus import Utterance
+from shards.blocks import BlockBuilder
 from shards.errors import InputError
 from shards.files import TEMPORARY_MARK, atomic_writer, make_folder, write_atomic, write_json
-from shards.layout import (
-    BLOCKS_NAME,
-    MANIFEST_NAME,
-    UTTERANCE_DTYPE,
-    UTTERANCES_NAME,
-    Manifest,
-    ShardInfo,
-    TableInfo,
-    block_info,
-    key_hash,
-    shard_name,
-)
-from shards.moments import BlockMoments, Moments
-from shards.plan import Plan
+from shards.layout import MANIFEST_NAME, UTTERANCE_DTYPE, Manifest, ShardInfo, shard_name
+from shards.merge import JOB_NAME, load_job, merge, remove_job_files
+from shards.plan import Job, Plan, ShardTask
+from shards.record import RECORDS_NAME, ShardRecord, record_path
 from shards.sources import Source
 from shards.writer import ShardWriter
 
-JOB_NAME = "job.json"
-RECORDS_NAME = "records"
+TASKS_AHEAD = 2  # tasks handed out beforehand, a worker: their utterances are in memory
 
 Progress = Callable[[int, int], None]
 """Called with (utterances, frames) done since the last call."""
 
 
-def convert(plan: Plan, source: Source, out: Path, progress: Progress = lambda _utterances, _frames: None) -> Manifest:
+def _no_progress(_utterances: int, _frames: int) -> None:
+    """What is shown where nobody looks."""
+
+
+def convert(
+    plan: Plan,
+    source: Source,
+    out: Path,
+    progress: Progress = _no_progress,
+    *,
+    workers: int = 1,
+    executor: Executor | None = None,
+) -> Manifest:
     """Carry out `plan` in the folder `out` and return the manifest; a finished job is not done again.
 
+    Args:
+        plan: what to do.
+        source: where the frames come from; it is pickled where there are workers.
+        out: the dataset's folder; every worker must see it under this name.
+        progress: called in this process as work gets done; after each shard where there are workers.
+        workers: processes; 1 works in this process. With `executor`: how many tasks it does at a time.
+        executor: does the tasks instead.
+
     Raises:
-        InputError: a feature file is missing or damaged, `out` holds something else, or the disk is full.
+        InputError: a feature file is missing or damaged, `out` holds something else, the disk is full, or a worker
+            was killed.
     """
-    finished = claim_folder(plan, out)
+    finished = claim_folder(plan.job, out)
     if finished is not None:
         return finished
-    for shard in range(plan.num_shards):
-        if not _record_path(out, shard).exists():
-            convert_shard(plan, source, out, shard, progress)
-    return merge(plan, out)
+    shards = range(plan.job.num_shards)
+    convert_tasks(plan, source, out, shards, progress, workers=workers, executor=executor)
+    return merge(out)
 
 
-def claim_folder(plan: Plan, out: Path) -> Manifest | None:
+def convert_tasks(
+    plan: Plan,
+    source: Source,
+    out: Path,
+    shards: Sequence[int],
+    progress: Progress = _no_progress,
+    *,
+    workers: int = 1,
+    executor: Executor | None = None,
+) -> None:
+    """Carry out those tasks of `shards` that have no record yet, in the folder that `claim_folder` made.
+
+    Arguments and errors as of `convert`.
+    """
+    missing = [shard for shard in shards if not record_path(out, shard).exists()]
+    convert_one = _Conversion(source, out)
+    if executor is None and min(workers, len(missing)) <= 1:
+        for shard in missing:
+            convert_shard(plan.task(shard), source, out, progress)
+    elif executor is None:
+        with _process_pool(min(workers, len(missing))) as pool:
+            _run_tasks(plan, missing, convert_one, pool, workers, progress)
+    else:
+        _run_tasks(plan, missing, convert_one, executor, workers, progress)
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """What a worker calls for a task: pickled with it."""
+
+    source: Source
+    out: Path
+
+    def __call__(self, task: ShardTask) -> tuple[int, int]:
+        """Make the shard; return its utterances and frames."""
+        info = convert_shard(task, self.source, self.out)
+        return len(task.utterances), info.frames
+
+
+def _run_tasks(
+    plan: Plan,
+    shards: Sequence[int],
+    convert_one: _Conversion,
+    executor: Executor,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Hand the tasks to `executor`, a few ahead; the first error ends the job, and is raised."""
+    waiting: set[Future[tuple[int, int]]] = set()
+    todo = iter(shards)
+    try:
+        while True:
+            while len(waiting) < TASKS_AHEAD * workers and (shard := next(todo, None)) is not None:
+                waiting.add(executor.submit(convert_one, plan.task(shard)))
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                progress(*future.result())
+    except BrokenExecutor as error:
+        raise InputError(
+            "a worker process ended abruptly (killed, or out of memory); finished shards are kept: run the same "
+            "command again, perhaps with fewer --workers"
+        ) from error
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@contextmanager
+def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes that end with this one, however it ends."""
+    # spawn: a forked copy of a process that has threads (the progress bar's) may hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is gone: a parent that was killed can't tell it."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
+
+
+def claim_folder(job: Job, out: Path) -> Manifest | None:
     """Make `out` the folder of this job, or find that it is; return the manifest of a finished one.
 
     Raises:
         InputError: the folder holds something else, or another job.
     """
     make_folder(out)
-    job_path = out / JOB_NAME
     if (out / MANIFEST_NAME).exists():
         manifest = Manifest.load(out)
-        if manifest.job != plan.job:
-            raise InputError(
-                f"{out}: holds a dataset of another list or other options (job {manifest.job}, this is {plan.job}); "
-                "choose another --out, or delete that folder"
-            )
-        _remove_job_files(out)
+        _check_identity(manifest.job, job, out, "a dataset")
+        remove_job_files(out)
         return manifest
-    if job_path.exists():
-        found = json.loads(job_path.read_text())["job"]
-        if found != plan.job:
-            raise InputError(
-                f"{out}: holds an unfinished job of another list or other options (job {found}, this is {plan.job}); "
-                "choose another --out, or delete that folder"
-            )
+    found = load_job(out)
+    if found is not None:
+        _check_identity(found.identity, job, out, "an unfinished job")
+        _remove_dead_writers_files(out)
     elif any(TEMPORARY_MARK not in path.name for path in out.iterdir()):
         raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
     else:
-        write_json(job_path, {"job": plan.job, "shards": plan.num_shards})
+        write_json(out / JOB_NAME, job.to_json())
     make_folder(out / RECORDS_NAME)
     return None
 
 
-def convert_shard(plan: Plan, source: Source, out: Path, shard: int, progress: Progress) -> None:
+def _check_identity(found: str, job: Job, out: Path, what: str) -> None:
+    if found != job.identity:
+        raise InputError(
+            f"{out}: holds {what} of another list or other options (job {found}, this is {job.identity}); "
+            "choose another --out, or delete that folder"
+        )
+
+
+def _remove_dead_writers_files(out: Path) -> None:
+    """Give back the room that killed processes of this host hold with unfinished files."""
+    host = f"{TEMPORARY_MARK}{socket.gethostname()}-"
+    for path in (*out.glob(f"*{host}*"), *(out / RECORDS_NAME).glob(f"*{host}*")):
+        process = path.name.rpartition("-")[2]
+        if process.isdecimal() and not Path(f"/proc/{process}").exists():
+            path.unlink(missing_ok=True)
+
+
+def convert_shard(task: ShardTask, source: Source, out: Path, progress: Progress = _no_progress) -> ShardInfo:
     """Carry out one task: publish the shard's tar, then its record. Raises InputError as `convert`."""
-    name = shard_name(shard)
+    name = shard_name(task.shard)
     with atomic_writer(out / name) as file:
-        writer = ShardWriter(file, shard)
-        builder = _BlockBuilder(plan, writer)
-        for index in plan.share(shard):
-            utterance = plan.utterances[index]
+        writer = ShardWriter(file, task.shard)
+        builder = BlockBuilder(task.job, writer)
+        for utterance in task.utterances:
             progress(1, builder.add(utterance, source))
         builder.flush()
         digest = writer.finish()
@@ -109,192 +220,13 @@ def convert_shard(plan: Plan, source: Source, out: Path, shard: int, progress: P
         utterances=len(builder.utterance_records),
         frames=builder.sums.moments.count,
     )
-    utterances = np.array(builder.utterance_records, UTTERANCE_DTYPE)
-    record = ShardRecord(info, writer.blocks(), utterances, builder.sums.moments)
-    write_atomic(_record_path(out, shard), record.to_bytes())
-
-
-class _BlockBuilder:
-    """Collects utterances until they make a block, and hands it to the writer."""
-
-    def __init__(self, plan: Plan, writer: ShardWriter) -> None:
-        self.utterance_records: list[tuple[int, int, int, int]] = []
-        self.sums = BlockMoments(plan.num_features)
-        self._plan = plan
-        self._writer = writer
-        self._classes = {name: index for index, name in enumerate(plan.speakers)}
-        self._buffer = np.empty((2 * plan.layout.block_frames, plan.num_features), plan.layout.dtype)
-        self._num_frames = 0
-        self._pending: list[Utterance] = []
-        self._lengths: list[int] = []
-
-    def add(self, utterance: Utterance, source: Source) -> int:
-        """Load one utterance, append its frames, close the block if it is full; return the number of frames."""
-        frames = source.load(utterance)
-        where = source.where(utterance)
-        self._check_shape(frames, where)
-        if not self.sums.append(frames, self._room_for(len(frames))):
-            raise _not_finite(frames, where)
-        self._num_frames += len(frames)
-        self._pending.append(utterance)
-        self._lengths.append(len(frames))
-        if self._num_frames >= self._plan.layout.block_frames:
-            self.flush()
-        return len(frames)
-
-    def flush(self) -> None:
-        """Write the block in hand, if there is one."""
-        if not self._pending:
-            return
-        labels = np.array([self._classes[u.speaker] for u in self._pending], "<i4")
-        first = len(self.utterance_records)
-        block = len(self._writer.block_records)
-        self._writer.write_block(
-            self._buffer[: self._num_frames], np.array(self._lengths, "<i4"), labels, first, self._info(block)
-        )
-        self.utterance_records += [
-            (key_hash(utterance.key), length, int(label), block)
-            for utterance, length, label in zip(self._pending, self._lengths, labels, strict=True)
-        ]
-        self.sums.close_block()
-        self._num_frames = 0
-        self._pending.clear()
-        self._lengths.clear()
-
-    def _info(self, block: int) -> dict[str, Any]:
-        keys = [utterance.key for utterance in self._pending]
-        speakers = [utterance.speaker for utterance in self._pending]
-        return block_info(keys, speakers, self._plan.source["kind"], self._plan.describe() if block == 0 else None)
-
-    def _check_shape(self, frames: NDArray[np.float32], where: str) -> None:
-        if len(frames) == 0:
-            raise InputError(f"{where}: 0 frames; expected at least 1: remove the utterance from the list")
-        if frames.shape[1] != self._plan.num_features:
-            raise InputError(
-                f"{where}: {frames.shape[1]} features per frame, but {self._plan.first_read} has "
-                f"{self._plan.num_features}; all files of a dataset need the same number: compute them again alike"
-            )
-
-    def _room_for(self, num_frames: int) -> NDArray[Any]:
-        end = self._num_frames + num_frames
-        if end > len(self._buffer):
-            grown = np.empty((2 * end, self._buffer.shape[1]), self._buffer.dtype)
-            grown[: self._num_frames] = self._buffer[: self._num_frames]
-            self._buffer = grown
-        return self._buffer[self._num_frames : end]
-
-
-def _not_finite(frames: NDArray[np.float32], where: str) -> InputError:
-    frame, feature = (int(i) for i in np.argwhere(~np.isfinite(frames))[0])
-    return InputError(
-        f"{where}: frame {frame}, feature {feature} is {frames[frame, feature]}; expected finite numbers: "
-        "compute the file again, or remove the utterance from the list"
+    record = ShardRecord(
+        job=task.job.identity,
+        info=info,
+        blocks=writer.blocks(),
+        utterances=np.array(builder.utterance_records, UTTERANCE_DTYPE),
+        moments=builder.sums.moments,
+        rounding_error=builder.rounding_error,
     )
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """What a task leaves beside its shard; blocks and utterances count from 0 within the shard."""
-
-    info: ShardInfo
-    blocks: NDArray[Any]
-    utterances: NDArray[Any]
-    moments: Moments
-
-    def to_bytes(self) -> bytes:
-        """The record as an .npz file."""
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            info=np.array(json.dumps(asdict(self.info))),
-            blocks=self.blocks,
-            utterances=self.utterances,
-            count=self.moments.count,
-            mean=self.moments.mean,
-            squares=self.moments.squares,
-        )
-        return buffer.getvalue()
-
-    @staticmethod
-    def load(path: Path) -> "ShardRecord":
-        """Read a record that `to_bytes` made."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return ShardRecord(
-                ShardInfo(**json.loads(str(arrays["info"]))),
-                arrays["blocks"],
-                arrays["utterances"],
-                Moments(int(arrays["count"]), arrays["mean"], arrays["squares"]),
-            )
-
-
-def merge(plan: Plan, out: Path) -> Manifest:
-    """Join the records of all tasks into tables and manifest, and publish them; the manifest last.
-
-    Raises:
-        InputError: the disk is full.
-    """
-    records = [ShardRecord.load(_record_path(out, shard)) for shard in range(plan.num_shards)]
-    manifest, tables = assemble(records, plan.describe(), plan.num_features)
-    publish(manifest, tables, out)
-    _remove_job_files(out)
-    return manifest
-
-
-def assemble(
-    records: list[ShardRecord], dataset: dict[str, Any], num_features: int
-) -> tuple[Manifest, dict[str, bytes]]:
-    """Join the records of all shards, in order: the manifest, and the tables' files by name.
-
-    `dataset` is what each shard keeps of the whole (`Manifest.dataset`). The records' rows are renumbered in place.
-    """
-    moments = Moments.empty(num_features)
-    num_blocks = num_utterances = 0
-    for shard, record in enumerate(records):
-        record.blocks["shard"] = shard
-        record.blocks["first_utterance"] += num_utterances
-        record.utterances["block"] += num_blocks
-        num_blocks += len(record.blocks)
-        num_utterances += len(record.utterances)
-        moments = moments.join(record.moments)
-    tables = {
-        BLOCKS_NAME: _table_bytes(np.concatenate([record.blocks for record in records])),
-        UTTERANCES_NAME: _table_bytes(np.concatenate([record.utterances for record in records])),
-    }
-    manifest = Manifest(
-        **dataset,
-        num_features=num_features,
-        num_utterances=num_utterances,
-        num_frames=moments.count,
-        mean=moments.mean.tolist(),
-        std=moments.std.tolist(),
-        tables={
-            name: TableInfo(bytes=len(data), digest=xxhash.xxh3_128_hexdigest(data)) for name, data in tables.items()
-        },
-        shards=[record.info for record in records],
-    )
-    return manifest, tables
-
-
-def publish(manifest: Manifest, tables: dict[str, bytes], out: Path) -> None:
-    """Write the tables, then the manifest. Raises InputError where they can't be written."""
-    for name, data in tables.items():
-        write_atomic(out / name, data)
-    manifest.save(out)
-
-
-def _table_bytes(table: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, table, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _record_path(out: Path, shard: int) -> Path:
-    return out / RECORDS_NAME / f"shard-{shard:06d}.npz"
-
-
-def _remove_job_files(out: Path) -> None:
-    """Remove what only an unfinished job needs."""
-    shutil.rmtree(out / RECORDS_NAME, ignore_errors=True)
-    (out / JOB_NAME).unlink(missing_ok=True)
-    for leftover in out.glob(f"*{TEMPORARY_MARK}*"):
-        leftover.unlink(missing_ok=True)
+    write_atomic(record_path(out, task.shard), record.to_bytes())
+    return info

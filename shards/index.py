@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.convert import ShardRecord, assemble, publish
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.layout import (
@@ -38,9 +37,11 @@ from shards.layout import (
     shard_name,
 )
 from shards.members import TAR_RECORD, parse_npy
+from shards.merge import assemble, publish
 from shards.moments import BlockMoments
 from shards.parallel import in_order
 from shards.plan import job_identity, listing
+from shards.record import ShardRecord
 from shards.tarreader import RESTORE, TarReader
 
 
@@ -175,7 +176,7 @@ class _ShardIndexer:
             frames=moments.count,
         )
         blocks, utterances = np.array(self._blocks, BLOCK_DTYPE), np.array(self._utterances, UTTERANCE_DTYPE)
-        record = ShardRecord(info, blocks, utterances, moments)
+        record = ShardRecord(self._dataset["job"], info, blocks, utterances, moments)
         return IndexedShard(record, self._dataset, self._num_features, b"".join(self._listing))
 
     def _read_block(self, block: int) -> None:
@@ -236,7 +237,8 @@ class _ShardIndexer:
             raise self._tar.error(f"{key}.frames.npy", f"{frames.shape[1]} features, expected {self._num_features}")
         if lengths.min() < 1 or lengths.sum(dtype=np.int64) != len(frames):
             raise self._tar.error(f"{key}.lengths.npy", f"its lengths do not add up to {len(frames)} frames")
-        copy = np.empty((int(lengths.max()), self._num_features), frames.dtype)
+        copy = np.empty((int(lengths.max()), self._num_features), np.float32)
+        frames = frames.astype(np.float32, copy=False)  # the compiled loop knows no float16
         end = 0
         for length in lengths.tolist():
             if not self._sums.append(frames[end : end + length], copy[:length]):

@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 BLOCKS_NAME = "blocks.npy"
 UTTERANCES_NAME = "utterances.npy"
-DTYPES = ("float32",)
+DTYPES = ("float32", "float16")
 # What each shard keeps of the whole, in its first block's JSON.
 DATASET_FIELDS = ("job", "source", "speakers", "dtype", "seed", "block_frames", "shard_bytes")
 

@@ -16,6 +16,7 @@ import xxhash
 
 from shards.corpus import Utterance
 from shards.errors import UsageError
+from shards.layout import DTYPES
 from shards.sources import Source
 
 SAMPLE_UTTERANCES = 64  # loaded beforehand to estimate the size of a shard's share
@@ -32,6 +33,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype}: expected one of {', '.join(DTYPES)}")
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"--seed {self.seed}: expected 0 or more, below 2^63")
         if not 1 <= self.block_frames <= 2**24:
@@ -41,26 +44,56 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A conversion job: utterances in their order of storage, cut into `num_shards` shares."""
+class Job:
+    """What all tasks of a conversion have in common; `identity` names the list and all options that change bytes."""
 
-    utterances: list[Utterance]
+    identity: str
     speakers: list[str]
     layout: Layout
     source: dict[str, Any]
     num_features: int
     first_read: str
     num_shards: int
-    job: str
-
-    def share(self, shard: int) -> range:
-        """The utterances of one shard, as indices into `utterances`."""
-        total = len(self.utterances)
-        return range(shard * total // self.num_shards, (shard + 1) * total // self.num_shards)
 
     def describe(self) -> dict[str, Any]:
         """What each shard keeps of the whole, so that the manifest can be rebuilt from the tars alone."""
-        return {"job": self.job, "source": self.source, "speakers": self.speakers} | asdict(self.layout)
+        return {"job": self.identity, "source": self.source, "speakers": self.speakers} | asdict(self.layout)
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as JSON values, for `from_json`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "Job":
+        """The job that `to_json` described. Raises KeyError and TypeError where `value` is something else."""
+        return Job(**{**value, "layout": Layout(**value["layout"])})
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One task of a job: all that a worker needs to make one shard."""
+
+    job: Job
+    shard: int
+    utterances: list[Utterance]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion job and its utterances in their order of storage, cut into as many shares as shards."""
+
+    job: Job
+    utterances: list[Utterance]
+
+    def share(self, shard: int) -> range:
+        """The utterances of one shard, as indices into `utterances`."""
+        total, num_shards = len(self.utterances), self.job.num_shards
+        return range(shard * total // num_shards, (shard + 1) * total // num_shards)
+
+    def task(self, shard: int) -> ShardTask:
+        """The task of one shard."""
+        share = self.share(shard)
+        return ShardTask(self.job, shard, self.utterances[share.start : share.stop])
 
 
 def make_plan(utterances: Sequence[Utterance], speakers: list[str], source: Source, layout: Layout) -> Plan:
@@ -77,16 +110,16 @@ def make_plan(utterances: Sequence[Utterance], speakers: list[str], source: Sour
     mean_bytes = itemsize * num_features * sum(len(frames) for frames in loaded) / len(loaded)
     options = {"source": source.describe(), "speakers": list(speakers)} | asdict(layout)
     num_shards = math.ceil(max(1.0, len(ordered) * mean_bytes / layout.shard_bytes))
-    return Plan(
-        utterances=ordered,
+    job = Job(
+        identity=job_identity(options, (listing([utterance]) for utterance in ordered)),
         speakers=speakers,
         layout=layout,
         source=source.describe(),
         num_features=num_features,
         first_read=source.where(sample[0]),
         num_shards=min(num_shards, len(ordered)),
-        job=job_identity(options, (listing([utterance]) for utterance in ordered)),
     )
+    return Plan(job, ordered)
 
 
 def job_identity(options: Mapping[str, Any], listings: Iterable[bytes]) -> str:

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "shard": (configs.ShardConfig, "spkid_dist.sharding", "shard"),
     "verify": (configs.VerifyConfig, "spkid_dist.verifying", "verify"),
     "index": (configs.IndexConfig, "spkid_dist.indexing", "index"),
+    "merge": (configs.MergeConfig, "spkid_dist.sharding", "merge"),
     "info": (configs.InfoConfig, "spkid_dist.info", "info"),
     "train": (configs.TrainConfig, "spkid_dist.train", "train"),
     "score": (configs.ScoreConfig, "spkid_dist.score", "score"),

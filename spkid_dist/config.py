@@ -86,14 +86,29 @@ class ShardConfig(SpeakerFlags):
     """frames of a block, the unit that is read"""
     shard_bytes: int = 256_000_000
     """size of a shard, about"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """how values are stored; float16 rounds them, and the largest relative error is reported"""
+    workers: int = 1
+    """processes that make shards side by side; the bytes are the same for any number"""
+    task: str | None = None
+    """i/N: only this share of the shards, of N from 0, to be joined by spkid merge; auto: as Slurm says; auto/N: Kubernetes"""
 
     def __post_init__(self) -> None:
         """Check the source and the flags that go with it; raises UsageError."""
         super().__post_init__()
+        _at_least(1, workers=self.workers)
         if self.source not in SOURCES:
             raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
         if self.source != "audio" and self.features != FeatureOptions():
             raise UsageError(f"--source {self.source}: the flags --features.* are for --source audio; leave them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Join the shards that `spkid shard --task` made into a dataset."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """the --out folder of the tasks"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,19 +115,20 @@ class PoolFiller:
         manifest = self._dataset.manifest
         arena = np.empty((rows, manifest.num_features), manifest.dtype)
         starts, labels = np.empty(num_windows, np.int64), np.empty(num_windows, np.int64)
+        bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
         at = row = 0
         for segment in segments:
             block = self._dataset.read_block(segment.block)
             end = at + segment.last - segment.first
             row = lay_out(
-                block.frames,
+                block.frames.view(bits),
                 block.lengths,
                 block.labels,
                 segment.first,
                 segment.last,
                 self._in_frames,
                 self._edge,
-                arena,
+                arena.view(bits),
                 row,
                 starts[at:end],
                 labels[at:end],

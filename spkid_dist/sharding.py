@@ -1,32 +1,43 @@
-"""The command `spkid shard`: a list of feature files, or of audio, in; a dataset out."""
+"""The commands `spkid shard` and `spkid merge`: a list of feature files, or of audio, in; a dataset out."""
 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
-from shards.convert import convert
+import numpy as np
+
+from shards.convert import claim_folder, convert_tasks
 from shards.corpus import Utterance, find_speakers, read_list
 from shards.layout import Manifest
-from shards.plan import Layout, make_plan
+from shards.merge import merge as merge_job
+from shards.plan import Layout, Plan, make_plan
+from shards.record import ShardRecord, record_path
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.registry import source_from_description
 from shards.speakers import speaker_by_utt2spk
-from spkid_dist.config import ShardConfig
+from shards.tasks import TaskShare, parse_share
+from spkid_dist.config import MergeConfig, ShardConfig
 from spkid_dist.console import RunLog, shard_progress
 
 DEFAULT_LIST = Path("cfg/all.train")
 
 
-def shard(config: ShardConfig) -> Manifest:
+def shard(config: ShardConfig) -> Manifest | None:
     """Shard the utterances of a list into `config.out`; the last line printed is a JSON summary.
+
+    Returns the manifest; None where this was one of several tasks, which `spkid merge` joins.
 
     Raises:
         InputError: bad input, or an output folder that can't be used; the folder is no dataset then.
         UsageError: an option out of range.
     """
     log = RunLog(shown=True)
-    layout = Layout(seed=config.seed, block_frames=config.block_frames, shard_bytes=config.shard_bytes)
+    layout = Layout(
+        dtype=config.dtype, seed=config.seed, block_frames=config.block_frames, shard_bytes=config.shard_bytes
+    )
+    share = TaskShare(0, 1) if config.task is None else parse_share(config.task)
     source = open_source(config)
     list_path, utterances = list_utterances(config)
     if not config.spk2idx.exists():
@@ -34,21 +45,63 @@ def shard(config: ShardConfig) -> Manifest:
     speakers = find_speakers(list_path, utterances, config.spk2idx, write=True)
     began = time.perf_counter()
     plan = make_plan(utterances, speakers, source, layout)
-    with log.bar(len(utterances), "utterances") as bar:
-        manifest = convert(plan, source, config.out, shard_progress(bar))
-    seconds = time.perf_counter() - began
-    log.line(
-        f"{config.out}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {config.out}"
-    )
-    summary = {
-        "utterances": manifest.num_utterances,
-        "frames": manifest.num_frames,
-        "bytes": sum(info.bytes for info in manifest.shards),
-        "seconds": round(seconds, 3),
-        "frames_per_second": round(manifest.num_frames / seconds),
-    }
-    log.line(json.dumps(summary))
+    manifest = claim_folder(plan.job, config.out)
+    if manifest is None:
+        shards = share.shards(plan.job.num_shards)
+        with log.bar(sum(len(plan.share(number)) for number in shards), "utterances") as bar:
+            convert_tasks(plan, source, config.out, shards, shard_progress(bar), workers=config.workers)
+        log.line(json.dumps(_summary(plan, config.out, shards, time.perf_counter() - began)))
+    if share.count > 1:
+        log.line(f"task {share.index} of {share.count} is done; when all are: spkid merge {config.out}")
+        return manifest
+    manifest = manifest or merge_job(config.out)
+    _say_done(log, config.out, manifest)
     return manifest
+
+
+def merge(config: MergeConfig) -> Manifest:
+    """Join what the tasks of a job left into a dataset; one that is joined already stays as it is.
+
+    Raises:
+        InputError: a task is not done, or the folder holds no job.
+    """
+    manifest = merge_job(config.folder)
+    _say_done(RunLog(shown=True), config.folder, manifest)
+    return manifest
+
+
+def _say_done(log: RunLog, out: Path, manifest: Manifest) -> None:
+    log.line(f"{out}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {out}")
+
+
+def _summary(plan: Plan, out: Path, shards: range, seconds: float) -> dict[str, Any]:
+    """What was done, for scripts; `copy_share` is the rate as a part of that of copying memory."""
+    records = [ShardRecord.load(record_path(out, number), plan.job.identity) for number in shards]
+    num_bytes = sum(record.info.bytes for record in records)
+    frames = sum(record.info.frames for record in records)
+    summary = {
+        "utterances": sum(record.info.utterances for record in records),
+        "frames": frames,
+        "bytes": num_bytes,
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(frames / seconds),
+        "copy_share": round(num_bytes / seconds / _copy_bytes_per_second(), 4),
+    }
+    if plan.job.layout.dtype == "float16":
+        summary["largest_relative_error"] = max((record.rounding_error for record in records), default=0.0)
+    return summary
+
+
+def _copy_bytes_per_second() -> float:
+    """The best of three copies of 64 MB in memory."""
+    source = np.ones(8_000_000)
+    target = np.zeros_like(source)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - began)
+    return source.nbytes / min(seconds)
 
 
 def open_source(config: ShardConfig) -> Source:

@@ -125,8 +125,8 @@ def plan_of(corpus):
 
 def test_an_unfinished_job_is_continued(corpus, tmp_path):
     plan, source = plan_of(corpus)
-    claim_folder(plan, tmp_path / "out")
-    convert_shard(plan, source, tmp_path / "out", 0, lambda _u, _f: None)
+    claim_folder(plan.job, tmp_path / "out")
+    convert_shard(plan.task(0), source, tmp_path / "out")
     with pytest.raises(InputError, match=r"manifest\.json: can't read the manifest"):
         ShardDataset(tmp_path / "out")
     done = []
@@ -144,7 +144,7 @@ def test_a_finished_job_is_not_done_again(corpus):
 
 def test_an_output_folder_of_another_job_is_refused(corpus, tmp_path):
     plan, source = plan_of(corpus)
-    (tmp_path / "job.json").write_text(json.dumps({"job": "other"}))
+    (tmp_path / "job.json").write_text(json.dumps(plan.job.to_json() | {"identity": "other"}))
     with pytest.raises(InputError, match=r"holds an unfinished job of another list.*choose another --out"):
         convert(plan, source, tmp_path)
     assert not (tmp_path / MANIFEST_NAME).exists()

@@ -1,0 +1,79 @@
+"""What a task leaves beside its shard: the shard's part of the manifest and of the tables."""
+
+import io
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.layout import ShardInfo
+from shards.moments import Moments
+
+RECORDS_NAME = "records"
+
+
+def record_path(out: Path, shard: int) -> Path:
+    """Where the record of a shard lies while the job is unfinished."""
+    return out / RECORDS_NAME / f"shard-{shard:06d}.npz"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a task leaves beside its shard; blocks and utterances count from 0 within the shard.
+
+    `rounding_error` is that of `shards.blocks.BlockBuilder`; index, which does not know it, leaves it 0.
+    """
+
+    job: str
+    info: ShardInfo
+    blocks: NDArray[Any]
+    utterances: NDArray[Any]
+    moments: Moments
+    rounding_error: float = 0.0
+
+    def to_bytes(self) -> bytes:
+        """The record as an .npz file."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            job=np.array(self.job),
+            info=np.array(json.dumps(asdict(self.info))),
+            blocks=self.blocks,
+            utterances=self.utterances,
+            count=self.moments.count,
+            mean=self.moments.mean,
+            squares=self.moments.squares,
+            rounding_error=self.rounding_error,
+        )
+        return buffer.getvalue()
+
+    @staticmethod
+    def load(path: Path, job: str) -> "ShardRecord":
+        """Read a record that `to_bytes` made for the job of identity `job`.
+
+        Raises:
+            InputError: the record is missing, damaged or of another job.
+        """
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                record = ShardRecord(
+                    job=str(arrays["job"]),
+                    info=ShardInfo(**json.loads(str(arrays["info"]))),
+                    blocks=arrays["blocks"],
+                    utterances=arrays["utterances"],
+                    moments=Moments(int(arrays["count"]), arrays["mean"], arrays["squares"]),
+                    rounding_error=float(arrays["rounding_error"]),
+                )
+        except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{path}: this record is missing or damaged ({error}); delete it and run its task again"
+            ) from None
+        if record.job != job:
+            raise InputError(f"{path}: a record of job {record.job}, expected {job}; delete it and run its task again")
+        return record

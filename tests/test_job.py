@@ -1,0 +1,307 @@
+"""The conversion job: the same bytes whoever does it, and nothing lost or misleading when somebody is killed."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shards import (
+    FmatrixSource,
+    InputError,
+    Layout,
+    ShardDataset,
+    UsageError,
+    claim_folder,
+    convert,
+    make_plan,
+    merge,
+    read_list,
+)
+from shards.convert import convert_shard
+from shards.layout import MANIFEST_NAME
+from shards.record import ShardRecord, record_path
+from shards.sources.fmatrix import write_fmatrix
+from shards.tasks import TaskShare, parse_share
+from spkid_dist.dataset import WindowDataset
+from spkid_dist.synthetic import SyntheticCorpus
+
+KILLS = int(os.environ.get("SPKID_TEST_KILLS", "4"))  # `make test-long` asks for 50
+LAYOUT = {"block_frames": 256, "shard_bytes": 40_000}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Feature files for about ten small shards."""
+    folder = tmp_path_factory.mktemp("job")
+    SyntheticCorpus(num_speakers=10, train_utterances=12, mean_frames=100, num_features=8).write(folder)
+    return folder
+
+
+def plan_of(corpus, **layout):
+    source = FmatrixSource(corpus / "mcp", "mcp")
+    speakers = sorted(json.loads((corpus / "cfg/spk2idx.json").read_text()))
+    return make_plan(read_list(corpus / "cfg/all.train"), speakers, source, Layout(**(LAYOUT | layout))), source
+
+
+def folder_bytes(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tmp_path_factory):
+    """The bytes that one process makes."""
+    plan, source = plan_of(corpus)
+    assert plan.job.num_shards >= 8
+    out = tmp_path_factory.mktemp("reference") / "out"
+    convert(plan, source, out)
+    return folder_bytes(out)
+
+
+def command(corpus, out, *arguments):
+    layout = [f"--{name}={value}" for name, value in LAYOUT.items()]
+    paths = ("--db_path", corpus / "mcp", "--list", corpus / "cfg/all.train", "--spk2idx", corpus / "cfg/spk2idx.json")
+    words = (sys.executable, "-c", "from spkid_dist.cli import main; main()", "shard", *paths, "--out", out)
+    return [*map(str, words), *layout, *map(str, arguments)]
+
+
+def test_worker_processes_make_the_same_bytes(corpus, reference, tmp_path):
+    plan, source = plan_of(corpus)
+    seen = []
+    convert(plan, source, tmp_path / "out", lambda utterances, frames: seen.append((utterances, frames)), workers=3)
+    assert folder_bytes(tmp_path / "out") == reference
+    assert np.sum(seen, axis=0).tolist() == [len(plan.utterances), ShardDataset(tmp_path / "out").manifest.num_frames]
+
+
+def test_any_executor_does_the_tasks(corpus, reference, tmp_path):
+    plan, source = plan_of(corpus)
+    with ThreadPoolExecutor(4) as executor:
+        convert(plan, source, tmp_path / "out", executor=executor, workers=4)
+    assert folder_bytes(tmp_path / "out") == reference
+
+
+def test_tasks_in_any_order_make_the_same_bytes(corpus, reference, tmp_path):
+    plan, source = plan_of(corpus)
+    claim_folder(plan.job, tmp_path / "out")
+    for shard in random.Random(1).sample(range(plan.job.num_shards), plan.job.num_shards):
+        convert_shard(plan.task(shard), source, tmp_path / "out")
+    merge(tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == reference
+
+
+def test_tasks_of_several_machines_are_merged(corpus, reference, tmp_path):
+    out = tmp_path / "out"
+    environments = ({}, {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}, {})
+    for task, environment in zip(("0/3", "auto", "2/3"), environments, strict=True):
+        with pytest.raises(InputError, match=r"(holds no conversion job|shards are not done: shard-00000\d)"):
+            merge(out)
+        arguments = command(corpus, out, "--task", task)
+        done = subprocess.run(arguments, env=os.environ | environment, check=True, capture_output=True, text=True)
+        assert "spkid merge" in done.stdout
+    merge(out)
+    assert folder_bytes(out) == reference
+    merge(out)
+    assert folder_bytes(out) == reference
+
+
+def test_records_that_are_not_of_the_job_are_refused(corpus, tmp_path):
+    plan, source = plan_of(corpus)
+    out = tmp_path / "out"
+    claim_folder(plan.job, out)
+    for shard in range(plan.job.num_shards):
+        convert_shard(plan.task(shard), source, out)
+    extra = record_path(out, plan.job.num_shards)
+    extra.write_bytes(record_path(out, 0).read_bytes())
+    with pytest.raises(InputError, match=r"a record of a shard that this job of \d+ shards lacks"):
+        merge(out)
+    extra.unlink()
+    whole = record_path(out, 1).read_bytes()
+    record_path(out, 1).write_bytes(whole[:-40])
+    with pytest.raises(InputError, match=r"shard-000001\.npz: this record is missing or damaged"):
+        merge(out)
+    other, _ = plan_of(corpus, seed=1)
+    record = ShardRecord.load(record_path(out, 0), plan.job.identity)
+    with pytest.raises(InputError, match=r"a record of job .*expected"):
+        ShardRecord.load(record_path(out, 0), other.job.identity)
+    assert record.info.name == "shard-000000.tar"
+    assert not (out / MANIFEST_NAME).exists()
+
+
+def test_a_workers_error_reaches_the_user(corpus, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    plan, source = plan_of(copy)
+    bad = Path(source.where(plan.utterances[-1]))
+    bad.write_bytes(bad.read_bytes()[:-3])
+    with pytest.raises(InputError, match=rf"{bad.name}: truncated"):
+        convert(plan, source, tmp_path / "out", workers=2)
+    assert not (tmp_path / "out" / MANIFEST_NAME).exists()
+
+
+@dataclass(frozen=True)
+class DeadlySource(FmatrixSource):
+    """A source whose process is killed at one utterance, as by the kernel when memory runs out."""
+
+    victim: str = ""
+
+    def load(self, utterance):
+        if utterance.key == self.victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(utterance)
+
+
+def test_a_killed_worker_is_noticed_and_a_rerun_completes(corpus, reference, tmp_path):
+    plan, source = plan_of(corpus)
+    deadly = DeadlySource(source.db_path, source.ext, victim=plan.utterances[len(plan.utterances) // 2].key)
+    with pytest.raises(InputError, match=r"a worker process ended abruptly \(killed.*run the same command again"):
+        convert(plan, deadly, tmp_path / "out", workers=2)
+    convert(plan, source, tmp_path / "out", workers=2)
+    assert folder_bytes(tmp_path / "out") == reference
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_killed_at_any_moment_is_completed_by_a_rerun(corpus, reference, tmp_path, workers):
+    draw = random.Random(workers)
+    arguments = command(corpus, tmp_path / "first", "--workers", workers)
+    began = time.monotonic()
+    subprocess.run(arguments, check=True, capture_output=True)
+    whole = time.monotonic() - began
+    out = tmp_path / "out"
+    for _ in range(KILLS):
+        subprocess.run(["rm", "-rf", out], check=True)
+        job = subprocess.Popen(command(corpus, out, "--workers", workers), stdout=subprocess.DEVNULL)
+        try:
+            job.wait(draw.uniform(0, whole))
+        except subprocess.TimeoutExpired:
+            job.kill()
+            job.wait()
+        rerun = subprocess.run(command(corpus, out, "--workers", workers), capture_output=True, text=True)
+        assert rerun.returncode == 0, rerun.stderr
+        assert folder_bytes(out) == reference
+
+
+def test_workers_end_when_their_job_is_killed(tmp_path):
+    code = (
+        "import time; from shards.convert import _process_pool\n"
+        "with _process_pool(2) as pool:\n"
+        "    pool.submit(print, 'up', flush=True).result(); pool.submit(time.sleep, 60).result()\n"
+    )
+    script = tmp_path / "job.py"
+    script.write_text(f"if __name__ == '__main__':\n    {code.replace(chr(10), chr(10) + '    ')}")
+    job = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert job.stdout.readline() == "up\n"
+    children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+    assert children
+    job.kill()
+    job.wait()
+    job.stdout.close()
+    deadline = time.monotonic() + 20
+    while any(is_running(child) for child in children):
+        assert time.monotonic() < deadline, "the workers outlive their job"
+        time.sleep(0.05)
+
+
+def is_running(process):
+    try:
+        return not re.search(r"^State:\s*[ZX]", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    except FileNotFoundError:
+        return False
+
+
+def test_unfinished_files_of_killed_jobs_are_removed(corpus, tmp_path):
+    import socket
+
+    plan, source = plan_of(corpus)
+    out = tmp_path / "out"
+    claim_folder(plan.job, out)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = out / f"shard-000000.tar.tmp-{socket.gethostname()}-{dead.pid}"
+    ours = out / f"shard-000001.tar.tmp-{socket.gethostname()}-{os.getpid()}"
+    for path in (left, ours):
+        path.write_bytes(b"unfinished")
+    claim_folder(plan.job, out)
+    assert not left.exists()
+    assert ours.exists()
+    convert(plan, source, out)
+    assert not ours.exists()
+
+
+SLURM_STEP = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}
+SLURM_ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_STEP": "2"}
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "share"),
+    [
+        ("0/1", {}, (0, 1)),
+        ("3/8", SLURM_STEP, (3, 8)),
+        ("auto", SLURM_STEP, (2, 8)),
+        ("auto", SLURM_STEP | SLURM_ARRAY | {"SLURM_ARRAY_TASK_COUNT": "4"}, (2, 4)),
+        ("auto/5", {"JOB_COMPLETION_INDEX": "4"}, (4, 5)),
+    ],
+)
+def test_a_share_is_given_or_found(text, environment, share):
+    assert parse_share(text, environment) == TaskShare(*share)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "message"),
+    [
+        ("5/3", {}, r"--task 5/3: task 5 of 3: expected i from 0 to 2"),
+        ("3/3", {}, r"task 3 of 3"),
+        ("0/0", {}, r"task 0 of 0"),
+        ("-1/3", {}, r"--task -1/3: expected i/N"),
+        ("2", {}, r"--task 2: expected i/N"),
+        ("auto", {}, r"found none of SLURM_ARRAY_TASK_ID"),
+        ("auto", {"JOB_COMPLETION_INDEX": "4"}, r"give --task auto/N"),
+        ("auto/3", {"JOB_COMPLETION_INDEX": "4"}, r"task 4 of 3"),
+    ],
+)
+def test_a_share_that_can_not_be_is_refused(text, environment, message):
+    with pytest.raises(UsageError, match=message):
+        parse_share(text, environment)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 20])
+def test_shares_are_disjoint_and_complete(count):
+    shards = [shard for index in range(count) for shard in TaskShare(index, count).shards(10)]
+    assert shards == list(range(10))
+
+
+def test_float16_stores_the_nearest_values_and_reports_the_largest_error(corpus, tmp_path):
+    arguments = command(corpus, tmp_path / "half", "--dtype", "float16")
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    error = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))["largest_relative_error"]
+    assert 2.0**-13 < error <= 2.0**-11
+    plan, source = plan_of(corpus)
+    convert(plan, source, tmp_path / "single")
+    half, single = ShardDataset(tmp_path / "half"), ShardDataset(tmp_path / "single")
+    frames = [np.concatenate([d.read_block(b).frames for b in range(len(d.blocks))]) for d in (half, single)]
+    np.testing.assert_array_equal(frames[0], frames[1].astype(np.float16))
+    options = {"in_frames": 5, "batch_size": 20_000, "num_streams": 1, "shuffle": False}
+    windows = [WindowDataset(folder, **options) for folder in (half.folder, single.folder)]
+    (x_half, y_half), (x, y) = (next(iter(dataset)) for dataset in windows)
+    assert (x_half == x.half().float()).all()
+    assert (y_half == y).all()
+
+
+def test_values_beyond_float16_are_refused(tmp_path):
+    write_fmatrix(tmp_path / "a.mcp", np.full((3, 8), 70_000, np.float32))
+    (tmp_path / "list").write_text("a\n")
+    source = FmatrixSource(tmp_path, "mcp")
+    utterances = read_list(tmp_path / "list", 1)
+    plan = make_plan(utterances, ["a"], source, Layout(dtype="float16"))
+    with pytest.raises(InputError, match=r"a\.mcp: the value 70000 is beyond float16's largest, 65504"):
+        convert(plan, source, tmp_path / "out")
