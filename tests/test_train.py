@@ -21,7 +21,7 @@ LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision"
 def run(*arguments, processes=1, cwd=None):
     """Run ``spkid train`` on CPUs, by `accelerate launch` where there are several processes; return what it printed."""
     launch = () if processes == 1 else (*LAUNCH, "--num_processes", processes, "--main_process_port", "0")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(max(1, 2 // processes))}
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launch, "-m", "spkid_dist.train", *arguments]
     done = subprocess.run([*map(str, command)], env=environment, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
