@@ -86,65 +86,81 @@ class WindowDataset(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's share of each remaining global batch of the epoch; a share may be empty."""
         worker = get_worker_info()
-        step_of_worker, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch, total = self.epoch, self.order.num_windows
-        with _Generations(self._filler, epoch, self.order) as pools:
+        taken = self.share.consumed_before(self.position)
+        with RankWindows(self._filler, self.share, epoch, self.position) as windows:
             for number, first in enumerate(range(self.position, total, self.batch_size)):
-                last = min(first + self.batch_size, total)
-                self.position = last
-                if number % workers == step_of_worker:
-                    yield self._batch(pools, first, last)
+                self.position = min(first + self.batch_size, total)
+                until = self.share.consumed_before(self.position)
+                size, taken = until - taken, until
+                if number % num_workers == worker_id:
+                    yield windows.take(size)
+                else:
+                    windows.skip(size)
         self.epoch, self.position = epoch + 1, 0
 
-    def _batch(self, pools: "_Generations", first: int, last: int) -> Batch:
-        """This rank's share of the global indices [first, last)."""
-        size = self.share.consumed_before(last) - self.share.consumed_before(first)
-        x = torch.empty((size, self.input_dim), dtype=pools.at(first).windows.dtype)
-        y = torch.empty(size, dtype=torch.int64)
-        at = 0
-        for generation in range(first // self.order.generation_windows, -(-last // self.order.generation_windows)):
-            part = self.share.generation_slice(generation, first, last)
-            pool = pools.generation(generation)
-            end = at + part.stop - part.start
-            torch.index_select(pool.windows, 0, pool.starts[part], out=x[at:end])
-            y[at:end] = pool.labels[part]
-            at = end
-        return x.float(), y
 
+class RankWindows:
+    """A rank's windows of an epoch in their order of use, from global index `index` on; leave it to end its thread."""
 
-class _Generations:
-    """The pools of one epoch, one after the other, the next one being filled while one is used."""
-
-    def __init__(self, filler: PoolFiller, epoch: int, order: EpochOrder) -> None:
+    def __init__(self, filler: PoolFiller, share: RankShare, epoch: int, index: int) -> None:
         self._filler = filler
         self._epoch = epoch
-        self._order = order
-        self._current: tuple[int, Pool] | None = None
+        self._num_generations = share.order.num_generations
+        self._generation = index // share.order.generation_windows
+        # of the pool in use: the windows taken of it
+        self._at = share.consumed_before(index) - share.consumed_before(
+            self._generation * share.order.generation_windows
+        )
+        self._pool: Pool | None = None
         self._next: BackgroundFill | None = None
 
-    def __enter__(self) -> "_Generations":
+    def __enter__(self) -> "RankWindows":
         return self
 
     def __exit__(self, *exc: object) -> None:
         if self._next is not None:
             self._next.close()
 
-    def at(self, index: int) -> Pool:
-        """The pool that holds a global index."""
-        return self.generation(index // self._order.generation_windows)
+    def take(self, size: int) -> Batch:
+        """The next `size` windows: x (size, C*D) float32 and y (size,) int64, of which nobody else holds the memory."""
+        parts = [
+            (pool.windows.index_select(0, pool.starts[piece]), pool.labels[piece].clone())
+            for pool, piece in self._pieces(size)
+        ]
+        if len(parts) != 1:  # windows of several pools, or none at all
+            input_dim = self._current().windows.shape[1]
+            parts.append((torch.empty(0, input_dim), torch.empty(0, dtype=torch.int64)))
+            return torch.cat([x.float() for x, _ in parts]), torch.cat([y for _, y in parts])
+        x, y = parts[0]
+        return x.float(), y
 
-    def generation(self, generation: int) -> Pool:
-        """The pool of a generation; the one before it is given up."""
-        if self._current is None or self._current[0] != generation:
-            self._current = None
-            if self._next is not None and self._next.key == (self._epoch, generation):
-                pool = self._next.result()
-            else:
-                pool = self._filler.fill(self._epoch, generation)
-            self._current, self._next = (generation, pool), None
-            if generation + 1 < self._order.num_generations:
-                self._next = BackgroundFill(self._filler, self._epoch, generation + 1)
-        return self._current[1]
+    def skip(self, size: int) -> None:
+        """Pass over the next `size` windows."""
+        for _ in self._pieces(size):
+            pass
+
+    def _pieces(self, size: int) -> Iterator[tuple[Pool, slice]]:
+        """The pools that hold the next `size` windows, and which of their windows these are."""
+        while size:
+            pool = self._current()
+            piece = slice(self._at, min(self._at + size, len(pool.starts)))
+            if piece.start < piece.stop:
+                yield pool, piece
+            size -= piece.stop - piece.start
+            self._at = piece.stop
+            if size:
+                self._generation, self._at, self._pool = self._generation + 1, 0, None
+
+    def _current(self) -> Pool:
+        """The pool in use; when it is the first call for it, the next one begins to be filled."""
+        if self._pool is None:
+            filled, self._next = self._next, None
+            self._pool = filled.result() if filled else self._filler.fill(self._epoch, self._generation)
+            if self._generation + 1 < self._num_generations:
+                self._next = BackgroundFill(self._filler, self._epoch, self._generation + 1)
+        return self._pool
 
 
 def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -109,14 +109,6 @@ class RankShare:
         rows, stream = divmod(index, self.order.num_streams)
         return rows * len(self.streams) + len(range(self.rank, stream, self.world_size))
 
-    def generation_slice(self, generation: int, first: int, last: int) -> slice:
-        """This rank's share of the global indices [first, last), as a slice of its table of that generation."""
-        base = generation * self.order.generation_windows
-        end = min(base + self.order.generation_windows, self.order.num_windows)
-        origin = self.consumed_before(base)
-        clipped = (min(max(index, base), end) for index in (first, last))
-        return slice(*(self.consumed_before(index) - origin for index in clipped))
-
 
 class WindowCounts(Protocol):
     """How many windows each shard and each block has; see `spkid_dist.windows`."""

@@ -152,7 +152,8 @@ class BackgroundFill:
     """One pool being filled by a thread of its own, which ends with it."""
 
     def __init__(self, filler: PoolFiller, epoch: int, generation: int) -> None:
-        self.key = (epoch, generation)
+        self._epoch = epoch
+        self._generation = generation
         self._filler = filler
         self._pool: Pool | None = None
         self._error: BaseException | None = None
@@ -173,6 +174,6 @@ class BackgroundFill:
 
     def _run(self) -> None:
         try:
-            self._pool = self._filler.fill(*self.key)
+            self._pool = self._filler.fill(self._epoch, self._generation)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the consumer's to raise
             self._error = error

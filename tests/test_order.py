@@ -54,20 +54,6 @@ def test_shares_of_the_ranks_are_disjoint_and_complete(order, world_size, data):
     assert sorted(s for share in shares for s in share.streams) == list(range(order.num_streams))
 
 
-@given(orders, st.integers(1, 5), st.integers(1, 50))
-def test_slices_of_a_generation_follow_one_another(order, world_size, batch_size):
-    for rank in range(world_size):
-        share = RankShare(order, rank, world_size)
-        at = dict.fromkeys(range(order.num_generations), 0)
-        for first in range(0, order.num_windows, batch_size):
-            for generation in at:
-                part = share.generation_slice(generation, first, min(first + batch_size, order.num_windows))
-                if part.start < part.stop:
-                    assert part.start == at[generation]
-                    at[generation] = part.stop
-        assert sum(at.values()) == share.consumed_before(order.num_windows)
-
-
 shard_lists = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=5), min_size=1, max_size=5)
 
 
