@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import InputError
+from shards.frames import check_finite, check_shape
 from shards.layout import block_info, key_hash
 from shards.moments import BlockMoments
 from shards.plan import Job
@@ -40,10 +41,10 @@ class BlockBuilder:
         """Load one utterance, append its frames, close the block if it is full; return the number of frames."""
         frames = source.load(utterance)
         where = source.where(utterance)
-        self._check_shape(frames, where)
+        check_shape(frames, self._job.num_features, f"{self._job.first_read} has", where)
         stored = frames if self._dtype == np.float32 else self._round(frames, where)
         if not self.sums.append(stored, self._room_for(len(frames))):
-            raise _not_finite(frames, where)
+            check_finite(frames, where)
         self._num_frames += len(frames)
         self._pending.append(utterance)
         self._lengths.append(len(frames))
@@ -79,15 +80,6 @@ class BlockBuilder:
         speakers = [utterance.speaker for utterance in self._pending]
         return block_info(keys, speakers, self._job.source["kind"], self._job.describe() if block == 0 else None)
 
-    def _check_shape(self, frames: NDArray[np.float32], where: str) -> None:
-        if len(frames) == 0:
-            raise InputError(f"{where}: 0 frames; expected at least 1: remove the utterance from the list")
-        if frames.shape[1] != self._job.num_features:
-            raise InputError(
-                f"{where}: {frames.shape[1]} features per frame, but {self._job.first_read} has "
-                f"{self._job.num_features}; all files of a dataset need the same number: compute them again alike"
-            )
-
     def _round(self, frames: NDArray[np.float32], where: str) -> NDArray[np.float32]:
         """The frames as float16 stores them."""
         with np.errstate(over="ignore", invalid="ignore"):
@@ -107,11 +99,3 @@ class BlockBuilder:
             grown[: self._num_frames] = self._buffer[: self._num_frames]
             self._buffer = grown
         return self._buffer[self._num_frames : end]
-
-
-def _not_finite(frames: NDArray[np.float32], where: str) -> InputError:
-    frame, feature = (int(i) for i in np.argwhere(~np.isfinite(frames))[0])
-    return InputError(
-        f"{where}: frame {frame}, feature {feature} is {frames[frame, feature]}; expected finite numbers: "
-        "compute the file again, or remove the utterance from the list"
-    )

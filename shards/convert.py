@@ -88,7 +88,7 @@ def convert_tasks(
         for shard in missing:
             convert_shard(plan.task(shard), source, out, progress)
     elif executor is None:
-        with _process_pool(min(workers, len(missing))) as pool:
+        with process_pool(min(workers, len(missing))) as pool:
             _run_tasks(plan, missing, convert_one, pool, workers, progress)
     else:
         _run_tasks(plan, missing, convert_one, executor, workers, progress)
@@ -138,7 +138,7 @@ def _run_tasks(
 
 
 @contextmanager
-def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that end with this one, however it ends."""
     # spawn: a forked copy of a process that has threads (the progress bar's) may hang
     context = multiprocessing.get_context("spawn")

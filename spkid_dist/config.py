@@ -90,6 +90,8 @@ class ShardConfig(SpeakerFlags):
     """how values are stored; float16 rounds them, and the largest relative error is reported"""
     workers: int = 1
     """processes that make shards side by side; the bytes are the same for any number"""
+    skip_bad: bool = False
+    """leave out utterances that are missing or damaged, and list them; all are read once more for that"""
     task: str | None = None
     """i/N: only this share of the shards, of N from 0, to be joined by spkid merge; auto: as Slurm says; auto/N: Kubernetes"""
 
@@ -97,6 +99,11 @@ class ShardConfig(SpeakerFlags):
         """Check the source and the flags that go with it; raises UsageError."""
         super().__post_init__()
         _at_least(1, workers=self.workers)
+        if self.skip_bad and self.task is not None:
+            raise UsageError(
+                "--skip_bad reads the whole corpus first, so it does not go with --task; find the bad utterances with "
+                "--skip_bad on one machine, and remove them from the list"
+            )
         if self.source not in SOURCES:
             raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
         if self.source != "audio" and self.features != FeatureOptions():

@@ -9,6 +9,7 @@ A dataset that fits into one generation of a single rank is laid out once and st
 
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from spkid_dist.order import (
     permutation,
 )
 from spkid_dist.windows import EDGE_CODES, DatasetWindows, EdgeRule
+
+BLOCKS_KEPT = 2  # a stream
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class PoolFiller:
         self._edge = EDGE_CODES[edge]
         self._seed = seed
         self._shuffle = shuffle
+        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files.
+        self._read_block = lru_cache(maxsize=BLOCKS_KEPT * len(share.streams))(dataset.read_block)
         self._line: tuple[int, EpochLine] | None = None
         self._resident: tuple[LineWindows, NDArray[np.int64]] | None = None
         self._fits = share.world_size == 1 and share.order.num_generations <= 1
@@ -118,7 +123,7 @@ class PoolFiller:
         bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
         at = row = 0
         for segment in segments:
-            block = self._dataset.read_block(segment.block)
+            block = self._read_block(segment.block)
             end = at + segment.last - segment.first
             row = lay_out(
                 block.frames.view(bits),

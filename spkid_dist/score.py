@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance, read_list, read_speakers
 from shards.errors import InputError
 from shards.files import make_folder, write_atomic
+from shards.frames import check_finite, check_shape
 from shards.sources import Source
 from shards.sources.fmatrix import FmatrixSource
 from shards.sources.kaldi import UTT2SPK_NAME
@@ -130,7 +131,8 @@ def _score_all(
     num_frames = 0
     for utterance in utterances:
         frames = source.load(utterance)
-        _check_frames(frames, options["input_dim"], source.where(utterance))
+        check_shape(frames, options["input_dim"], "the model was trained on", source.where(utterance))
+        check_finite(frames, source.where(utterance))
         batch.append((utterance, frames))
         num_frames += len(frames)
         if num_frames >= batch_size:
@@ -138,18 +140,6 @@ def _score_all(
             batch, num_frames = [], 0
     if batch:
         yield _score_batch(model, batch, options["in_frames"], edge, classes)
-
-
-def _check_frames(frames: NDArray[np.float32], num_features: int, where: str) -> None:
-    if len(frames) == 0:
-        raise InputError(f"{where}: 0 frames; expected at least 1: remove the utterance from the list")
-    if frames.shape[1] != num_features:
-        raise InputError(
-            f"{where}: {frames.shape[1]} features per frame, but the model was trained on {num_features}; "
-            "compute the features as for the training"
-        )
-    if not np.isfinite(frames).all():
-        raise InputError(f"{where}: holds NaN or infinity; compute the file again")
 
 
 @torch.no_grad()

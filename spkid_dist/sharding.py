@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.convert import claim_folder, convert_tasks
+from shards.check import find_bad
+from shards.convert import claim_folder, convert_tasks, process_pool
 from shards.corpus import Utterance, find_speakers, read_list
 from shards.layout import Manifest
 from shards.merge import merge as merge_job
@@ -44,19 +45,38 @@ def shard(config: ShardConfig) -> Manifest | None:
         log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
     speakers = find_speakers(list_path, utterances, config.spk2idx, write=True)
     began = time.perf_counter()
+    num_listed = len(utterances)
+    if config.skip_bad:
+        utterances = _without_bad(utterances, source, config.workers, log)
     plan = make_plan(utterances, speakers, source, layout)
     manifest = claim_folder(plan.job, config.out)
     if manifest is None:
         shards = share.shards(plan.job.num_shards)
         with log.bar(sum(len(plan.share(number)) for number in shards), "utterances") as bar:
             convert_tasks(plan, source, config.out, shards, shard_progress(bar), workers=config.workers)
-        log.line(json.dumps(_summary(plan, config.out, shards, time.perf_counter() - began)))
+        seconds = time.perf_counter() - began
+        skipped = {"skipped": num_listed - len(utterances)}
+        log.line(json.dumps(skipped | _summary(plan, config.out, shards, seconds)))
     if share.count > 1:
         log.line(f"task {share.index} of {share.count} is done; when all are: spkid merge {config.out}")
         return manifest
     manifest = manifest or merge_job(config.out)
     _say_done(log, config.out, manifest)
     return manifest
+
+
+def _without_bad(utterances: list[Utterance], source: Source, workers: int, log: RunLog) -> list[Utterance]:
+    """The good utterances; the others are listed in the log."""
+    with log.bar(len(utterances), "utterances checked") as bar:
+        if workers > 1:
+            with process_pool(workers) as pool:
+                bad = find_bad(utterances, source, pool, shard_progress(bar))
+        else:
+            bad = find_bad(utterances, source, None, shard_progress(bar))
+    for item in bad:
+        log.line(f"skipped {item.utterance.key}: {item.reason}")
+    left_out = {item.utterance.key for item in bad}
+    return [utterance for utterance in utterances if utterance.key not in left_out]
 
 
 def merge(config: MergeConfig) -> Manifest:

@@ -193,8 +193,8 @@ def test_a_job_killed_at_any_moment_is_completed_by_a_rerun(corpus, reference, t
 
 def test_workers_end_when_their_job_is_killed(tmp_path):
     code = (
-        "import time; from shards.convert import _process_pool\n"
-        "with _process_pool(2) as pool:\n"
+        "import time; from shards.convert import process_pool\n"
+        "with process_pool(2) as pool:\n"
         "    pool.submit(print, 'up', flush=True).result(); pool.submit(time.sleep, 60).result()\n"
     )
     script = tmp_path / "job.py"
@@ -305,3 +305,49 @@ def test_values_beyond_float16_are_refused(tmp_path):
     plan = make_plan(utterances, ["a"], source, Layout(dtype="float16"))
     with pytest.raises(InputError, match=r"a\.mcp: the value 70000 is beyond float16's largest, 65504"):
         convert(plan, source, tmp_path / "out")
+
+
+def break_some(corpus, tmp_path):
+    """A copy of the corpus with a truncated, a NaN, an empty, a wider and a missing file; their keys."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    keys = (copy / "cfg/all.train").read_text().split()[::20][:5]
+    paths = [copy / f"mcp/{key}.mcp" for key in keys]
+    paths[0].write_bytes(paths[0].read_bytes()[:-1])
+    write_fmatrix(paths[1], np.full((3, 8), np.nan, np.float32))
+    write_fmatrix(paths[2], np.zeros((0, 8), np.float32))
+    write_fmatrix(paths[3], np.zeros((3, 9), np.float32))
+    paths[4].unlink()
+    return copy, keys
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_utterances_are_left_out_listed_and_counted_when_asked(corpus, tmp_path, workers):
+    copy, bad = break_some(corpus, tmp_path)
+    arguments = command(copy, tmp_path / "out", "--skip_bad", "--workers", workers)
+    printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
+    reasons = ("truncated", "is nan", "0 frames", "9 features per frame, but most have 8", "No such file")
+    for key, reason in zip(bad, reasons, strict=True):
+        assert re.search(rf"skipped {key}: .*{reason}", printed), printed
+    assert json.loads(next(line for line in printed.splitlines() if line.startswith("{")))["skipped"] == 5
+    assert ShardDataset(tmp_path / "out").manifest.num_utterances == 115
+    good = [key for key in (copy / "cfg/all.train").read_text().split() if key not in bad]
+    (copy / "cfg/all.train").write_text("".join(f"{key}\n" for key in good))
+    subprocess.run(command(copy, tmp_path / "without"), check=True, capture_output=True)
+    assert folder_bytes(tmp_path / "out") == folder_bytes(tmp_path / "without")
+
+
+def test_the_default_is_to_stop_at_a_bad_utterance(corpus, tmp_path):
+    copy, _ = break_some(corpus, tmp_path)
+    done = subprocess.run(command(copy, tmp_path / "out"), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / MANIFEST_NAME).exists()
+
+
+def test_skipping_is_one_machines_work(corpus, tmp_path):
+    done = subprocess.run(command(corpus, tmp_path, "--skip_bad", "--task", "0/2"), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--skip_bad reads the whole corpus first" in done.stderr
