@@ -58,7 +58,7 @@ def run(folder: Path, utterances_of_speaker: int, mean_frames: int, repeats: int
         list_path, map_path = folder / "cfg/all.train", folder / "cfg/spk2idx.json"
         utterances = read_list(list_path)
         source = FmatrixSource(folder / "mcp", "mcp")
-        plan = make_plan(utterances, find_speakers(list_path, utterances, map_path, write=False), source, Layout())
+        plan = make_plan(utterances, find_speakers(list_path, utterances, map_path), source, Layout())
         convert(plan, source, out, workers=workers)
 
     def with_webdataset() -> None:

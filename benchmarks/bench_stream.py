@@ -96,7 +96,7 @@ def shard_corpus(folder: Path) -> None:
     list_path, map_path = folder / "cfg/all.train", folder / "cfg/spk2idx.json"
     utterances = read_list(list_path)
     source = FmatrixSource(folder / "mcp", "mcp")
-    speakers = find_speakers(list_path, utterances, map_path, write=False)
+    speakers = find_speakers(list_path, utterances, map_path)
     convert(make_plan(utterances, speakers, source, Layout()), source, folder / "shards")
 
 

@@ -1,10 +1,11 @@
 """Sharding: feature files in, WebDataset tars with a manifest out, and the way back. Imports no torch."""
 
-from shards.convert import claim_folder, convert, convert_tasks
+from shards.conversion import claim_folder, convert, convert_tasks
 from shards.corpus import Utterance, check_speakers, find_speakers, read_list, read_speakers
 from shards.dataset import ShardDataset
 from shards.errors import InputError, SpkidError, UsageError
-from shards.merge import merge
+from shards.folder import open_folder
+from shards.merging import merge
 from shards.plan import Layout, Plan, make_plan
 from shards.sources import Source
 from shards.sources.audio import AudioSource
@@ -37,6 +38,7 @@ __all__ = [
     "find_speakers",
     "make_plan",
     "merge",
+    "open_folder",
     "read_kaldi_folder",
     "read_list",
     "read_speakers",

@@ -113,27 +113,35 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def find_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Path, *, write: bool) -> list[str]:
-    """The speakers in class order, from the map, which has all of the list's; a missing map is made of the list.
+def find_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Path) -> list[str]:
+    """The speakers in class order, from the map, which has all of the list's; or of the list, where there is no map.
 
     Args:
         list_path: where the utterances were listed, for messages.
         utterances: the list.
         map_path: the speaker map; where it does not exist, the list's speakers are numbered in the order of their names.
-        write: whether to write the map that was made.
 
     Raises:
-        InputError: the map is damaged, lacks a speaker of the list, or can't be written.
+        InputError: the map is damaged, or lacks a speaker of the list.
+    """
+    if not map_path.exists():
+        return sorted({utterance.speaker for utterance in utterances})
+    speakers = read_speakers(map_path)
+    check_speakers(list_path, utterances, map_path, speakers)
+    return speakers
+
+
+def write_speakers(map_path: Path, speakers: Sequence[str]) -> bool:
+    """Write the map of `speakers`, in class order, where there is none yet; whether it was written.
+
+    Raises:
+        InputError: it can't be written.
     """
     if map_path.exists():
-        speakers = read_speakers(map_path)
-        check_speakers(list_path, utterances, map_path, speakers)
-        return speakers
-    speakers = sorted({utterance.speaker for utterance in utterances})
-    if write:
-        make_folder(map_path.parent)
-        write_json(map_path, {name: index for index, name in enumerate(speakers)})
-    return speakers
+        return False
+    make_folder(map_path.parent)
+    write_json(map_path, {name: index for index, name in enumerate(speakers)})
+    return True
 
 
 def check_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Path, speakers: Sequence[str]) -> None:

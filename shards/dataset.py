@@ -24,6 +24,7 @@ from shards.layout import (
 )
 from shards.members import TAR_RECORD, table_header
 
+CHECKED_TABLE_BYTES = 256_000_000  # larger tables are left to `spkid verify`: opening must not cost seconds
 OPEN_SHARDS = 128  # maps kept open at once: far below the usual limit of 1,024 files
 
 
@@ -99,7 +100,10 @@ class ShardDataset:
         path = self.folder / name
         info = self.manifest.tables[name]
         try:
-            return map_table(path, dtype, rows, info.bytes)
+            table = map_table(path, dtype, rows, info.bytes)
+            if info.bytes <= CHECKED_TABLE_BYTES and xxhash.xxh3_128_hexdigest(path.read_bytes()) != info.digest:
+                raise ValueError("its digest is not that of the manifest")
+            return table
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path}: damaged or missing: {error}; build it again: spkid index {self.folder}"

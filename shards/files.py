@@ -6,6 +6,7 @@ Everything that others may read is written under a temporary name in the same fo
 import contextlib
 import json
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,12 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         InputError: the file can't be written (no room, no permission); nothing is left at `path`.
     """
-    # The host's name and the process keep apart two writers of one shared folder.
-    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{socket.gethostname()}-{os.getpid()}")
+    # Host, process and a random part keep apart the writers of one shared folder.
+    unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{unique}")
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
         with temporary.open("wb", buffering=0) as file:
             yield file
             os.fsync(file.fileno())
@@ -86,7 +90,7 @@ def read_text(path: Path, what: str, remedy: str) -> str:
         InputError: it is missing, unreadable or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: {what} must be UTF-8 text: {error.reason} at byte {error.start}; {remedy}") from None
     except OSError as error:

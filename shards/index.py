@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import InputError
+from shards.folder import LocalFolder
 from shards.layout import (
     BLOCK_DTYPE,
     DATASET_FIELDS,
@@ -37,7 +38,7 @@ from shards.layout import (
     shard_name,
 )
 from shards.members import TAR_RECORD, parse_npy
-from shards.merge import assemble, publish
+from shards.merging import assemble, publish
 from shards.moments import BlockMoments
 from shards.parallel import in_order
 from shards.plan import job_identity, listing
@@ -78,7 +79,7 @@ def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None]
     _check_job(folder, shards)
     manifest, tables = assemble([shard.record for shard in shards], shards[0].dataset, shards[0].num_features)
     _check_old_manifest(folder, manifest)
-    publish(manifest, tables, folder)
+    publish(manifest, tables, LocalFolder(folder))
     return manifest
 
 

@@ -26,7 +26,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.files import read_text, write_atomic
+from shards.files import read_text
 from shards.members import NPY_HEADER, TAR_RECORD, padded
 
 FORMAT = "spkid-shards"
@@ -123,10 +123,6 @@ class Manifest:
         value = self._head() | {"fingerprint": self.fingerprint} | asdict(self)
         return (json.dumps(value, indent=1) + "\n").encode()
 
-    def save(self, folder: Path) -> None:
-        """Publish the manifest in `folder`: what makes it a dataset."""
-        write_atomic(folder / MANIFEST_NAME, self.to_bytes())
-
     @staticmethod
     def load(folder: Path) -> "Manifest":
         """Read and check the manifest of the dataset in `folder`.
@@ -136,16 +132,21 @@ class Manifest:
         """
         path = folder / MANIFEST_NAME
         text = read_text(path, "the manifest", "give a folder that `spkid shard` has finished")
+        return Manifest.parse(text, str(path))
+
+    @staticmethod
+    def parse(text: str | bytes, where: str) -> "Manifest":
+        """The manifest in the text of its file, found at `where`. Raises InputError as `load`."""
         try:
             value = json.loads(text)
         except json.JSONDecodeError as error:
-            raise _damaged(path, f"it is not JSON: {error.msg} at line {error.lineno}") from None
+            raise _damaged(where, f"it is not JSON: {error.msg} at line {error.lineno}") from None
         except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
-            raise _damaged(path, f"it is no JSON of ours: {error}") from None
-        return parse_manifest(value, path)
+            raise _damaged(where, f"it is no JSON of ours: {error}") from None
+        return parse_manifest(value, where)
 
 
-def parse_manifest(value: Any, path: Path) -> Manifest:
+def parse_manifest(value: Any, path: str) -> Manifest:
     """The manifest in the parsed JSON `value`; `path` is for messages. Raises InputError as `Manifest.load`."""
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f'{path}: not a manifest of this project; expected "format": "{FORMAT}"')
@@ -170,7 +171,7 @@ def parse_manifest(value: Any, path: Path) -> Manifest:
     return manifest
 
 
-def _check_manifest(manifest: Manifest, path: Path) -> None:
+def _check_manifest(manifest: Manifest, path: str) -> None:
     """What a fingerprint can't tell: a manifest that was made wrong."""
     if manifest.dtype not in DTYPES:
         raise _damaged(path, f"dtype {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
@@ -189,9 +190,9 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
             raise _damaged(path, f"its shards have {parts} {what} together, but the total says {total}")
 
 
-def _damaged(path: Path, what: str) -> InputError:
+def _damaged(path: str, what: str) -> InputError:
     return InputError(
-        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {path.parent}"
+        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {Path(path).parent}"
     )
 
 

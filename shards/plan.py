@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import UsageError
@@ -45,15 +46,21 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all tasks of a conversion have in common; `identity` names the list and all options that change bytes."""
+    """What all tasks of a conversion have in common.
+
+    `identity` names the list and all options that change bytes, `sample` (xxh3_128) the frames that were loaded for the
+    plan: it tells a job that is continued with other feature files.
+    """
 
     identity: str
     speakers: list[str]
     layout: Layout
     source: dict[str, Any]
     num_features: int
-    first_read: str
+    num_utterances: int
     num_shards: int
+    first_read: str
+    sample: str
 
     def describe(self) -> dict[str, Any]:
         """What each shard keeps of the whole, so that the manifest can be rebuilt from the tars alone."""
@@ -116,10 +123,19 @@ def make_plan(utterances: Sequence[Utterance], speakers: list[str], source: Sour
         layout=layout,
         source=source.describe(),
         num_features=num_features,
-        first_read=source.where(sample[0]),
+        num_utterances=len(ordered),
         num_shards=min(num_shards, len(ordered)),
+        first_read=source.where(sample[0]),
+        sample=_digest(loaded),
     )
     return Plan(job, ordered)
+
+
+def _digest(arrays: Iterable[NDArray[np.float32]]) -> str:
+    digest = xxhash.xxh3_128()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def job_identity(options: Mapping[str, Any], listings: Iterable[bytes]) -> str:

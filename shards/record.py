@@ -4,7 +4,6 @@ import io
 import json
 import zlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -12,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
+from shards.folder import Folder
 from shards.layout import ShardInfo
 from shards.moments import Moments
 
-RECORDS_NAME = "records"
+RECORDS_NAME = "records/"
 
 
-def record_path(out: Path, shard: int) -> Path:
-    """Where the record of a shard lies while the job is unfinished."""
-    return out / RECORDS_NAME / f"shard-{shard:06d}.npz"
+def record_name(shard: int) -> str:
+    """Where the record of a shard lies in the dataset's folder while the job is unfinished."""
+    return f"{RECORDS_NAME}shard-{shard:06d}.npz"
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,15 @@ class ShardRecord:
         return buffer.getvalue()
 
     @staticmethod
-    def load(path: Path, job: str) -> "ShardRecord":
-        """Read a record that `to_bytes` made for the job of identity `job`.
+    def load(folder: Folder, shard: int, job: str) -> "ShardRecord":
+        """Read the record of a shard that `to_bytes` made for the job of identity `job`.
 
         Raises:
             InputError: the record is missing, damaged or of another job.
         """
+        path = folder.where(record_name(shard))
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(folder.read(record_name(shard))), allow_pickle=False) as arrays:
                 record = ShardRecord(
                     job=str(arrays["job"]),
                     info=ShardInfo(**json.loads(str(arrays["info"]))),

@@ -47,7 +47,7 @@ def _scheduled(environment: Mapping[str, str], count: str | None) -> tuple[int, 
         step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
         return (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step, int(environment["SLURM_ARRAY_TASK_COUNT"])
     if "SLURM_PROCID" in environment:
-        return int(environment["SLURM_PROCID"]), int(environment["SLURM_NTASKS"])
+        return int(environment["SLURM_PROCID"]), int(environment.get("SLURM_NTASKS", "1"))
     if "JOB_COMPLETION_INDEX" in environment:
         if count is None:
             raise UsageError("--task auto: a Kubernetes job does not tell its pods their number; give --task auto/N")

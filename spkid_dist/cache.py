@@ -14,7 +14,7 @@ from pathlib import Path
 
 import xxhash
 
-from shards.convert import Progress, convert
+from shards.conversion import Progress, convert
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.layout import MANIFEST_NAME

@@ -4,6 +4,7 @@ Each command is a dataclass of `spkid_dist.config` and a function that is import
 Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from shards.errors import EXIT_DONE, SpkidError
+from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError
 from spkid_dist import config as configs
 
 EXIT_INTERRUPTED = 130
@@ -69,6 +70,11 @@ def _run(command: str, config: Any) -> None:
         getattr(import_module(module), function)(config)
     except SpkidError as error:
         _fail(error)
+    except BrokenPipeError:  # whoever read our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        _fail(InputError(str(error)))
     except KeyboardInterrupt:
         print("spkid: interrupted", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -78,8 +78,8 @@ class ShardConfig(SpeakerFlags):
     """extension of the files; not given: the usual one of the source, such as mcp, npy or wav"""
     features: FeatureOptions = field(default_factory=FeatureOptions)
     """how audio becomes features"""
-    out: Path
-    """new or empty folder for the dataset; an unfinished one of the same options is continued"""
+    out: str
+    """new or empty folder, or URL that fsspec writes to (s3://bucket/name); an unfinished job of the same options goes on"""
     seed: int = 0
     """of the order of storage"""
     block_frames: int = 8192
@@ -114,8 +114,8 @@ class ShardConfig(SpeakerFlags):
 class MergeConfig:
     """Join the shards that `spkid shard --task` made into a dataset."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    """the --out folder of the tasks"""
+    folder: Annotated[str, tyro.conf.Positional]
+    """the --out folder or URL of the tasks"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +225,8 @@ class TrainConfig:
         _at_least(1, batch_size=self.batch_size, hsize=self.hsize, patience=self.patience, epoch=self.epoch)
         _at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, pool_windows=self.pool_windows)
         _at_least(0, momentum=self.momentum, seed=self.seed)
+        if self.seed >= 2**63:
+            raise UsageError(f"--seed {self.seed}: expected less than 2^63")
         if not self.lr > 0:
             raise UsageError(f"--lr {self.lr}: expected more than 0")
         if (self.tr_shards is None) != (self.va_shards is None):

@@ -8,7 +8,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from shards.convert import Progress as ShardProgress
+from shards.conversion import Progress as ShardProgress
 from shards.errors import InputError
 
 

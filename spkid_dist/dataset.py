@@ -5,6 +5,7 @@ y (B,) int64. An iteration is (the rest of) one epoch; the next one is the next 
 ranks share the windows out among themselves, and nothing needs to be wrapped.
 """
 
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,12 +80,17 @@ class WindowDataset(IterableDataset[Batch]):
         )
         self.input_dim = in_frames * self.data.manifest.num_features
 
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch; before each one in a DataLoader with workers, which iterate over copies."""
+        self.epoch, self.position = epoch, 0
+
     def __len__(self) -> int:
         """Steps of an epoch: the same on every rank."""
         return self.order.num_steps(self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's share of each remaining global batch of the epoch; a share may be empty."""
+        _refuse_accelerates_loader()
         worker = get_worker_info()
         worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch, total = self.epoch, self.order.num_windows
@@ -99,6 +105,18 @@ class WindowDataset(IterableDataset[Batch]):
                 else:
                     windows.skip(size)
         self.epoch, self.position = epoch + 1, 0
+
+
+def _refuse_accelerates_loader() -> None:
+    """Raise UsageError where accelerate iterates: it would share out what is a rank's share already."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+            raise UsageError(
+                "the dataset went through accelerator.prepare, which would cut each rank's share once more and lose "
+                "windows; iterate over the dataset itself: it yields this rank's share of each batch"
+            )
+        frame = frame.f_back
 
 
 class RankWindows:
@@ -156,6 +174,7 @@ class RankWindows:
     def _current(self) -> Pool:
         """The pool in use; when it is the first call for it, the next one begins to be filled."""
         if self._pool is None:
+            assert self._generation < self._num_generations, "a pool held fewer windows than the order says"
             filled, self._next = self._next, None
             self._pool = filled.result() if filled else self._filler.fill(self._epoch, self._generation)
             if self._generation + 1 < self._num_generations:

@@ -38,7 +38,7 @@ def demo(config: DemoConfig) -> None:
                 db_path=out / "mcp",
                 list_file=out / "cfg" / list_name,
                 spk2idx=out / "cfg/spk2idx.json",
-                out=out / "shards" / name,
+                out=str(out / "shards" / name),
             )
         )
     info(InfoConfig(folder=out / "shards/train"))
@@ -62,7 +62,7 @@ def demo(config: DemoConfig) -> None:
 
 
 def _start_anew(out: Path) -> None:
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / MARKER).exists():
             raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
         shutil.rmtree(out)

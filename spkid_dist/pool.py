@@ -9,7 +9,6 @@ A dataset that fits into one generation of a single rank is laid out once and st
 
 import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from shards.dataset import ShardDataset
+from shards.layout import BlockArrays
 from spkid_dist.kernels import interleave, lay_out
 from spkid_dist.order import (
     POOL_DOMAIN,
@@ -75,10 +75,14 @@ class PoolFiller:
         self._seed = seed
         self._shuffle = shuffle
         # A stream's consecutive pools share the block at their border; what is kept are views of mapped files.
-        self._read_block = lru_cache(maxsize=BLOCKS_KEPT * len(share.streams))(dataset.read_block)
+        self._kept: dict[int, BlockArrays] = {}
         self._line: tuple[int, EpochLine] | None = None
         self._resident: tuple[LineWindows, NDArray[np.int64]] | None = None
         self._fits = share.world_size == 1 and share.order.num_generations <= 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without what it holds in memory, which is filled again where it arrives."""
+        return self.__dict__ | {"_kept": {}, "_line": None, "_resident": None}
 
     def fill(self, epoch: int, generation: int) -> Pool:
         """The pool of a generation.
@@ -140,6 +144,13 @@ class PoolFiller:
             )
             at = end
         return LineWindows(arena[:row], starts, labels)
+
+    def _read_block(self, block: int) -> BlockArrays:
+        arrays = self._kept.pop(block, None) or self._dataset.read_block(block)
+        self._kept[block] = arrays  # the last used is the last in the dictionary
+        if len(self._kept) > BLOCKS_KEPT * len(self._share.streams):
+            self._kept.pop(next(iter(self._kept)))
+        return arrays
 
     def _take_resident(self, segments: list[Segment]) -> LineWindows:
         """The segments' windows out of the whole dataset, which the first call lays out."""

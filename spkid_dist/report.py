@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.files import write_atomic, write_json
+from shards.errors import InputError
+from shards.files import read_text, write_atomic, write_json
 from spkid_dist.config import TrainConfig
+from spkid_dist.windows import EDGE_CODES
 
 OPTIONS_NAME = "train.opts"
 STATISTICS_NAME = "train_stats.json"
@@ -62,9 +64,6 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, not JSON, or lacks what describes the network.
     """
-    from shards.errors import InputError
-    from shards.files import read_text
-
     text = read_text(path, "the training options", "give the train.opts beside the weights (--train_cfg)")
     try:
         options = json.loads(text)
@@ -75,4 +74,9 @@ def read_options(path: Path) -> dict[str, Any]:
         value = options.get(name) if isinstance(options, dict) else None
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{path}: {name} is {value!r}, expected a whole number; give the train.opts of a training")
+    component, edge = options.get("speaker_component"), options.get("edge", "valid")
+    if not (component is None or (isinstance(component, int) and component >= 1)):
+        raise InputError(f"{path}: speaker_component is {component!r}, expected a whole number from 1")
+    if edge not in EDGE_CODES:
+        raise InputError(f"{path}: edge is {edge!r}, expected one of {', '.join(EDGE_CODES)}")
     return dict(options)

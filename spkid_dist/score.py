@@ -136,10 +136,10 @@ def _score_all(
         batch.append((utterance, frames))
         num_frames += len(frames)
         if num_frames >= batch_size:
-            yield _score_batch(model, batch, options["in_frames"], edge, classes)
+            yield _score_batch(model, batch, options["in_frames"], edge, classes, batch_size)
             batch, num_frames = [], 0
     if batch:
-        yield _score_batch(model, batch, options["in_frames"], edge, classes)
+        yield _score_batch(model, batch, options["in_frames"], edge, classes, batch_size)
 
 
 @torch.no_grad()
@@ -149,6 +149,7 @@ def _score_batch(
     in_frames: int,
     edge: int,
     classes: dict[str, int],
+    batch_size: int,
 ) -> Scores:
     """Score utterances together; one without a window of its own gets its edge frames repeated."""
     num_frames = sum(len(frames) for _, frames in batch)
@@ -163,11 +164,14 @@ def _score_batch(
         row = lay_out(frames, lengths, label, 0, windows, in_frames, rule, arena, row, starts[at:end], owner[at:end])
         at = end
     rows = torch.from_numpy(arena).as_strided((len(arena) - in_frames + 1, in_frames * num_features), (num_features, 1))
-    log_probs = model(rows.index_select(0, torch.from_numpy(starts[:at])))
-    owners = torch.from_numpy(owner[:at])
-    sums = torch.zeros(len(batch), log_probs.shape[1], dtype=torch.float64).index_add_(0, owners, log_probs.double())
     true = np.array([classes.get(utterance.speaker, UNKNOWN) for utterance, _ in batch], np.int64)
-    wrong = (log_probs.argmax(dim=1).numpy() != true[owner[:at]]).astype(np.int64)
+    sums = torch.zeros(len(batch), len(classes), dtype=torch.float64)
+    wrong = np.empty(at, np.int64)
+    for first in range(0, at, batch_size):  # an utterance may be longer than a batch
+        piece = slice(first, min(first + batch_size, at))
+        log_probs = model(rows.index_select(0, torch.from_numpy(starts[piece])))
+        sums.index_add_(0, torch.from_numpy(owner[piece]), log_probs.double())
+        wrong[piece] = log_probs.argmax(dim=1).numpy() != true[owner[piece]]
     return Scores(
         keys=[utterance.key for utterance, _ in batch],
         speakers=list(classes),

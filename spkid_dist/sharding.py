@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from shards.check import find_bad
-from shards.convert import claim_folder, convert_tasks, process_pool
-from shards.corpus import Utterance, find_speakers, read_list
+from shards.conversion import ConvertedShard, claim_folder, convert_tasks, process_pool
+from shards.corpus import Utterance, find_speakers, read_list, write_speakers
+from shards.folder import open_folder
 from shards.layout import Manifest
-from shards.merge import merge as merge_job
-from shards.plan import Layout, Plan, make_plan
-from shards.record import ShardRecord, record_path
+from shards.merging import merge as merge_job
+from shards.plan import Layout, make_plan
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.registry import source_from_description
@@ -41,26 +41,29 @@ def shard(config: ShardConfig) -> Manifest | None:
     share = TaskShare(0, 1) if config.task is None else parse_share(config.task)
     source = open_source(config)
     list_path, utterances = list_utterances(config)
-    if not config.spk2idx.exists():
-        log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
-    speakers = find_speakers(list_path, utterances, config.spk2idx, write=True)
+    speakers = find_speakers(list_path, utterances, config.spk2idx)
     began = time.perf_counter()
     num_listed = len(utterances)
     if config.skip_bad:
         utterances = _without_bad(utterances, source, config.workers, log)
     plan = make_plan(utterances, speakers, source, layout)
-    manifest = claim_folder(plan.job, config.out)
-    if manifest is None:
+    if write_speakers(config.spk2idx, speakers):
+        log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
+    out = open_folder(config.out)
+    manifest = claim_folder(plan.job, out)
+    if manifest is not None:
+        log.line(f"{config.out}: finished already; nothing was read or written")
+    else:
         shards = share.shards(plan.job.num_shards)
         with log.bar(sum(len(plan.share(number)) for number in shards), "utterances") as bar:
-            convert_tasks(plan, source, config.out, shards, shard_progress(bar), workers=config.workers)
+            done = convert_tasks(plan, source, out, shards, shard_progress(bar), workers=config.workers)
         seconds = time.perf_counter() - began
         skipped = {"skipped": num_listed - len(utterances)}
-        log.line(json.dumps(skipped | _summary(plan, config.out, shards, seconds)))
+        log.line(json.dumps(skipped | _summary(done, layout, seconds)))
     if share.count > 1:
         log.line(f"task {share.index} of {share.count} is done; when all are: spkid merge {config.out}")
         return manifest
-    manifest = manifest or merge_job(config.out)
+    manifest = manifest or merge_job(out)
     _say_done(log, config.out, manifest)
     return manifest
 
@@ -85,30 +88,29 @@ def merge(config: MergeConfig) -> Manifest:
     Raises:
         InputError: a task is not done, or the folder holds no job.
     """
-    manifest = merge_job(config.folder)
+    manifest = merge_job(open_folder(config.folder))
     _say_done(RunLog(shown=True), config.folder, manifest)
     return manifest
 
 
-def _say_done(log: RunLog, out: Path, manifest: Manifest) -> None:
+def _say_done(log: RunLog, out: str, manifest: Manifest) -> None:
     log.line(f"{out}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {out}")
 
 
-def _summary(plan: Plan, out: Path, shards: range, seconds: float) -> dict[str, Any]:
-    """What was done, for scripts; `copy_share` is the rate as a part of that of copying memory."""
-    records = [ShardRecord.load(record_path(out, number), plan.job.identity) for number in shards]
-    num_bytes = sum(record.info.bytes for record in records)
-    frames = sum(record.info.frames for record in records)
+def _summary(done: list[ConvertedShard], layout: Layout, seconds: float) -> dict[str, Any]:
+    """What this run did, for scripts; `copy_share` is the rate as a part of that of copying memory."""
+    num_bytes = sum(shard.info.bytes for shard in done)
+    frames = sum(shard.info.frames for shard in done)
     summary = {
-        "utterances": sum(record.info.utterances for record in records),
+        "utterances": sum(shard.info.utterances for shard in done),
         "frames": frames,
         "bytes": num_bytes,
         "seconds": round(seconds, 3),
         "frames_per_second": round(frames / seconds),
         "copy_share": round(num_bytes / seconds / _copy_bytes_per_second(), 4),
     }
-    if plan.job.layout.dtype == "float16":
-        summary["largest_relative_error"] = max((record.rounding_error for record in records), default=0.0)
+    if layout.dtype == "float16":
+        summary["largest_relative_error"] = max((shard.rounding_error for shard in done), default=0.0)
     return summary
 
 

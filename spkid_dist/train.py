@@ -7,6 +7,7 @@ over the global batch, whatever the shares' sizes: W ranks learn what one learns
 Shapes: B windows of a rank's share, G of the global batch, C*D inputs, W ranks.
 """
 
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional
 
-from shards.corpus import check_speakers, find_speakers, read_list
+from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
 from shards.files import atomic_writer, make_folder
 from shards.sources.fmatrix import FmatrixSource
@@ -73,6 +74,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
     accelerator = Accelerator(mixed_precision=precision)
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UsageError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}: each batch is a step "
+            "here; leave it 1 and set --batch_size"
+        )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and accelerator.num_processes == 1:
         raise UsageError(
@@ -85,6 +91,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> TrainResult:
     make_folder(config.save_path)
     log.open_file(config.save_path / "train.log")
+    if any(config.save_path.glob("*_weights.ckpt")):
+        log.line(f"{config.save_path}: holds weights of an earlier training; those that this one does not replace stay")
     torch.manual_seed(config.seed)
     tr_data, va_data = open_data(config, accelerator, log)
     manifest = tr_data.data.manifest
@@ -162,9 +170,7 @@ def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) 
     source = FmatrixSource(config.db_path, config.ext)
     paths = config.tr_list_file, config.va_list_file
     listed = [read_list(path, config.speaker_component) for path in paths]
-    if accelerator.is_main_process and not config.spk2idx.exists():
-        log.line(f"{config.spk2idx}: made from the speakers of {paths[0]}")
-    speakers = find_speakers(paths[0], listed[0], config.spk2idx, write=accelerator.is_main_process)
+    speakers = find_speakers(paths[0], listed[0], config.spk2idx)
     check_speakers(paths[1], listed[1], config.spk2idx, speakers)
     folders = []
     for path, utterances in zip(paths, listed, strict=True):
@@ -180,6 +186,8 @@ def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) 
                 progress=shard_progress(bar),
             )
         folders.append(folder)
+    if accelerator.is_main_process and write_speakers(config.spk2idx, speakers):
+        log.line(f"{config.spk2idx}: made from the speakers of {paths[0]}")
     return folders[0], folders[1]
 
 
@@ -241,6 +249,11 @@ def _train_epoch(
             bar.advance(1)
             if (step + 1) % config.log_freq == 0 or step + 1 == steps:
                 loss, accuracy = tally.reduce(accelerator)
+                if not math.isfinite(loss):
+                    raise InputError(
+                        f"epoch {epoch}, batch {step + 1}: the training loss is {loss}; the training diverged: give a "
+                        f"smaller --lr (it is {config.lr})"
+                    )
                 statistics.tr_loss.append(loss)
                 statistics.tr_acc.append(accuracy)
                 now = time.perf_counter()

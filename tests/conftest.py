@@ -47,7 +47,7 @@ class Corpus:
 def shard_folder(folder: Path, list_path: Path, out: Path, layout: Layout) -> ShardDataset:
     """Shard the fmatrix files ``folder/mcp`` of a list."""
     utterances = read_list(list_path)
-    speakers = find_speakers(list_path, utterances, folder / "cfg/spk2idx.json", write=True)
+    speakers = find_speakers(list_path, utterances, folder / "cfg/spk2idx.json")
     source = FmatrixSource(folder / "mcp", "mcp")
     convert(make_plan(utterances, speakers, source, layout), source, out)
     return ShardDataset(out)

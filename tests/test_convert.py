@@ -15,7 +15,8 @@ import webdataset
 from conftest import make_corpus, shard_folder
 
 from shards import FmatrixSource, InputError, Layout, ShardDataset, convert, make_plan, read_list
-from shards.convert import claim_folder, convert_shard
+from shards.conversion import claim_folder, convert_shard
+from shards.folder import LocalFolder
 from shards.layout import MANIFEST_NAME, key_hash
 
 LENGTHS = [5, 9, 2, 14, 7, 30, 1, 8]
@@ -125,8 +126,8 @@ def plan_of(corpus):
 
 def test_an_unfinished_job_is_continued(corpus, tmp_path):
     plan, source = plan_of(corpus)
-    claim_folder(plan.job, tmp_path / "out")
-    convert_shard(plan.task(0), source, tmp_path / "out")
+    claim_folder(plan.job, LocalFolder(tmp_path / "out"))
+    convert_shard(plan.task(0), source, LocalFolder(tmp_path / "out"))
     with pytest.raises(InputError, match=r"manifest\.json: can't read the manifest"):
         ShardDataset(tmp_path / "out")
     done = []

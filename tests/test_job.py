@@ -27,9 +27,10 @@ from shards import (
     merge,
     read_list,
 )
-from shards.convert import convert_shard
+from shards.conversion import convert_shard
+from shards.folder import LocalFolder
 from shards.layout import MANIFEST_NAME
-from shards.record import ShardRecord, record_path
+from shards.record import ShardRecord, record_name
 from shards.sources.fmatrix import write_fmatrix
 from shards.tasks import TaskShare, parse_share
 from spkid_dist.dataset import WindowDataset
@@ -91,10 +92,10 @@ def test_any_executor_does_the_tasks(corpus, reference, tmp_path):
 
 def test_tasks_in_any_order_make_the_same_bytes(corpus, reference, tmp_path):
     plan, source = plan_of(corpus)
-    claim_folder(plan.job, tmp_path / "out")
+    claim_folder(plan.job, LocalFolder(tmp_path / "out"))
     for shard in random.Random(1).sample(range(plan.job.num_shards), plan.job.num_shards):
-        convert_shard(plan.task(shard), source, tmp_path / "out")
-    merge(tmp_path / "out")
+        convert_shard(plan.task(shard), source, LocalFolder(tmp_path / "out"))
+    merge(LocalFolder(tmp_path / "out"))
     assert folder_bytes(tmp_path / "out") == reference
 
 
@@ -103,35 +104,35 @@ def test_tasks_of_several_machines_are_merged(corpus, reference, tmp_path):
     environments = ({}, {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}, {})
     for task, environment in zip(("0/3", "auto", "2/3"), environments, strict=True):
         with pytest.raises(InputError, match=r"(holds no conversion job|shards are not done: shard-00000\d)"):
-            merge(out)
+            merge(LocalFolder(out))
         arguments = command(corpus, out, "--task", task)
         done = subprocess.run(arguments, env=os.environ | environment, check=True, capture_output=True, text=True)
         assert "spkid merge" in done.stdout
-    merge(out)
+    merge(LocalFolder(out))
     assert folder_bytes(out) == reference
-    merge(out)
+    merge(LocalFolder(out))
     assert folder_bytes(out) == reference
 
 
 def test_records_that_are_not_of_the_job_are_refused(corpus, tmp_path):
     plan, source = plan_of(corpus)
     out = tmp_path / "out"
-    claim_folder(plan.job, out)
+    claim_folder(plan.job, LocalFolder(out))
     for shard in range(plan.job.num_shards):
-        convert_shard(plan.task(shard), source, out)
-    extra = record_path(out, plan.job.num_shards)
-    extra.write_bytes(record_path(out, 0).read_bytes())
+        convert_shard(plan.task(shard), source, LocalFolder(out))
+    extra = out / record_name(plan.job.num_shards)
+    extra.write_bytes((out / record_name(0)).read_bytes())
     with pytest.raises(InputError, match=r"a record of a shard that this job of \d+ shards lacks"):
-        merge(out)
+        merge(LocalFolder(out))
     extra.unlink()
-    whole = record_path(out, 1).read_bytes()
-    record_path(out, 1).write_bytes(whole[:-40])
+    whole = (out / record_name(1)).read_bytes()
+    (out / record_name(1)).write_bytes(whole[:-40])
     with pytest.raises(InputError, match=r"shard-000001\.npz: this record is missing or damaged"):
-        merge(out)
+        merge(LocalFolder(out))
     other, _ = plan_of(corpus, seed=1)
-    record = ShardRecord.load(record_path(out, 0), plan.job.identity)
+    record = ShardRecord.load(LocalFolder(out), 0, plan.job.identity)
     with pytest.raises(InputError, match=r"a record of job .*expected"):
-        ShardRecord.load(record_path(out, 0), other.job.identity)
+        ShardRecord.load(LocalFolder(out), 0, other.job.identity)
     assert record.info.name == "shard-000000.tar"
     assert not (out / MANIFEST_NAME).exists()
 
@@ -193,7 +194,7 @@ def test_a_job_killed_at_any_moment_is_completed_by_a_rerun(corpus, reference, t
 
 def test_workers_end_when_their_job_is_killed(tmp_path):
     code = (
-        "import time; from shards.convert import process_pool\n"
+        "import time; from shards.conversion import process_pool\n"
         "with process_pool(2) as pool:\n"
         "    pool.submit(print, 'up', flush=True).result(); pool.submit(time.sleep, 60).result()\n"
     )
@@ -222,20 +223,18 @@ def is_running(process):
 def test_unfinished_files_of_killed_jobs_are_removed(corpus, tmp_path):
     import socket
 
-    plan, source = plan_of(corpus)
+    plan, _ = plan_of(corpus)
     out = tmp_path / "out"
-    claim_folder(plan.job, out)
+    claim_folder(plan.job, LocalFolder(out))
     dead = subprocess.Popen(["true"])
     dead.wait()
-    left = out / f"shard-000000.tar.tmp-{socket.gethostname()}-{dead.pid}"
-    ours = out / f"shard-000001.tar.tmp-{socket.gethostname()}-{os.getpid()}"
+    left = out / f"shard-000000.tar.tmp-{socket.gethostname()}-{dead.pid}-0a1b"
+    ours = out / f"shard-000001.tar.tmp-{socket.gethostname()}-{os.getpid()}-0a1b"
     for path in (left, ours):
         path.write_bytes(b"unfinished")
-    claim_folder(plan.job, out)
+    claim_folder(plan.job, LocalFolder(out))
     assert not left.exists()
     assert ours.exists()
-    convert(plan, source, out)
-    assert not ours.exists()
 
 
 SLURM_STEP = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}
@@ -351,3 +350,57 @@ def test_skipping_is_one_machines_work(corpus, tmp_path):
     done = subprocess.run(command(corpus, tmp_path, "--skip_bad", "--task", "0/2"), capture_output=True, text=True)
     assert done.returncode == 2
     assert "--skip_bad reads the whole corpus first" in done.stderr
+
+
+def unfinished_job(corpus, out):
+    """A job of which one shard is done."""
+    plan, source = plan_of(corpus)
+    folder = LocalFolder(out)
+    claim_folder(plan.job, folder)
+    convert_shard(plan.task(0), source, folder)
+    return plan, source
+
+
+def test_a_job_is_not_continued_with_other_features(corpus, tmp_path):
+    import shutil
+
+    unfinished_job(corpus, tmp_path / "out")
+    copy = tmp_path / "copy"
+    shutil.copytree(corpus, copy)
+    for path in (copy / "mcp").rglob("*.mcp"):
+        write_fmatrix(path, np.ones((40, 8), np.float32))
+    done = subprocess.run(command(copy, tmp_path / "out"), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "holds an unfinished job of another list, other options or other features" in done.stderr
+    assert not (tmp_path / "out" / MANIFEST_NAME).exists()
+
+
+def test_a_shard_that_vanished_is_made_again(corpus, reference, tmp_path):
+    plan, source = unfinished_job(corpus, tmp_path / "out")
+    (tmp_path / "out/shard-000000.tar").unlink()
+    convert(plan, source, tmp_path / "out")
+    assert folder_bytes(tmp_path / "out") == reference
+
+
+def test_a_shard_that_was_truncated_is_not_merged(corpus, tmp_path):
+    plan, source = unfinished_job(corpus, tmp_path / "out")
+    path = tmp_path / "out/shard-000000.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    with pytest.raises(
+        InputError, match=r"shard-000000\.tar: \d+ bytes, but \d+ were written; delete .*npz, run its task"
+    ):
+        convert(plan, source, tmp_path / "out")
+    assert not (tmp_path / "out" / MANIFEST_NAME).exists()
+
+
+def test_a_task_that_starts_while_another_makes_the_job_takes_part(corpus, tmp_path):
+    plan, _ = plan_of(corpus)
+
+    class Late(LocalFolder):
+        """A folder that is empty when listed, and has another task's job a moment later."""
+
+        def sizes(self):
+            claim_folder(plan.job, LocalFolder(self.path))
+            return {"job.json": 1}
+
+    assert claim_folder(plan.job, Late(tmp_path / "out")) is None

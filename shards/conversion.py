@@ -1,13 +1,14 @@
 """The conversion job: carries out a plan, one shard a task, by this process or by any `concurrent.futures.Executor`.
 
-A task publishes its shard and then its record; the manifest is written when all records are there (`shards.merge`). A job
+A task publishes its shard and then its record; the manifest is written when all records are there (`shards.merging`). A job
 that was cut short continues: tasks with a record are not done again. A task's bytes follow from the plan alone, so it does
 not matter who does it, in which order, or twice.
 """
 
+import dataclasses
+import json
 import multiprocessing
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -19,11 +20,11 @@ import numpy as np
 
 from shards.blocks import BlockBuilder
 from shards.errors import InputError
-from shards.files import TEMPORARY_MARK, atomic_writer, make_folder, write_atomic, write_json
-from shards.layout import MANIFEST_NAME, UTTERANCE_DTYPE, Manifest, ShardInfo, shard_name
-from shards.merge import JOB_NAME, load_job, merge, remove_job_files
+from shards.folder import Folder, LocalFolder, open_folder
+from shards.layout import UTTERANCE_DTYPE, Manifest, ShardInfo, shard_name
+from shards.merging import JOB_NAME, load_job, load_manifest, merge, missing_shards, remove_job_files
 from shards.plan import Job, Plan, ShardTask
-from shards.record import RECORDS_NAME, ShardRecord, record_path
+from shards.record import ShardRecord, record_name
 from shards.sources import Source
 from shards.writer import ShardWriter
 
@@ -33,6 +34,14 @@ Progress = Callable[[int, int], None]
 """Called with (utterances, frames) done since the last call."""
 
 
+@dataclass(frozen=True)
+class ConvertedShard:
+    """What a task has done; `rounding_error` is that of `shards.blocks.BlockBuilder`."""
+
+    info: ShardInfo
+    rounding_error: float
+
+
 def _no_progress(_utterances: int, _frames: int) -> None:
     """What is shown where nobody looks."""
 
@@ -40,7 +49,7 @@ def _no_progress(_utterances: int, _frames: int) -> None:
 def convert(
     plan: Plan,
     source: Source,
-    out: Path,
+    out: str | Path,
     progress: Progress = _no_progress,
     *,
     workers: int = 1,
@@ -51,7 +60,7 @@ def convert(
     Args:
         plan: what to do.
         source: where the frames come from; it is pickled where there are workers.
-        out: the dataset's folder; every worker must see it under this name.
+        out: the dataset's folder, or its URL for fsspec; every worker must reach it under this name.
         progress: called in this process as work gets done; after each shard where there are workers.
         workers: processes; 1 works in this process. With `executor`: how many tasks it does at a time.
         executor: does the tasks instead.
@@ -60,38 +69,37 @@ def convert(
         InputError: a feature file is missing or damaged, `out` holds something else, the disk is full, or a worker
             was killed.
     """
-    finished = claim_folder(plan.job, out)
+    folder = open_folder(out)
+    finished = claim_folder(plan.job, folder)
     if finished is not None:
         return finished
     shards = range(plan.job.num_shards)
-    convert_tasks(plan, source, out, shards, progress, workers=workers, executor=executor)
-    return merge(out)
+    convert_tasks(plan, source, folder, shards, progress, workers=workers, executor=executor)
+    return merge(folder)
 
 
 def convert_tasks(
     plan: Plan,
     source: Source,
-    out: Path,
+    out: Folder,
     shards: Sequence[int],
     progress: Progress = _no_progress,
     *,
     workers: int = 1,
     executor: Executor | None = None,
-) -> None:
-    """Carry out those tasks of `shards` that have no record yet, in the folder that `claim_folder` made.
+) -> "list[ConvertedShard]":
+    """Carry out those tasks of `shards` that are not done yet, in the folder that `claim_folder` made.
 
-    Arguments and errors as of `convert`.
+    Returns what was done, in the order in which it ended. Arguments and errors as of `convert`.
     """
-    missing = [shard for shard in shards if not record_path(out, shard).exists()]
+    missing = missing_shards(shards, out.sizes())
     convert_one = _Conversion(source, out)
-    if executor is None and min(workers, len(missing)) <= 1:
-        for shard in missing:
-            convert_shard(plan.task(shard), source, out, progress)
-    elif executor is None:
-        with process_pool(min(workers, len(missing))) as pool:
-            _run_tasks(plan, missing, convert_one, pool, workers, progress)
-    else:
-        _run_tasks(plan, missing, convert_one, executor, workers, progress)
+    if executor is not None:
+        return _run_tasks(plan, missing, convert_one, executor, workers, progress)
+    if min(workers, len(missing)) <= 1:
+        return [convert_shard(plan.task(shard), source, out, progress) for shard in missing]
+    with process_pool(min(workers, len(missing))) as pool:
+        return _run_tasks(plan, missing, convert_one, pool, workers, progress)
 
 
 @dataclass(frozen=True)
@@ -99,12 +107,11 @@ class _Conversion:
     """What a worker calls for a task: pickled with it."""
 
     source: Source
-    out: Path
+    out: Folder
 
-    def __call__(self, task: ShardTask) -> tuple[int, int]:
-        """Make the shard; return its utterances and frames."""
-        info = convert_shard(task, self.source, self.out)
-        return len(task.utterances), info.frames
+    def __call__(self, task: ShardTask) -> ConvertedShard:
+        """Make the shard."""
+        return convert_shard(task, self.source, self.out)
 
 
 def _run_tasks(
@@ -114,23 +121,25 @@ def _run_tasks(
     executor: Executor,
     workers: int,
     progress: Progress,
-) -> None:
+) -> list[ConvertedShard]:
     """Hand the tasks to `executor`, a few ahead; the first error ends the job, and is raised."""
-    waiting: set[Future[tuple[int, int]]] = set()
+    results: list[ConvertedShard] = []
+    waiting: set[Future[ConvertedShard]] = set()
     todo = iter(shards)
     try:
         while True:
             while len(waiting) < TASKS_AHEAD * workers and (shard := next(todo, None)) is not None:
                 waiting.add(executor.submit(convert_one, plan.task(shard)))
             if not waiting:
-                return
+                return results
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                progress(*future.result())
+                results.append(future.result())
+                progress(results[-1].info.utterances, results[-1].info.frames)
     except BrokenExecutor as error:
         raise InputError(
             "a worker process ended abruptly (killed, or out of memory); finished shards are kept: run the same "
-            "command again, perhaps with fewer --workers"
+            "command again, perhaps with fewer --workers (a script of one's own needs a main guard)"
         ) from error
     finally:
         for future in waiting:
@@ -161,51 +170,42 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
-def claim_folder(job: Job, out: Path) -> Manifest | None:
+def claim_folder(job: Job, out: Folder) -> Manifest | None:
     """Make `out` the folder of this job, or find that it is; return the manifest of a finished one.
 
     Raises:
         InputError: the folder holds something else, or another job.
     """
-    make_folder(out)
-    if (out / MANIFEST_NAME).exists():
-        manifest = Manifest.load(out)
-        _check_identity(manifest.job, job, out, "a dataset")
+    manifest = load_manifest(out)
+    if manifest is not None:
+        if manifest.job != job.identity:
+            raise _other_job(out, "a dataset")
         remove_job_files(out)
         return manifest
+    # Listed before the job is looked for: another task may be just making it.
+    names = out.sizes()
     found = load_job(out)
-    if found is not None:
-        _check_identity(found.identity, job, out, "an unfinished job")
-        _remove_dead_writers_files(out)
-    elif any(TEMPORARY_MARK not in path.name for path in out.iterdir()):
+    if found is None and names:
         raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
-    else:
-        write_json(out / JOB_NAME, job.to_json())
-    make_folder(out / RECORDS_NAME)
+    if found is None:
+        out.write(JOB_NAME, json.dumps(job.to_json()).encode())
+    elif dataclasses.replace(found, first_read=job.first_read) != job:
+        raise _other_job(out, "an unfinished job")
+    if isinstance(out, LocalFolder):
+        out.remove_unfinished()
     return None
 
 
-def _check_identity(found: str, job: Job, out: Path, what: str) -> None:
-    if found != job.identity:
-        raise InputError(
-            f"{out}: holds {what} of another list or other options (job {found}, this is {job.identity}); "
-            "choose another --out, or delete that folder"
-        )
+def _other_job(out: Folder, what: str) -> InputError:
+    return InputError(
+        f"{out}: holds {what} of another list, other options or other features; choose another --out, or delete that folder"
+    )
 
 
-def _remove_dead_writers_files(out: Path) -> None:
-    """Give back the room that killed processes of this host hold with unfinished files."""
-    host = f"{TEMPORARY_MARK}{socket.gethostname()}-"
-    for path in (*out.glob(f"*{host}*"), *(out / RECORDS_NAME).glob(f"*{host}*")):
-        process = path.name.rpartition("-")[2]
-        if process.isdecimal() and not Path(f"/proc/{process}").exists():
-            path.unlink(missing_ok=True)
-
-
-def convert_shard(task: ShardTask, source: Source, out: Path, progress: Progress = _no_progress) -> ShardInfo:
+def convert_shard(task: ShardTask, source: Source, out: Folder, progress: Progress = _no_progress) -> ConvertedShard:
     """Carry out one task: publish the shard's tar, then its record. Raises InputError as `convert`."""
     name = shard_name(task.shard)
-    with atomic_writer(out / name) as file:
+    with out.create(name) as file:
         writer = ShardWriter(file, task.shard)
         builder = BlockBuilder(task.job, writer)
         for utterance in task.utterances:
@@ -228,5 +228,5 @@ def convert_shard(task: ShardTask, source: Source, out: Path, progress: Progress
         moments=builder.sums.moments,
         rounding_error=builder.rounding_error,
     )
-    write_atomic(record_path(out, task.shard), record.to_bytes())
-    return info
+    out.write(record_name(task.shard), record.to_bytes())
+    return ConvertedShard(info, builder.rounding_error)
