@@ -1,17 +1,26 @@
 # make demo   set up .venv, then shard, train and score a small synthetic corpus
 # make test   set up .venv, then what CI runs: ruff, mypy, pytest
+# make test-long  the tests that draw random moments, with many of them
+# make bench  the benchmarks
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-long bench lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest tests/test_job.py --kills 50
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench_shard.py
+	$(BIN)/python benchmarks/bench_stream.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

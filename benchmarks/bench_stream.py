@@ -144,7 +144,7 @@ def peers(folder: Path) -> Iterator[tuple[str, Callable[[], Iterator[object]]]]:
         loader = DataLoader(memory, batch_size=B, shuffle=True, num_workers=workers)
         yield f"DataLoader, {workers} workers", lambda loader=loader: iter(loader)
     (folder / "wds").mkdir()
-    with webdataset.ShardWriter(str(folder / "wds/%06d.tar"), maxcount=500, verbose=0) as writer:
+    with webdataset.ShardWriter(str(folder / "wds/%06d.tar"), maxcount=max(1, len(keys) // 8), verbose=0) as writer:
         for key, frames, label in zip(keys, utterances, labels, strict=True):
             writer.write({"__key__": key.replace("/", "_"), "npy": frames, "cls": label})
     urls = sorted(str(path) for path in (folder / "wds").glob("*.tar"))

@@ -15,6 +15,12 @@ from spkid_dist.synthetic import SyntheticCorpus
 settings.register_profile("project", deadline=None)  # the first call of a kernel may compile it
 settings.load_profile("project")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the length of the tests that draw random moments."""
+    parser.addoption("--kills", type=int, default=4, help="random moments at which a job is killed")
+
+
 FSDD = Path(__file__).parents[2] / "shared" / "corpora" / "fsdd"
 
 

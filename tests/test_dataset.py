@@ -213,3 +213,32 @@ def test_a_truncated_shard_is_found(corpus, tmp_path):
     path.write_bytes(path.read_bytes()[:-1024])
     with pytest.raises(InputError, match=r"shard-000000\.tar: \d+ bytes, but the manifest says \d+"):
         ShardDataset(folder).read_block(0)
+
+
+def test_a_loader_that_accelerate_prepared_is_refused(corpus):
+    from accelerate import Accelerator
+
+    loader = Accelerator(cpu=True).prepare(DataLoader(stream(corpus, in_frames=2), batch_size=None))
+    with pytest.raises(UsageError, match=r"went through accelerator\.prepare.*iterate over the dataset itself"):
+        list(loader)
+
+
+def test_set_epoch_goes_to_the_start_of_an_epoch(corpus):
+    options = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "pool_windows": 6}
+    straight = stream(corpus, **options)
+    epochs = [[as_pairs(*batch) for batch in straight] for _ in range(3)]
+    data = stream(corpus, **options)
+    for epoch in (2, 0, 1):
+        data.set_epoch(epoch)
+        assert [as_pairs(*batch) for batch in DataLoader(data, batch_size=None)] == epochs[epoch]
+
+
+@pytest.mark.parametrize("name", ["blocks.npy", "utterances.npy"])
+def test_a_flipped_bit_in_a_table_is_found_when_the_dataset_is_opened(corpus, tmp_path, name):
+    folder = tmp_path / "copy"
+    shutil.copytree(corpus.folder / "shards", folder)
+    data = bytearray((folder / name).read_bytes())
+    data[-5] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(InputError, match=rf"{name}: damaged or missing: its digest is not that of the manifest"):
+        ShardDataset(folder)

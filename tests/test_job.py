@@ -36,7 +36,6 @@ from shards.tasks import TaskShare, parse_share
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.synthetic import SyntheticCorpus
 
-KILLS = int(os.environ.get("SPKID_TEST_KILLS", "4"))  # `make test-long` asks for 50
 LAYOUT = {"block_frames": 256, "shard_bytes": 40_000}
 
 
@@ -172,14 +171,14 @@ def test_a_killed_worker_is_noticed_and_a_rerun_completes(corpus, reference, tmp
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_job_killed_at_any_moment_is_completed_by_a_rerun(corpus, reference, tmp_path, workers):
+def test_a_job_killed_at_any_moment_is_completed_by_a_rerun(corpus, reference, tmp_path, workers, request):
     draw = random.Random(workers)
     arguments = command(corpus, tmp_path / "first", "--workers", workers)
     began = time.monotonic()
     subprocess.run(arguments, check=True, capture_output=True)
     whole = time.monotonic() - began
     out = tmp_path / "out"
-    for _ in range(KILLS):
+    for _ in range(request.config.getoption("--kills")):
         subprocess.run(["rm", "-rf", out], check=True)
         job = subprocess.Popen(command(corpus, out, "--workers", workers), stdout=subprocess.DEVNULL)
         try:

@@ -202,3 +202,19 @@ def test_a_lone_process_of_several_is_refused(config, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(UsageError, match=r"WORLD_SIZE is 2, but this process is alone.*accelerate launch --multi_gpu"):
         train(TrainConfig(**config))
+
+
+def test_a_training_that_diverges_stops_and_says_so(config):
+    from shards import InputError
+
+    with pytest.raises(InputError, match=r"epoch 0, batch \d+: the training loss is (nan|inf).*smaller --lr"):
+        train(TrainConfig(**config, optimizer="sgd", lr=1e30))
+    assert not list(config["save_path"].glob("*_weights.ckpt"))
+
+
+def test_accumulation_by_the_launcher_is_refused(config, monkeypatch):
+    from shards import UsageError
+
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(UsageError, match=r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 4: .*leave it 1"):
+        train(TrainConfig(**config))
