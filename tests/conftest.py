@@ -18,7 +18,7 @@ settings.load_profile("project")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the length of the tests that draw random moments."""
-    parser.addoption("--kills", type=int, default=4, help="random moments at which a job is killed")
+    parser.addoption("--kills", type=int, default=2, help="random moments at which a job is killed")
 
 
 FSDD = Path(__file__).parents[2] / "shared" / "corpora" / "fsdd"

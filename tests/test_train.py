@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -56,17 +57,14 @@ def wrong_utterances(corpus, weights, log_file):
 def fsdd_runs(fsdd, tmp_path_factory):
     """The same training on real speech by one process and by two."""
     root = tmp_path_factory.mktemp("fsdd")
-    for processes in (1, 2):
-        arguments = (
-            *features(fsdd),
-            "--in_frames",
-            11,
-            "--cache_dir",
-            root / "cache",
-            "--save_path",
-            root / f"{processes}",
-        )
+
+    def learn(processes):
+        cache, save_path = root / "cache", root / f"{processes}"
+        arguments = (*features(fsdd), "--in_frames", 11, "--cache_dir", cache, "--save_path", save_path)
         run(*arguments, processes=processes)
+
+    with ThreadPoolExecutor(2) as both:  # beside each other, also while the shards are made
+        list(both.map(learn, (1, 2)))
     return root
 
 
