@@ -96,8 +96,17 @@ class LocalFolder(Folder):
             return
         for path in self.path.rglob(f"*{TEMPORARY_MARK}*"):
             host, process, _ = path.name.rpartition(TEMPORARY_MARK)[2].rsplit("-", 2)
-            if host == socket.gethostname() and not Path(f"/proc/{process}").exists():
+            if host == socket.gethostname() and not _is_running(process):
                 path.unlink(missing_ok=True)
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this host can still write; one that has ended may wait for its parent to notice."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 @dataclass(frozen=True)

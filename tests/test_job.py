@@ -227,12 +227,18 @@ def test_unfinished_files_of_killed_jobs_are_removed(corpus, tmp_path):
     claim_folder(plan.job, LocalFolder(out))
     dead = subprocess.Popen(["true"])
     dead.wait()
+    ended = subprocess.Popen(["true"])  # not waited for: the system keeps its number
+    while is_running(ended.pid):
+        time.sleep(0.01)
     left = out / f"shard-000000.tar.tmp-{socket.gethostname()}-{dead.pid}-0a1b"
+    kept = out / f"shard-000002.tar.tmp-{socket.gethostname()}-{ended.pid}-0a1b"
     ours = out / f"shard-000001.tar.tmp-{socket.gethostname()}-{os.getpid()}-0a1b"
-    for path in (left, ours):
+    for path in (left, kept, ours):
         path.write_bytes(b"unfinished")
     claim_folder(plan.job, LocalFolder(out))
     assert not left.exists()
+    assert not kept.exists()
+    ended.wait()
     assert ours.exists()
 
 
