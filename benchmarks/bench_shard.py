@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 
 import webdataset
-from measure import print_result, ratio_by_rounds, seconds_in_turn
+from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 
-from shards import FmatrixSource, Layout, convert, find_speakers, make_plan, read_list
 from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.synthetic import SyntheticCorpus
 
@@ -53,13 +52,9 @@ def run(folder: Path, utterances_of_speaker: int, mean_frames: int, repeats: int
         out.mkdir()
         subprocess.run(["tar", "cf", out / "corpus.tar", "-C", folder, "mcp"], check=True)
 
-    def with_spkid(workers: int) -> None:
+    def with_spkid() -> None:
         fresh()
-        list_path, map_path = folder / "cfg/all.train", folder / "cfg/spk2idx.json"
-        utterances = read_list(list_path)
-        source = FmatrixSource(folder / "mcp", "mcp")
-        plan = make_plan(utterances, find_speakers(list_path, utterances, map_path), source, Layout())
-        convert(plan, source, out, workers=workers)
+        shard_corpus(folder, out)
 
     def with_webdataset() -> None:
         fresh()
@@ -71,7 +66,7 @@ def run(folder: Path, utterances_of_speaker: int, mean_frames: int, repeats: int
             for path in files:
                 writer.write({"__key__": path.stem, "npy": read_fmatrix(str(path)), "cls": path.parent.name[-4:]})
 
-    cases = {"tar cf": with_tar, "spkid shard": lambda: with_spkid(1), "webdataset ShardWriter": with_webdataset}
+    cases = {"tar cf": with_tar, "spkid shard": with_spkid, "webdataset ShardWriter": with_webdataset}
     seconds = seconds_in_turn(cases, repeats)
     rows = [(name, values, num_bytes / 1e6) for name, values in seconds.items()]
     ratios = {

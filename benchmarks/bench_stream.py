@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
-from measure import print_result, ratio_by_rounds, seconds_in_turn
+from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 from torch.utils.data import DataLoader, Dataset
 
-from shards import FmatrixSource, Layout, convert, find_speakers, make_plan, read_list
 from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.synthetic import SyntheticCorpus
@@ -65,7 +64,7 @@ def run(folder: Path, utterances_of_speaker: int, repeats: int, peer_batches: in
         num_speakers=SPEAKERS, train_utterances=utterances_of_speaker, test_utterances=0, mean_frames=MEAN_FRAMES
     )
     corpus.write(folder)
-    shard_corpus(folder)
+    shard_corpus(folder, folder / "shards")
     windows = len(WindowDataset(folder / "shards", in_frames=C)) * B
     batches = {"limit: copying the bytes": windows // B} | dict.fromkeys(("resident", "pools"), windows // B)
     cases: dict[str, Callable[[], object]] = {
@@ -89,15 +88,6 @@ def run(folder: Path, utterances_of_speaker: int, repeats: int, peer_batches: in
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
     print_result(rows, {"benchmark": "stream", "windows": windows, "seconds": seconds, "ratios": ratios}, "thousand/s")
-
-
-def shard_corpus(folder: Path) -> None:
-    """Shard the corpus into ``folder/shards``."""
-    list_path, map_path = folder / "cfg/all.train", folder / "cfg/spk2idx.json"
-    utterances = read_list(list_path)
-    source = FmatrixSource(folder / "mcp", "mcp")
-    speakers = find_speakers(list_path, utterances, map_path)
-    convert(make_plan(utterances, speakers, source, Layout()), source, folder / "shards")
 
 
 def copy_case(batches: int) -> Callable[[], object]:

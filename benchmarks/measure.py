@@ -1,6 +1,7 @@
 """What the benchmarks share: runs in turn, medians with their spread, and the machine they ran on."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -9,6 +10,8 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from shards import FmatrixSource, Layout, convert, find_speakers, make_plan, read_list
 
 
 def seconds_in_turn(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -33,6 +36,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
+def shard_corpus(folder: Path, out: Path) -> None:
+    """Shard the training list of a synthetic corpus in `folder` into `out`."""
+    list_path = folder / "cfg/all.train"
+    utterances = read_list(list_path)
+    source = FmatrixSource(folder / "mcp", "mcp")
+    speakers = find_speakers(list_path, utterances, folder / "cfg/spk2idx.json")
+    convert(make_plan(utterances, speakers, source, Layout()), source, out)
+
+
 def machine() -> dict[str, Any]:
     """Processor, versions and commit."""
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
@@ -49,8 +61,6 @@ def _cpuinfo() -> list[str]:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from shards.blocks import BlockBuilder
 from shards.errors import InputError
-from shards.folder import Folder, LocalFolder, open_folder
+from shards.folder import Folder, open_folder
 from shards.layout import UTTERANCE_DTYPE, Manifest, ShardInfo, shard_name
 from shards.merging import JOB_NAME, load_job, load_manifest, merge, missing_shards, remove_job_files
 from shards.plan import Job, Plan, ShardTask
@@ -87,7 +87,7 @@ def convert_tasks(
     *,
     workers: int = 1,
     executor: Executor | None = None,
-) -> "list[ConvertedShard]":
+) -> list[ConvertedShard]:
     """Carry out those tasks of `shards` that are not done yet, in the folder that `claim_folder` made.
 
     Returns what was done, in the order in which it ended. Arguments and errors as of `convert`.
@@ -95,7 +95,8 @@ def convert_tasks(
     missing = missing_shards(shards, out.sizes())
     convert_one = _Conversion(source, out)
     if executor is not None:
-        return _run_tasks(plan, missing, convert_one, executor, workers, progress)
+        with _broken_workers_explained():
+            return _run_tasks(plan, missing, convert_one, executor, workers, progress)
     if min(workers, len(missing)) <= 1:
         return [convert_shard(plan.task(shard), source, out, progress) for shard in missing]
     with process_pool(min(workers, len(missing))) as pool:
@@ -136,24 +137,32 @@ def _run_tasks(
             for future in done:
                 results.append(future.result())
                 progress(results[-1].info.utterances, results[-1].info.frames)
-    except BrokenExecutor as error:
-        raise InputError(
-            "a worker process ended abruptly (killed, or out of memory); finished shards are kept: run the same "
-            "command again, perhaps with fewer --workers (a script of one's own needs a main guard)"
-        ) from error
     finally:
         for future in waiting:
             future.cancel()
 
 
 @contextmanager
+def _broken_workers_explained() -> Iterator[None]:
+    """Raise InputError where an executor lost a worker."""
+    try:
+        yield
+    except BrokenExecutor as error:
+        raise InputError(
+            "a worker process ended abruptly (killed, or out of memory); finished shards are kept: run the same "
+            "command again, perhaps with fewer --workers (a script of one's own needs a main guard)"
+        ) from error
+
+
+@contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that end with this one, however it ends."""
+    """Worker processes that end with this one, however it ends; one that is killed is an InputError."""
     # spawn: a forked copy of a process that has threads (the progress bar's) may hang
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        yield pool
+        with _broken_workers_explained():
+            yield pool
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -191,8 +200,7 @@ def claim_folder(job: Job, out: Folder) -> Manifest | None:
         out.write(JOB_NAME, json.dumps(job.to_json()).encode())
     elif dataclasses.replace(found, first_read=job.first_read) != job:
         raise _other_job(out, "an unfinished job")
-    if isinstance(out, LocalFolder):
-        out.remove_unfinished()
+    out.remove_unfinished()
     return None
 
 

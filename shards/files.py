@@ -107,6 +107,9 @@ def read_feature_file(path: str) -> bytes:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
             return file.read()
     except OSError as error:
-        raise InputError(
-            f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext"
-        ) from None
+        raise unreadable_feature_file(path, error) from None
+
+
+def unreadable_feature_file(path: str, error: OSError) -> InputError:
+    """What a feature file that can't be read is reported as."""
+    return InputError(f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext")

@@ -44,6 +44,10 @@ class Folder(ABC):
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
 
+    @abstractmethod
+    def remove_unfinished(self) -> None:
+        """Give back the room of unfinished files that this host's processes left when they were killed."""
+
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file."""
         with self.create(name) as file:
@@ -157,6 +161,9 @@ class RemoteFolder(Folder):
         """Remove a file, if it is there."""
         with self._reached(self.where(name)) as (fs, root), contextlib.suppress(FileNotFoundError):
             fs.rm_file(f"{root}/{name}")
+
+    def remove_unfinished(self) -> None:
+        """Nothing: a store shows no unfinished upload, and the temporary file was in the system's folder for them."""
 
     @contextlib.contextmanager
     def _reached(self, where: str) -> Iterator[tuple[Any, str]]:

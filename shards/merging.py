@@ -10,7 +10,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.folder import Folder, LocalFolder
+from shards.folder import Folder
 from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME, Manifest, TableInfo, shard_name
 from shards.moments import Moments
 from shards.plan import Job
@@ -145,5 +145,4 @@ def remove_job_files(out: Folder) -> None:
     for name in out.sizes():
         if name == JOB_NAME or name.startswith(RECORDS_NAME):
             out.remove(name)
-    if isinstance(out, LocalFolder):
-        out.remove_unfinished()
+    out.remove_unfinished()

@@ -17,6 +17,7 @@ import xxhash
 from shards.conversion import Progress, convert
 from shards.corpus import Utterance
 from shards.errors import InputError
+from shards.files import unreadable_feature_file
 from shards.layout import MANIFEST_NAME
 from shards.plan import Layout, make_plan
 from shards.sources.fmatrix import FmatrixSource
@@ -74,8 +75,6 @@ def _identity(utterances: list[Utterance], source: FmatrixSource, speakers: list
         try:
             status = os.stat(path)  # noqa: PTH116 - a Path a file costs as much as the call
         except OSError as error:
-            raise InputError(
-                f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext"
-            ) from None
+            raise unreadable_feature_file(path, error) from None
         digest.update(f"{utterance.key}\t{utterance.speaker}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

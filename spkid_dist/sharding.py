@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,9 @@ def shard(config: ShardConfig) -> Manifest | None:
 
 def _without_bad(utterances: list[Utterance], source: Source, workers: int, log: RunLog) -> list[Utterance]:
     """The good utterances; the others are listed in the log."""
-    with log.bar(len(utterances), "utterances checked") as bar:
-        if workers > 1:
-            with process_pool(workers) as pool:
-                bad = find_bad(utterances, source, pool, shard_progress(bar))
-        else:
-            bad = find_bad(utterances, source, None, shard_progress(bar))
+    workers_or_none = process_pool(workers) if workers > 1 else nullcontext()
+    with log.bar(len(utterances), "utterances checked") as bar, workers_or_none as pool:
+        bad = find_bad(utterances, source, pool, shard_progress(bar))
     for item in bad:
         log.line(f"skipped {item.utterance.key}: {item.reason}")
     left_out = {item.utterance.key for item in bad}

@@ -27,7 +27,8 @@ from shards import (
     merge,
     read_list,
 )
-from shards.conversion import convert_shard
+from shards.check import find_bad
+from shards.conversion import convert_shard, process_pool
 from shards.folder import LocalFolder
 from shards.layout import MANIFEST_NAME
 from shards.record import ShardRecord, record_name
@@ -409,3 +410,10 @@ def test_a_task_that_starts_while_another_makes_the_job_takes_part(corpus, tmp_p
             return {"job.json": 1}
 
     assert claim_folder(plan.job, Late(tmp_path / "out")) is None
+
+
+def test_a_worker_that_is_killed_while_checking_is_noticed(corpus):
+    plan, source = plan_of(corpus)
+    deadly = DeadlySource(source.db_path, source.ext, victim=plan.utterances[3].key)
+    with pytest.raises(InputError, match=r"a worker process ended abruptly \(killed"), process_pool(2) as pool:
+        find_bad(plan.utterances, deadly, pool)
