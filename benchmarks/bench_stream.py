@@ -69,8 +69,8 @@ def run(folder: Path, utterances_of_speaker: int, repeats: int, peer_batches: in
     batches = {"limit: copying the bytes": windows // B} | dict.fromkeys(("resident", "pools"), windows // B)
     cases: dict[str, Callable[[], object]] = {
         "limit: copying the bytes": copy_case(windows // B),
-        "resident": stream_case(folder / "shards", pool_windows=16384),
-        "pools": stream_case(folder / "shards", pool_windows=max(1, windows // 64 // 20)),
+        "resident": stream_case(folder / "shards", windows),
+        "pools": stream_case(folder / "shards", windows // 20),
     }
     for name, loader in peers(folder):
         cases[name] = take_case(loader, peer_batches)
@@ -102,9 +102,9 @@ def copy_case(batches: int) -> Callable[[], object]:
     return copy
 
 
-def stream_case(shards: Path, pool_windows: int) -> Callable[[], object]:
+def stream_case(shards: Path, shuffle_windows: int) -> Callable[[], object]:
     """One epoch of ours."""
-    dataset = WindowDataset(shards, in_frames=C, batch_size=B, pool_windows=pool_windows)
+    dataset = WindowDataset(shards, in_frames=C, batch_size=B, shuffle_windows=shuffle_windows)
     return lambda: sum(len(y) for _, y in dataset)
 
 

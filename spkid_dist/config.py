@@ -14,6 +14,7 @@ from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
+from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.windows import EdgeRule, check_context
 
 
@@ -214,8 +215,8 @@ class TrainConfig:
     """of the initial weights and the order of the windows"""
     num_streams: int = 64
     """interleaved sequences of an epoch; at least as many as processes"""
-    pool_windows: int = 16384
-    """windows of a stream that are shuffled at a time"""
+    shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS
+    """windows in memory that are shuffled at a time, over all processes; as many again are read meanwhile"""
     mixed_precision: Literal["launcher", "no", "bf16", "fp16"] = "launcher"
     """arithmetic of the matrix products; `launcher`: what accelerate launch says, else float32"""
 
@@ -223,7 +224,7 @@ class TrainConfig:
         """Check the values' ranges; raises UsageError."""
         check_context(self.in_frames, self.edge)
         _at_least(1, batch_size=self.batch_size, hsize=self.hsize, patience=self.patience, epoch=self.epoch)
-        _at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, pool_windows=self.pool_windows)
+        _at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, shuffle_windows=self.shuffle_windows)
         _at_least(0, momentum=self.momentum, seed=self.seed)
         if self.seed >= 2**63:
             raise UsageError(f"--seed {self.seed}: expected less than 2^63")

@@ -5,24 +5,25 @@ y (B,) int64. An iteration is (the rest of) one epoch; the next one is the next 
 ranks share the windows out among themselves, and nothing needs to be wrapped.
 """
 
-import inspect
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
-from spkid_dist.order import EpochOrder, RankShare
-from spkid_dist.pool import BackgroundFill, Pool, PoolFiller
-from spkid_dist.windows import DatasetWindows, EdgeRule
+from spkid_dist.ledger import Ledger
+from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
+from spkid_dist.pool import BLOCKS_KEPT, PoolFiller
+from spkid_dist.rankstream import RankStream
+from spkid_dist.resumable import ResumableBatches
+from spkid_dist.selection import Selection
+from spkid_dist.stacking import Batch, DeviceStacker, HostStack, Stack
+from spkid_dist.windows import EDGE_CODES, DatasetWindows, EdgeRule
 
-Batch = tuple[torch.Tensor, torch.Tensor]
 
-
-class WindowDataset(IterableDataset[Batch]):
+class WindowDataset(ResumableBatches):
     """Streams a sharded dataset as batches of context windows, each window once an epoch over all ranks.
 
     Args:
@@ -33,8 +34,13 @@ class WindowDataset(IterableDataset[Batch]):
         seed: of the shuffle.
         shuffle: False for the order of storage, as for validation.
         num_streams: S, the sequences that are interleaved; it bounds the number of ranks.
-        pool_windows: P, the windows of a stream that are shuffled at a time. S*P windows are in memory, over all ranks,
-            and as many again while the next pools are filled.
+        shuffle_windows: the windows, over all streams and ranks, that are in memory and shuffled at a time; as many
+            again are there while the next ones are read. `memory_bound` says how many bytes that is.
+        selection: speakers or utterances to take, or balance among speakers; everything by default.
+        on_bad_block: ``stop`` raises the error of a block that can't be read or is damaged, ``skip`` passes over its
+            windows; all ranks stay in step, `bad_blocks` and `skipped_windows` tell.
+        dtype: of x: ``float32``, or ``stored`` for the dataset's own.
+        device: where the batches are stacked and yielded; the host's memory by default.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
 
     Attributes:
@@ -43,6 +49,7 @@ class WindowDataset(IterableDataset[Batch]):
     Raises:
         InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block.
         UsageError: an argument out of range.
+        LedgerError: at the end of an epoch, where a window was lost or came twice.
     """
 
     def __init__(
@@ -55,12 +62,17 @@ class WindowDataset(IterableDataset[Batch]):
         seed: int = 0,
         shuffle: bool = True,
         num_streams: int = 64,
-        pool_windows: int = 16384,
+        shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS,
+        selection: Selection | None = None,
+        on_bad_block: Literal["stop", "skip"] = "stop",
+        dtype: Literal["float32", "stored"] = "float32",
+        device: str | torch.device | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         rank, world_size = find_rank(rank, world_size)
-        for value, name in ((batch_size, "batch_size"), (num_streams, "num_streams"), (pool_windows, "pool_windows")):
+        super().__init__(batch_size, rank, world_size)
+        for value, name in ((num_streams, "num_streams"), (shuffle_windows, "shuffle_windows")):
             if value < 1:
                 raise UsageError(f"--{name} {value}: expected 1 or more")
         if world_size > num_streams:
@@ -68,118 +80,123 @@ class WindowDataset(IterableDataset[Batch]):
                 f"--num_streams {num_streams}: fewer than the {world_size} ranks, which share the streams out; "
                 f"give {world_size} or more"
             )
+        for text, name, known in (
+            (on_bad_block, "on_bad_block", ("stop", "skip")),
+            (dtype, "dtype", ("float32", "stored")),
+        ):
+            if text not in known:
+                raise UsageError(f"--{name} {text}: expected one of {', '.join(known)}")
+        selection = selection or Selection()
         self.data = ShardDataset(shards)
-        self.windows = DatasetWindows(self.data, in_frames, edge)
-        self.batch_size = batch_size
-        self.order = EpochOrder(self.windows.total, num_streams, pool_windows)
+        self.windows = DatasetWindows(self.data, in_frames, edge, selection)
+        self.order = EpochOrder(self.windows.total, num_streams, max(1, shuffle_windows // num_streams))
         self.share = RankShare(self.order, rank, world_size)
-        self.epoch = 0
-        self.position = 0
-        self._filler = PoolFiller(
-            self.data, self.windows, self.share, in_frames=in_frames, edge=edge, seed=seed, shuffle=shuffle
-        )
         self.input_dim = in_frames * self.data.manifest.num_features
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; before each one in a DataLoader with workers, which iterate over copies."""
-        self.epoch, self.position = epoch, 0
-
-    def __len__(self) -> int:
-        """Steps of an epoch: the same on every rank."""
-        return self.order.num_steps(self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield this rank's share of each remaining global batch of the epoch; a share may be empty."""
-        _refuse_accelerates_loader()
-        worker = get_worker_info()
-        worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch, total = self.epoch, self.order.num_windows
-        taken = self.share.consumed_before(self.position)
-        with RankWindows(self._filler, self.share, epoch, self.position) as windows:
-            for number, first in enumerate(range(self.position, total, self.batch_size)):
-                self.position = min(first + self.batch_size, total)
-                until = self.share.consumed_before(self.position)
-                size, taken = until - taken, until
-                if number % num_workers == worker_id:
-                    yield windows.take(size)
-                else:
-                    windows.skip(size)
-        self.epoch, self.position = epoch + 1, 0
-
-
-def _refuse_accelerates_loader() -> None:
-    """Raise UsageError where accelerate iterates: it would share out what is a rank's share already."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "accelerate.data_loader":
-            raise UsageError(
-                "the dataset went through accelerator.prepare, which would cut each rank's share once more and lose "
-                "windows; iterate over the dataset itself: it yields this rank's share of each batch"
-            )
-        frame = frame.f_back
-
-
-class RankWindows:
-    """A rank's windows of an epoch in their order of use, from global index `index` on; leave it to end its thread."""
-
-    def __init__(self, filler: PoolFiller, share: RankShare, epoch: int, index: int) -> None:
-        self._filler = filler
-        self._epoch = epoch
-        self._num_generations = share.order.num_generations
-        self._generation = index // share.order.generation_windows
-        # of the pool in use: the windows taken of it
-        self._at = share.consumed_before(index) - share.consumed_before(
-            self._generation * share.order.generation_windows
+        self.skipped_windows = 0
+        self._in_frames = in_frames
+        self._options = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
+        self._selection = selection.identity
+        self._x_dtype = torch.float32 if dtype == "float32" else getattr(torch, self.data.manifest.dtype)
+        self._device = None if device is None else torch.device(device)
+        self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device)
+        self._filler = PoolFiller(
+            self.data,
+            self.windows,
+            self.share,
+            in_frames=in_frames,
+            edge=EDGE_CODES[edge],
+            seed=seed,
+            shuffle=shuffle,
+            skip_bad=on_bad_block == "skip",
         )
-        self._pool: Pool | None = None
-        self._next: BackgroundFill | None = None
 
-    def __enter__(self) -> "RankWindows":
-        return self
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch."""
+        return self.order.num_windows
 
-    def __exit__(self, *exc: object) -> None:
-        if self._next is not None:
-            self._next.close()
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that the order follows from besides the state."""
+        return {
+            "fingerprint": self.data.fingerprint,
+            **self._options,
+            "num_streams": self.order.num_streams,
+            "pool_windows": self.order.pool_windows,
+            "selection": self._selection,
+        }
 
-    def take(self, size: int) -> Batch:
-        """The next `size` windows: x (size, C*D) float32 and y (size,) int64, of which nobody else holds the memory."""
-        parts = [
-            (pool.windows.index_select(0, pool.starts[piece]), pool.labels[piece].clone())
-            for pool, piece in self._pieces(size)
-        ]
-        if len(parts) != 1:  # windows of several pools, or none at all
-            input_dim = self._current().windows.shape[1]
-            parts.append((torch.empty(0, input_dim), torch.empty(0, dtype=torch.int64)))
-            return torch.cat([x.float() for x, _ in parts]), torch.cat([y for _, y in parts])
-        x, y = parts[0]
-        return x.float(), y
+    @property
+    def bad_blocks(self) -> dict[int, str]:
+        """The blocks that this rank has passed over so far, and why."""
+        return self._filler.bad_blocks
 
-    def skip(self, size: int) -> None:
-        """Pass over the next `size` windows."""
-        for _ in self._pieces(size):
-            pass
+    @property
+    def memory_bound(self) -> int:
+        """Bytes that this rank's pools take at most, in use and being filled; kept blocks of remote datasets included."""
+        manifest = self.data.manifest
+        generation = min(self.order.generation_windows, self.num_windows)
+        windows = -(-generation // self.world_size) + self.order.num_streams
+        row_bytes = manifest.num_features * (2 if manifest.dtype == "float16" else 4)
+        utterances = -(-manifest.num_utterances * windows // manifest.num_frames) + 2 * len(self.share.streams)
+        arena = (windows + utterances * (self._in_frames - 1)) * row_bytes
+        tables = 8 * windows
+        kept = BLOCKS_KEPT * len(self.share.streams) * manifest.block_frames * 2 * row_bytes
+        # In use: an arena and three tables; being filled: the same, and three tables in line order.
+        return 2 * arena + 9 * tables + kept
 
-    def _pieces(self, size: int) -> Iterator[tuple[Pool, slice]]:
-        """The pools that hold the next `size` windows, and which of their windows these are."""
-        while size:
-            pool = self._current()
-            piece = slice(self._at, min(self._at + size, len(pool.starts)))
-            if piece.start < piece.stop:
-                yield pool, piece
-            size -= piece.stop - piece.start
-            self._at = piece.stop
-            if size:
-                self._generation, self._at, self._pool = self._generation + 1, 0, None
+    def _open(self, epoch: int, position: int) -> "WindowCursor":
+        return WindowCursor(self, epoch, position)
 
-    def _current(self) -> Pool:
-        """The pool in use; when it is the first call for it, the next one begins to be filled."""
-        if self._pool is None:
-            assert self._generation < self._num_generations, "a pool held fewer windows than the order says"
-            filled, self._next = self._next, None
-            self._pool = filled.result() if filled else self._filler.fill(self._epoch, self._generation)
-            if self._generation + 1 < self._num_generations:
-                self._next = BackgroundFill(self._filler, self._epoch, self._generation + 1)
-        return self._pool
+    def open_stream(self, epoch: int, position: int) -> RankStream:
+        """This rank's windows from global index `position` of an epoch on."""
+        return RankStream(self._load, self.share, epoch, position)
+
+    def _load(self, epoch: int, generation: int) -> Stack:
+        pool = self._filler.fill(epoch, generation)
+        return HostStack(pool, self._in_frames) if self._stacker is None else self._stacker(pool)
+
+    def finish(self, batch: Batch | None) -> Batch:
+        """A batch as it is yielded: x of the dtype asked for; empty where there is none."""
+        if batch is None:
+            empty = torch.empty(0, self.input_dim, dtype=self._x_dtype, device=self._device)
+            return empty, torch.empty(0, dtype=torch.int64, device=self._device)
+        return batch[0].to(self._x_dtype), batch[1]
+
+
+class WindowCursor:
+    """A place in the stream of a `WindowDataset`."""
+
+    def __init__(self, dataset: WindowDataset, epoch: int, position: int) -> None:
+        self._dataset = dataset
+        self._stream = dataset.open_stream(epoch, position)
+        self._position = position
+
+    def take(self, until: int) -> Batch:
+        """This rank's windows up to global index `until` of the epoch."""
+        return self._dataset.finish(self._stream.take(self._advance(until)))
+
+    def skip(self, until: int) -> None:
+        """Pass over them instead."""
+        self._stream.skip(self._advance(until))
+
+    def collect(self) -> Ledger:
+        """The ledger of what was consumed since the last call."""
+        ledger = self._stream.collect()
+        self._dataset.skipped_windows += self._stream.skipped
+        self._stream.skipped = 0
+        return ledger
+
+    def close(self) -> None:
+        """Let go of the thread and the memory."""
+        self._stream.close()
+
+    def _advance(self, until: int) -> int:
+        """How many windows of this rank lie between here and there; the next epoch follows where an epoch ends."""
+        share = self._dataset.share
+        size = share.consumed_before(until) - share.consumed_before(self._position)
+        self._position = until % self._dataset.num_windows
+        return size
 
 
 def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

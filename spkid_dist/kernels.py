@@ -10,8 +10,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from spkid_dist.intrinsics import copy_bytes, prefetch
+
 # Edge rules, as the kernels take them; `spkid_dist.windows` has their meaning.
 ZERO, EDGE, VALID = 0, 1, 2
+
+CACHE_LINE = 64  # bytes
+GATHER_AHEAD = 4  # windows; 2 to 8 are as fast
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -36,18 +41,33 @@ def permute(key: np.uint64, values: NDArray[np.int64]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def count_windows(
-    lengths: NDArray[np.int32], first: NDArray[np.int64], context: int, counts: NDArray[np.int64]
-) -> None:
-    """Count the windows that fit into utterances: ``counts[b]`` = sum of max(0, length - C + 1) over block b.
+def windows_of(length: int, context: int, edge: int) -> int:
+    """The windows of an utterance of `length` frames."""
+    return max(0, length - context + 1) if edge == VALID else length
 
-    `lengths` (U,) of all utterances, `first` (B + 1,) each block's first utterance, `counts` (B,).
+
+@njit(cache=True, nogil=True)
+def count_windows(
+    lengths: NDArray[np.int32],
+    repeats: NDArray[np.int32],
+    first: NDArray[np.int64],
+    context: int,
+    edge: int,
+    counts: NDArray[np.int64],
+) -> int:
+    """Count the windows of each block: ``counts[b]`` (B,); return how many of the chosen utterances have none.
+
+    `lengths` (U,) of all utterances, `repeats` (U,) how often each is taken, `first` (B + 1,) each block's first utterance.
     """
+    short = 0
     for b in range(len(counts)):
         total = 0
         for u in range(first[b], first[b + 1]):
-            total += max(0, lengths[u] - context + 1)
+            windows = windows_of(lengths[u], context, edge)
+            total += repeats[u] * windows
+            short += repeats[u] > 0 and windows == 0
         counts[b] = total
+    return short
 
 
 @njit(cache=True, nogil=True)
@@ -55,6 +75,7 @@ def lay_out(
     frames: NDArray[Any],
     lengths: NDArray[np.int32],
     block_labels: NDArray[np.int32],
+    repeats: NDArray[np.int32],
     first: int,
     last: int,
     context: int,
@@ -68,7 +89,8 @@ def lay_out(
 
     Each utterance takes (its windows + C - 1) rows of `arena` (R, D), with the edge rule's rows in place, so that every
     window is C consecutive rows; ``starts[k]`` gets the first of them and ``labels[k]`` the class of window first + k.
-    `frames` (T, D) has the utterances of `lengths` (U,) end to end; `block_labels` (U,).
+    `frames` (T, D) has the utterances of `lengths` (U,) end to end; `block_labels` (U,); `repeats` (U,) says how often
+    each is taken, 0 for not at all.
     """
     left = 0 if edge == VALID else (context - 1) // 2
     num_features = frames.shape[1]
@@ -77,45 +99,61 @@ def lay_out(
     at = 0
     for u in range(len(lengths)):
         length = lengths[u]
-        windows = length if edge != VALID else max(0, length - context + 1)
-        lo = max(first, base) - base
-        hi = min(last, base + windows) - base
-        if lo < hi:
-            for k in range(hi - lo):
-                starts[at + k] = row + k
-                labels[at + k] = block_labels[u]
-            at += hi - lo
-            for t in range(lo - left, hi - left + context - 1):
-                if 0 <= t < length:
-                    for d in range(num_features):
-                        arena[row, d] = frames[frame + t, d]
-                elif edge == EDGE:
-                    nearest = frame + min(max(t, 0), length - 1)
-                    for d in range(num_features):
-                        arena[row, d] = frames[nearest, d]
-                else:
-                    for d in range(num_features):
-                        arena[row, d] = 0
-                row += 1
-        base += windows
+        windows = windows_of(length, context, edge)
+        for _ in range(repeats[u]):
+            lo = max(first, base) - base
+            hi = min(last, base + windows) - base
+            if lo < hi:
+                for k in range(hi - lo):
+                    starts[at + k] = row + k
+                    labels[at + k] = block_labels[u]
+                at += hi - lo
+                for t in range(lo - left, hi - left + context - 1):
+                    if 0 <= t < length:
+                        for d in range(num_features):
+                            arena[row, d] = frames[frame + t, d]
+                    elif edge == EDGE:
+                        nearest = frame + min(max(t, 0), length - 1)
+                        for d in range(num_features):
+                            arena[row, d] = frames[nearest, d]
+                    else:
+                        for d in range(num_features):
+                            arena[row, d] = 0
+                    row += 1
+            base += windows
         frame += length
     return row
 
 
 @njit(cache=True, nogil=True)
-def interleave(
-    order: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    stream: int,
-    num_streams: int,
-    table_starts: NDArray[np.int64],
-    table_labels: NDArray[np.int64],
-) -> None:
-    """Deal one pool, permuted by `order` (L,), into column `stream` of the tables, which go round the S streams.
+def gather(arena: NDArray[Any], starts: NDArray[np.int64], num_features: int, out: NDArray[Any]) -> None:
+    """Copy the windows that begin at rows `starts` (B,) of the flat arena (R*D,) to `out` (B*C*D,), flat too.
 
-    `starts`, `labels` (L,) are the pool's windows in line order; the tables (N,) are rows of S, the last one cut short.
+    The places are random, so the processor can't foresee them: each window is asked for some windows before its turn.
+    On one core 110 us for 1,000 windows of 1,680 bytes out of 66 MB, against 165 us of torch's index_select on two, and
+    70 us of copying as many bytes in order.
+    """
+    if len(starts) == 0:
+        return
+    size = len(out) // len(starts)
+    line = CACHE_LINE // arena.itemsize
+    num_bytes = size * arena.itemsize
+    for k in range(len(starts)):
+        if k + GATHER_AHEAD < len(starts):
+            ahead = starts[k + GATHER_AHEAD] * num_features
+            for i in range(ahead, ahead + size, line):
+                prefetch(arena, i)
+            prefetch(arena, ahead + size - 1)
+        copy_bytes(out, k * size, arena, starts[k] * num_features, num_bytes)
+
+
+@njit(cache=True, nogil=True)
+def interleave(
+    order: NDArray[np.int64], values: NDArray[np.int64], stream: int, num_streams: int, table: NDArray[np.int64]
+) -> None:
+    """Deal the `values` (L,) of one pool, in line order, permuted by `order` (L,), into column `stream` of `table`.
+
+    The table (N,) goes round the S streams: rows of S, the last one cut short.
     """
     for p in range(len(order)):
-        table_starts[p * num_streams + stream] = starts[order[p]]
-        table_labels[p * num_streams + stream] = labels[order[p]]
+        table[p * num_streams + stream] = values[order[p]]

@@ -15,7 +15,7 @@ Blocks are random samples of the corpus already (the sharder shuffles utterances
 loses no randomness, and planning an epoch costs O(shards) instead of O(blocks).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spkid_dist.kernels import permute
+
+DEFAULT_SHUFFLE_WINDOWS = 2**20  # in the pools of all streams together
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1
@@ -129,11 +131,15 @@ class WindowCounts(Protocol):
 
 @dataclass(frozen=True)
 class Segment:
-    """Windows [first, last) of a block, as they follow one another on the line."""
+    """Windows [first, last) of a block, as they follow one another on the line.
+
+    `first_id` is the number that window `first` has among all windows in the order of storage, in every epoch the same.
+    """
 
     block: int
     first: int
     last: int
+    first_id: int
 
 
 class EpochLine:
@@ -144,9 +150,9 @@ class EpochLine:
         self._seed = seed
         self._epoch = epoch
         self._shuffle = shuffle
-        per_shard = counts.per_shard
-        self._shards = permutation(generator_key(seed, SHARDS_DOMAIN, epoch), len(per_shard), shuffle)
-        self._starts = np.concatenate(([0], np.cumsum(per_shard[self._shards])))
+        self._shards = permutation(generator_key(seed, SHARDS_DOMAIN, epoch), len(counts.per_shard), shuffle)
+        self._starts = starts_of(counts.per_shard[self._shards])
+        self._first_ids = starts_of(counts.per_shard)
         # Streams are intervals: consecutive look-ups stay within a few shards.
         self._blocks_of = lru_cache(maxsize=8)(self._permuted_blocks)
 
@@ -156,26 +162,37 @@ class EpochLine:
         while first < last:
             base, end = int(self._starts[place]), int(self._starts[place + 1])
             if first < end:
-                blocks, starts = self._blocks_of(int(self._shards[place]))
-                yield from _cut(blocks, starts, first - base, min(last, end) - base)
+                yield from self._blocks_of(int(self._shards[place])).cut(first - base, min(last, end) - base)
             first, place = max(first, end), place + 1
 
-    def _permuted_blocks(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _permuted_blocks(self, shard: int) -> "PermutedBlocks":
         blocks = self._counts.blocks_of(shard)
+        counts = self._counts.of_blocks(blocks)
         key = generator_key(self._seed, BLOCKS_DOMAIN, self._epoch, shard)
         order = permutation(key, len(blocks), self._shuffle)
-        starts = np.concatenate(([0], np.cumsum(self._counts.of_blocks(blocks)[order])))
-        return blocks.start + order, starts
+        first_ids = self._first_ids[shard] + starts_of(counts)[:-1]
+        return PermutedBlocks(blocks.start + order, starts_of(counts[order]), first_ids[order])
 
 
-def _cut(
-    blocks: Sequence[int] | NDArray[np.int64], starts: NDArray[np.int64], first: int, last: int
-) -> Iterator[Segment]:
-    """The segments of [first, last), where block k of `blocks` covers positions starts[k] to starts[k + 1]."""
-    place = int(np.searchsorted(starts, first, side="right")) - 1
-    while first < last:
-        end = int(starts[place + 1])
-        if first < end:
-            base = int(starts[place])
-            yield Segment(int(blocks[place]), first - base, min(last, end) - base)
-        first, place = max(first, end), place + 1
+@dataclass(frozen=True)
+class PermutedBlocks:
+    """A shard's blocks (B,) in an epoch's order; block k covers positions starts[k] to starts[k + 1] of the shard's line."""
+
+    blocks: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    first_ids: NDArray[np.int64]
+
+    def cut(self, first: int, last: int) -> Iterator[Segment]:
+        """The segments of the positions [first, last)."""
+        place = int(np.searchsorted(self.starts, first, side="right")) - 1
+        while first < last:
+            base, end = int(self.starts[place]), int(self.starts[place + 1])
+            if first < end:
+                first_id = int(self.first_ids[place]) + first - base
+                yield Segment(int(self.blocks[place]), first - base, min(last, end) - base, first_id)
+            first, place = max(first, end), place + 1
+
+
+def starts_of(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each of `counts` (n,) begins when they lie end to end, and where the last one ends: (n + 1,)."""
+    return np.concatenate(([0], np.cumsum(counts)))

@@ -1,60 +1,62 @@
 """The pools that a rank has in memory, and how they are filled.
 
-A generation's pools lie in one arena of frame rows in which every window is C consecutive rows, so that a window is one
-row of an overlapping view of it, and stacking a batch is one gather. The windows' places are kept in their order of use:
-a batch is a slice of that table. The next generation is filled by a thread while one is used.
+A generation's pools lie in one arena of frame rows in which every window is C consecutive rows, so that stacking a batch is
+one gather of stretches of memory. The windows' places are kept in their order of use: a batch is a slice of that table. The
+next generation is filled by a thread while one is used.
 
 A dataset that fits into one generation of a single rank is laid out once and stays; later epochs only order it anew.
 """
 
-import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shards.dataset import ShardDataset
+from shards.errors import InputError
 from shards.layout import BlockArrays
 from spkid_dist.kernels import interleave, lay_out
-from spkid_dist.order import (
-    POOL_DOMAIN,
-    EpochLine,
-    RankShare,
-    Segment,
-    generator_key,
-    permutation,
-)
-from spkid_dist.windows import EDGE_CODES, DatasetWindows, EdgeRule
+from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, permutation, starts_of
+from spkid_dist.windows import DatasetWindows
 
 BLOCKS_KEPT = 2  # a stream
+NO_WINDOW = -1  # the start of a window whose block is bad, and was passed over
 
 
 @dataclass(frozen=True)
 class Pool:
     """One generation of a rank: N windows in their order of use.
 
-    `windows` (R - C + 1, C*D) is an overlapping view of the arena, `starts` (N,) int64 the windows' rows of it, and
-    `labels` (N,) int64 their classes.
+    `arena` (R, D) has the frames; `starts` (N,) are the windows' first rows of it, `labels` (N,) their classes and `ids` (N,)
+    their numbers in the order of storage, all int64. Where `has_gaps`, a start may be NO_WINDOW.
     """
-
-    windows: torch.Tensor
-    starts: torch.Tensor
-    labels: torch.Tensor
-
-
-@dataclass(frozen=True)
-class LineWindows:
-    """Windows in line order, laid out in an arena (R, D): `starts` (N,) and `labels` (N,), int64."""
 
     arena: NDArray[Any]
     starts: NDArray[np.int64]
     labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    has_gaps: bool
+
+
+@dataclass(frozen=True)
+class LineWindows:
+    """Windows in line order, laid out in an arena (R, D): `starts`, `labels` and `ids`, each (N,) int64."""
+
+    arena: NDArray[Any]
+    starts: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    has_gaps: bool
 
 
 class PoolFiller:
-    """Fills the pools of one rank's share, any generation of any epoch, in any order."""
+    """Fills the pools of one rank's share, any generation of any epoch, in any order.
+
+    `bad_blocks` has the blocks that were passed over because they could not be read or were damaged, and why; without
+    `skip_bad` such a block is an error.
+    """
 
     def __init__(
         self,
@@ -63,21 +65,23 @@ class PoolFiller:
         share: RankShare,
         *,
         in_frames: int,
-        edge: EdgeRule,
+        edge: int,
         seed: int,
         shuffle: bool,
+        skip_bad: bool,
     ) -> None:
+        self.bad_blocks: dict[int, str] = {}
         self._dataset = dataset
         self._counts = counts
         self._share = share
         self._in_frames = in_frames
-        self._edge = EDGE_CODES[edge]
+        self._edge = edge
         self._seed = seed
         self._shuffle = shuffle
-        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files.
+        self._skip_bad = skip_bad
         self._kept: dict[int, BlockArrays] = {}
         self._line: tuple[int, EpochLine] | None = None
-        self._resident: tuple[LineWindows, NDArray[np.int64]] | None = None
+        self._resident: LineWindows | None = None
         self._fits = share.world_size == 1 and share.order.num_generations <= 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,101 +99,85 @@ class PoolFiller:
         pieces = [list(line.segments(*self._share.order.pool_interval(s, generation))) for s in streams]
         segments = [segment for piece in pieces for segment in piece]
         laid = self._take_resident(segments) if self._fits else self._lay_out(segments)
-        starts, labels = np.empty_like(laid.starts), np.empty_like(laid.labels)
+        starts, labels, ids = (np.empty_like(laid.starts) for _ in range(3))
         at = 0
         for column, (stream, piece) in enumerate(zip(streams, pieces, strict=True)):
             end = at + sum(segment.last - segment.first for segment in piece)
             key = generator_key(self._seed, POOL_DOMAIN, epoch, stream, generation)
             order = permutation(key, end - at, self._shuffle)
-            interleave(order, laid.starts[at:end], laid.labels[at:end], column, len(streams), starts, labels)
+            for values, table in ((laid.starts, starts), (laid.labels, labels), (laid.ids, ids)):
+                interleave(order, values[at:end], column, len(streams), table)
             at = end
-        return Pool(self._window_view(laid.arena), torch.from_numpy(starts), torch.from_numpy(labels))
-
-    def _window_view(self, arena: NDArray[Any]) -> torch.Tensor:
-        rows, num_features = arena.shape
-        size = (max(rows - self._in_frames + 1, 0), self._in_frames * num_features)
-        return torch.from_numpy(arena).as_strided(size, (num_features, 1))
+        return Pool(laid.arena, starts, labels, ids, laid.has_gaps)
 
     def _epoch_line(self, epoch: int) -> EpochLine:
         if self._line is None or self._line[0] != epoch:
             self._line = (epoch, EpochLine(self._counts, self._seed, epoch, self._shuffle))
         return self._line[1]
 
-    def _lay_out(self, segments: list[Segment]) -> LineWindows:
+    def _lay_out(self, segments: Sequence[Segment]) -> LineWindows:
         """Read the segments' blocks and lay their windows out, in the order given."""
-        blocks = self._dataset.blocks
-        num_windows = sum(segment.last - segment.first for segment in segments)
-        num_utterances = sum(int(blocks[segment.block]["utterances"]) for segment in segments)
-        rows = num_windows + num_utterances * (self._in_frames - 1)
         manifest = self._dataset.manifest
-        arena = np.empty((rows, manifest.num_features), manifest.dtype)
+        num_windows = sum(segment.last - segment.first for segment in segments)
+        repeats = [self._counts.repeats_of(segment.block) for segment in segments]
+        num_utterances = sum(int(counts.sum()) for counts in repeats)
+        arena = np.empty((num_windows + num_utterances * (self._in_frames - 1), manifest.num_features), manifest.dtype)
         starts, labels = np.empty(num_windows, np.int64), np.empty(num_windows, np.int64)
         bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
+        has_gaps = False
         at = row = 0
-        for segment in segments:
-            block = self._read_block(segment.block)
+        for segment, times in zip(segments, repeats, strict=True):
             end = at + segment.last - segment.first
-            row = lay_out(
-                block.frames.view(bits),
-                block.lengths,
-                block.labels,
-                segment.first,
-                segment.last,
-                self._in_frames,
-                self._edge,
-                arena.view(bits),
-                row,
-                starts[at:end],
-                labels[at:end],
-            )
+            block = self._read_block(segment.block)
+            if block is None:
+                starts[at:end], labels[at:end], has_gaps = NO_WINDOW, NO_WINDOW, True
+            else:
+                row = lay_out(
+                    block.frames.view(bits),
+                    block.lengths,
+                    block.labels,
+                    times,
+                    segment.first,
+                    segment.last,
+                    self._in_frames,
+                    self._edge,
+                    arena.view(bits),
+                    row,
+                    starts[at:end],
+                    labels[at:end],
+                )
             at = end
-        return LineWindows(arena[:row], starts, labels)
+        return LineWindows(arena[:row], starts, labels, _ids_of(segments), has_gaps)
 
-    def _read_block(self, block: int) -> BlockArrays:
-        arrays = self._kept.pop(block, None) or self._dataset.read_block(block)
+    def _read_block(self, block: int) -> BlockArrays | None:
+        """A block's arrays; None where it is bad and is to be skipped."""
+        if block in self.bad_blocks:
+            return None
+        try:
+            arrays = self._kept.pop(block, None) or self._dataset.read_block(block)
+        except InputError as error:
+            if not self._skip_bad:
+                raise
+            self.bad_blocks[block] = str(error)
+            return None
         self._kept[block] = arrays  # the last used is the last in the dictionary
         if len(self._kept) > BLOCKS_KEPT * len(self._share.streams):
             self._kept.pop(next(iter(self._kept)))
         return arrays
 
-    def _take_resident(self, segments: list[Segment]) -> LineWindows:
-        """The segments' windows out of the whole dataset, which the first call lays out."""
+    def _take_resident(self, segments: Sequence[Segment]) -> LineWindows:
+        """The segments' windows out of the whole dataset, which the first call lays out in the order of storage."""
         if self._resident is None:
-            per_block = self._counts.of_blocks(range(len(self._dataset.blocks)))
-            whole = [Segment(block, 0, int(windows)) for block, windows in enumerate(per_block)]
-            self._resident = self._lay_out(whole), np.concatenate(([0], np.cumsum(per_block)))
-        laid, first = self._resident
-        slices = [slice(first[s.block] + s.first, first[s.block] + s.last) for s in segments]
-        starts = np.concatenate([laid.starts[piece] for piece in slices])
-        return LineWindows(laid.arena, starts, np.concatenate([laid.labels[piece] for piece in slices]))
+            counts = self._counts.of_blocks(range(len(self._dataset.blocks)))
+            first_ids = starts_of(counts)
+            blocks = range(len(counts))
+            self._resident = self._lay_out([Segment(b, 0, int(counts[b]), int(first_ids[b])) for b in blocks])
+        laid, ids = self._resident, _ids_of(segments)
+        return LineWindows(laid.arena, laid.starts[ids], laid.labels[ids], ids, laid.has_gaps)
 
 
-class BackgroundFill:
-    """One pool being filled by a thread of its own, which ends with it."""
-
-    def __init__(self, filler: PoolFiller, epoch: int, generation: int) -> None:
-        self._epoch = epoch
-        self._generation = generation
-        self._filler = filler
-        self._pool: Pool | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"fill-pool-{epoch}-{generation}", daemon=True)
-        self._thread.start()
-
-    def result(self) -> Pool:
-        """Wait for the pool; an error of the thread is raised here."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._pool is not None
-        return self._pool
-
-    def close(self) -> None:
-        """Wait until the thread has ended; its result is dropped."""
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._pool = self._filler.fill(self._epoch, self._generation)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the consumer's to raise
-            self._error = error
+def _ids_of(segments: Sequence[Segment]) -> NDArray[np.int64]:
+    """The ids of the segments' windows, in order."""
+    if not segments:
+        return np.empty(0, np.int64)
+    return np.concatenate([np.arange(s.first_id, s.first_id + s.last - s.first) for s in segments])

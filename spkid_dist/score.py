@@ -30,6 +30,7 @@ from spkid_dist.model import build_model, load_weights
 from spkid_dist.report import read_options
 from spkid_dist.windows import EDGE_CODES
 
+ONCE = np.ones(1, np.int32)
 UNKNOWN = -1  # true class of an utterance whose list line names no speaker of the map
 
 
@@ -161,7 +162,8 @@ def _score_batch(
         rule, windows = _edge_rule(edge, len(frames), in_frames)
         lengths, label = np.array([len(frames)], np.int32), np.array([index], np.int32)
         end = at + windows
-        row = lay_out(frames, lengths, label, 0, windows, in_frames, rule, arena, row, starts[at:end], owner[at:end])
+        starts_here, owner_here = starts[at:end], owner[at:end]
+        row = lay_out(frames, lengths, label, ONCE, 0, windows, in_frames, rule, arena, row, starts_here, owner_here)
         at = end
     rows = torch.from_numpy(arena).as_strided((len(arena) - in_frames + 1, in_frames * num_features), (num_features, 1))
     true = np.array([classes.get(utterance.speaker, UNKNOWN) for utterance, _ in batch], np.int64)

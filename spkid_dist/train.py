@@ -149,7 +149,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         folders = _shard_features(config, accelerator, log)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     windows = {"in_frames": config.in_frames, "edge": config.edge, "num_streams": config.num_streams}
-    pools = {"pool_windows": config.pool_windows, "seed": config.seed}
+    pools = {"shuffle_windows": config.shuffle_windows, "seed": config.seed}
     tr_data = WindowDataset(folders[0], batch_size=config.batch_size, **windows, **pools, **place)  # type: ignore[arg-type]
     va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **windows, **pools, **place)  # type: ignore[arg-type]
     tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest

@@ -1,4 +1,4 @@
-"""How many windows a dataset has, for a context size and an edge rule.
+"""How many windows a dataset has, for a context size, an edge rule and a choice of utterances.
 
 Edge rules: ``zero`` centres a window on each frame and pads with zero frames, ``edge`` repeats the first and last frame
 instead, ``valid`` takes only windows that fit: T - C + 1 of an utterance of T frames, none of a shorter one.
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from shards.dataset import ShardDataset
 from shards.errors import InputError, UsageError
 from spkid_dist import kernels
+from spkid_dist.order import starts_of
+from spkid_dist.selection import Selection
 
 EdgeRule = Literal["zero", "edge", "valid"]
 EDGE_CODES = {"zero": kernels.ZERO, "edge": kernels.EDGE, "valid": kernels.VALID}
@@ -28,28 +30,34 @@ def check_context(in_frames: int, edge: str) -> None:
 class DatasetWindows:
     """Window counts of a dataset: `total`, `per_shard`, per block, and how many utterances have none (`num_short`).
 
-    Under ``zero`` and ``edge`` a frame is a window, so the counts come from the manifest; under ``valid`` the utterance
-    table is read once.
+    Where all utterances are taken under ``zero`` or ``edge``, a frame is a window, so the counts come from the manifest; else
+    the utterance table is read once.
 
     Raises:
-        InputError: there is no window at all.
-        UsageError: `in_frames` < 1 or an unknown edge rule.
+        InputError: there is no window at all, or the selection names what the dataset lacks.
+        UsageError: `in_frames` < 1, an unknown edge rule, or an empty selection.
     """
 
-    def __init__(self, dataset: ShardDataset, in_frames: int, edge: EdgeRule) -> None:
+    def __init__(
+        self, dataset: ShardDataset, in_frames: int, edge: EdgeRule, selection: Selection | None = None
+    ) -> None:
         check_context(in_frames, edge)
+        selection = selection or Selection()
         shards = dataset.manifest.shards
-        self._first_block = np.concatenate(([0], np.cumsum([shard.blocks for shard in shards])))
+        self._first_block = starts_of(np.array([shard.blocks for shard in shards]))
+        self._first_utterance = np.append(dataset.blocks["first_utterance"], len(dataset.utterances))
+        everything = np.broadcast_to(np.int32(1), len(dataset.utterances))  # one number, however many utterances
+        self._repeats = everything if selection.is_everything else selection.repeats(dataset)
         self.num_short = 0
-        if edge == "valid":
-            self._per_block = self._count_fitting(dataset, in_frames)
+        if edge == "valid" or not selection.is_everything:
+            self._per_block = self._count(dataset, in_frames, EDGE_CODES[edge])
             self.per_shard = np.add.reduceat(self._per_block, self._first_block[:-1])
         else:
             self._per_block = dataset.blocks["frames"]
             self.per_shard = np.array([shard.frames for shard in shards], np.int64)
         self.total = int(self.per_shard.sum())
         if self.total == 0:
-            longest = int(dataset.utterances["frames"].max())
+            longest = int(dataset.utterances["frames"][self._repeats > 0].max())
             raise InputError(
                 f"{dataset.folder}: no utterance has {in_frames} frames (the longest has {longest}), so with --edge valid "
                 "there is no window; give a smaller --in_frames, or --edge zero"
@@ -63,10 +71,12 @@ class DatasetWindows:
         """Windows of each of `blocks` (consecutive ones)."""
         return self._per_block[blocks.start : blocks.stop].astype(np.int64)
 
-    def _count_fitting(self, dataset: ShardDataset, in_frames: int) -> NDArray[np.int64]:
-        lengths = np.ascontiguousarray(dataset.utterances["frames"])
-        self.num_short = int((lengths < in_frames).sum())
-        first = np.concatenate((dataset.blocks["first_utterance"], [len(lengths)]))
+    def repeats_of(self, block: int) -> NDArray[np.int32]:
+        """How often each utterance of a block is taken: (U,)."""
+        return self._repeats[self._first_utterance[block] : self._first_utterance[block + 1]]
+
+    def _count(self, dataset: ShardDataset, in_frames: int, edge: int) -> NDArray[np.int64]:
         counts = np.empty(len(dataset.blocks), np.int64)
-        kernels.count_windows(lengths, first, in_frames, counts)
+        lengths = dataset.utterances["frames"]  # read where it is mapped
+        self.num_short = kernels.count_windows(lengths, self._repeats, self._first_utterance, in_frames, edge, counts)
         return counts

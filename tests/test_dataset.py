@@ -40,7 +40,9 @@ def as_pairs(x, y):
     return list(zip(map(tuple, x.tolist()), y.tolist(), strict=True))
 
 
-def stream(corpus, **options):
+def stream(corpus, *, pool_windows=None, **options):
+    if pool_windows is not None:
+        options["shuffle_windows"] = pool_windows * options["num_streams"]
     return WindowDataset(corpus.folder / "shards", **({"rank": 0, "world_size": 1} | options))
 
 
@@ -118,7 +120,7 @@ def test_a_stream_continues_where_it_was_left(corpus, pool, batches):
     options = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "pool_windows": pool, "edge": "edge"}
     whole = [as_pairs(*batch) for batch in stream(corpus, **options)]
     data = stream(corpus, **options)
-    data.position = 11 * batches
+    data.load_state_dict(stream(corpus, **options).state_dict(batches=batches))
     assert [as_pairs(*batch) for batch in data] == whole[batches:]
     assert (data.epoch, data.position) == (1, 0)
 
@@ -201,7 +203,7 @@ def test_a_producers_error_reaches_the_consumer(corpus, tmp_path):
     data = bytearray(path.read_bytes())
     data[700] ^= 1
     path.write_bytes(data)
-    stream = WindowDataset(folder, in_frames=1, batch_size=4, num_streams=2, pool_windows=8, shuffle=False)
+    stream = WindowDataset(folder, in_frames=1, batch_size=4, num_streams=2, shuffle_windows=16, shuffle=False)
     with pytest.raises(InputError, match=r"shard-000001\.tar: block .*checksum differs"):
         list(stream)
 

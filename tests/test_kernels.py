@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shards.kernels import append_frames
-from spkid_dist.kernels import EDGE, VALID, ZERO, count_windows, interleave, lay_out, permute
+from spkid_dist.kernels import EDGE, VALID, ZERO, count_windows, gather, interleave, lay_out, permute
 from spkid_dist.order import GOLDEN, MASK, _mix
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -76,13 +76,25 @@ def test_permute_places_every_value_everywhere_equally_often():
     assert chi_squared < 60  # 25 degrees of freedom: exceeded by chance once in 10,000
 
 
-@given(st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=5), min_size=1, max_size=5), st.integers(1, 12))
-def test_count_windows_equals_python(blocks, context):
-    lengths = np.array([length for block in blocks for length in block], np.int32)
+utterances = st.tuples(st.integers(1, 30), st.integers(0, 3))  # length and repeats
+
+
+@given(
+    st.lists(st.lists(utterances, min_size=1, max_size=5), min_size=1, max_size=5),
+    st.integers(1, 12),
+    st.sampled_from([ZERO, EDGE, VALID]),
+)
+def test_count_windows_equals_python(blocks, context, edge):
+    table = np.array([utterance for block in blocks for utterance in block], np.int32)
     first = np.cumsum([0] + [len(block) for block in blocks])
     counts = np.empty(len(blocks), np.int64)
-    count_windows(lengths, first, context, counts)
-    assert counts.tolist() == [sum(max(0, length - context + 1) for length in block) for block in blocks]
+    short = count_windows(table[:, 0], table[:, 1], first, context, edge, counts)
+
+    def windows(length):
+        return length if edge != VALID else max(0, length - context + 1)
+
+    assert counts.tolist() == [sum(times * windows(length) for length, times in block) for block in blocks]
+    assert short == sum(times > 0 and windows(length) == 0 for block in blocks for length, times in block)
 
 
 def twin_windows(frames, context, edge):
@@ -98,25 +110,30 @@ def twin_windows(frames, context, edge):
 
 
 @given(
-    st.lists(st.integers(1, 14), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(1, 14), st.integers(0, 3)), min_size=1, max_size=6),
     st.integers(1, 9),
     st.sampled_from([ZERO, EDGE, VALID]),
     st.data(),
 )
-def test_lay_out_equals_numpy_for_any_part_of_a_block(lengths, context, edge, data):
+def test_lay_out_equals_numpy_for_any_part_of_a_block(block, context, edge, data):
     num_features = 2
+    lengths, repeats = (list(column) for column in zip(*block, strict=True))
     frames = np.arange(1, 1 + sum(lengths) * num_features, dtype=np.float32).reshape(-1, num_features)
     utterances = np.split(frames, np.cumsum(lengths)[:-1])
-    expected = [(window, u) for u, x in enumerate(utterances) for window in twin_windows(x, context, edge)]
+    expected = [
+        (window, u)
+        for u, x in enumerate(utterances)
+        for _ in range(repeats[u])
+        for window in twin_windows(x, context, edge)
+    ]
     first = data.draw(st.integers(0, len(expected)))
     last = data.draw(st.integers(first, len(expected)))
-    arena = np.full((3 + last - first + len(lengths) * (context - 1), num_features), np.nan, np.float32)
+    arena = np.full((3 + last - first + sum(repeats) * (context - 1), num_features), np.nan, np.float32)
     starts, labels = np.empty(last - first, np.int64), np.empty(last - first, np.int64)
     block_labels = np.arange(len(lengths), dtype=np.int32)
     frames.flags.writeable = False
-    row = lay_out(
-        frames, np.array(lengths, np.int32), block_labels, first, last, context, edge, arena, 3, starts, labels
-    )
+    lengths, repeats = np.array(lengths, np.int32), np.array(repeats, np.int32)
+    row = lay_out(frames, lengths, block_labels, repeats, first, last, context, edge, arena, 3, starts, labels)
     assert row <= len(arena)
     assert labels.tolist() == [u for _, u in expected[first:last]]
     for start, (window, _) in zip(starts, expected[first:last], strict=True):
@@ -127,9 +144,19 @@ def test_lay_out_equals_numpy_for_any_part_of_a_block(lengths, context, edge, da
 def test_interleave_deals_the_streams_in_turn(num_streams, length, extra):
     extra = min(extra, num_streams - 1)  # the first streams may have one more
     sizes = [length + (s < extra) for s in range(num_streams)]
-    starts, labels = np.full(sum(sizes), -1), np.full(sum(sizes), -1)
+    table = np.full(sum(sizes), -1)
     for stream, size in enumerate(sizes):
-        order = np.arange(size)[::-1].copy()
-        interleave(order, 100 * stream + np.arange(size), np.full(size, stream), stream, num_streams, starts, labels)
-    expected = [(100 * s + sizes[s] - 1 - p, s) for p in range(length + 1) for s in range(num_streams) if p < sizes[s]]
-    assert list(zip(starts.tolist(), labels.tolist(), strict=True)) == expected
+        interleave(np.arange(size)[::-1].copy(), 100 * stream + np.arange(size), stream, num_streams, table)
+    expected = [100 * s + sizes[s] - 1 - p for p in range(length + 1) for s in range(num_streams) if p < sizes[s]]
+    assert table.tolist() == expected
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.sampled_from(["u2", "u4"]), st.data())
+def test_gather_equals_numpy(rows, num_features, context, dtype, data):
+    context = min(context, rows)
+    arena = np.arange(rows * num_features, dtype=dtype)
+    starts = np.array(data.draw(st.lists(st.integers(0, rows - context), max_size=20)), np.int64)
+    out = np.full(len(starts) * context * num_features, 99, dtype)
+    gather(arena, starts, num_features, out)
+    twin = [arena[start * num_features : (start + context) * num_features] for start in starts]
+    assert out.tolist() == [value for window in twin for value in window]

@@ -68,6 +68,9 @@ def test_a_line_has_each_window_of_each_block_once_however_it_is_read(shards, se
             windows += [(segment.block, w) for w in range(segment.first, segment.last)]
     per_block = np.concatenate(counts.shards)
     assert sorted(windows) == [(b, w) for b, n in enumerate(per_block) for w in range(n)]
+    first_ids = np.cumsum([0, *per_block])
+    pieces = [segment for first in range(total) for segment in line.segments(first, first + 1)]
+    assert all(segment.first_id == first_ids[segment.block] + segment.first for segment in pieces)
     whole = [
         (s.block, w) for s in EpochLine(counts, seed, epoch, shuffle).segments(0, total) for w in range(s.first, s.last)
     ]

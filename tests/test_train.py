@@ -87,7 +87,7 @@ def test_two_processes_learn_what_one_learns(fsdd_runs):
 
 def test_shares_of_unequal_size_give_the_same_gradient(synthetic, tmp_path):
     # 7 streams over 3 ranks, batches of 50, and a last batch that is smaller still.
-    options = (*features(synthetic), "--epoch", 1, "--batch_size", 50, "--num_streams", 7, "--pool_windows", 16)
+    options = (*features(synthetic), "--epoch", 1, "--batch_size", 50, "--num_streams", 7, "--shuffle_windows", 112)
     for processes in (1, 3):
         run(*options, "--cache_dir", tmp_path / "cache", "--save_path", tmp_path / f"{processes}", processes=processes)
     one, three = (torch.load(tmp_path / f"{n}/bestval_e0_weights.ckpt", weights_only=True) for n in (1, 3))
