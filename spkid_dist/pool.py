@@ -170,8 +170,9 @@ class PoolFiller:
         if self._resident is None:
             counts = self._counts.of_blocks(range(len(self._dataset.blocks)))
             first_ids = starts_of(counts)
-            blocks = range(len(counts))
-            self._resident = self._lay_out([Segment(b, 0, int(counts[b]), int(first_ids[b])) for b in blocks])
+            self._resident = self._lay_out(
+                [Segment(int(b), 0, int(counts[b]), int(first_ids[b])) for b in np.flatnonzero(counts)]
+            )
         laid, ids = self._resident, _ids_of(segments)
         return LineWindows(laid.arena, laid.starts[ids], laid.labels[ids], ids, laid.has_gaps)
 

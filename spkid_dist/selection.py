@@ -27,7 +27,7 @@ class Selection:
     Args:
         speakers: names of the speakers to take; None for all. Classes keep their numbers.
         utterances: keys of the utterances to take; None for all.
-        balance: take the utterances of each chosen speaker so often that all have about as many frames as the one with
+        balance: take the utterances of each chosen speaker so often that all have about as many windows as the one with
             the most; no utterance is left out, and repeats of a speaker's utterances differ by one at most.
     """
 
@@ -48,8 +48,8 @@ class Selection:
         names = [None if names is None else sorted(set(names)) for names in (self.speakers, self.utterances)]
         return xxhash.xxh3_128_hexdigest(json.dumps([*names, self.balance]).encode())
 
-    def repeats(self, dataset: ShardDataset) -> NDArray[np.int32]:
-        """How often each utterance of the table is taken: (U,).
+    def repeats(self, dataset: ShardDataset, windows: NDArray[np.int32]) -> NDArray[np.int32]:
+        """How often each utterance of the table is taken: (U,); `windows` (U,) is how many each has.
 
         Raises:
             InputError: a speaker or an utterance is not in the dataset.
@@ -62,7 +62,7 @@ class Selection:
             chosen &= self._listed(dataset)
         if not chosen.any():
             raise UsageError(f"{dataset.folder}: no utterance is chosen; name speakers or utterances that it has")
-        return _balanced(dataset, chosen) if self.balance else chosen.astype(np.int32)
+        return _balanced(dataset.utterances["speaker"], windows, chosen) if self.balance else chosen.astype(np.int32)
 
     def _classes(self, dataset: ShardDataset) -> list[int]:
         assert self.speakers is not None
@@ -89,18 +89,18 @@ class Selection:
         return np.isin(stored, hashes)
 
 
-def _balanced(dataset: ShardDataset, chosen: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Repeats (U,) that give each speaker about as many frames as the one with the most.
+def _balanced(speaker: NDArray[np.int32], windows: NDArray[np.int32], chosen: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Repeats (U,) that give each speaker about as many windows as the one with the most.
 
-    The j-th utterance of a speaker is taken floor((j + 1) q) - floor(j q) times, where q is how many times as many frames
+    The j-th utterance of a speaker is taken floor((j + 1) q) - floor(j q) times, where q is how many times as many windows
     it needs: what is cut off is never more than one utterance's worth.
     """
-    speakers = dataset.utterances["speaker"][chosen]
-    frames = np.bincount(speakers, weights=dataset.utterances["frames"][chosen])
+    speakers = speaker[chosen]
+    totals = np.bincount(speakers, weights=windows[chosen])
     by_speaker = np.argsort(speakers, kind="stable")
     counts = np.bincount(speakers)
     place = np.arange(len(speakers)) - np.repeat(np.cumsum(counts) - counts, counts)  # j, in the order by speaker
-    times = frames.max() / frames[speakers[by_speaker]]
+    times = (totals.max() / np.where(totals, totals, totals.max()))[speakers[by_speaker]]
     taken = np.floor((place + 1) * times + 1e-9) - np.floor(place * times + 1e-9)  # 1e-9: a whole number stays one
     repeats = np.zeros(len(chosen), np.int32)
     repeats[np.flatnonzero(chosen)[by_speaker]] = taken

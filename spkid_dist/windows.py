@@ -46,8 +46,12 @@ class DatasetWindows:
         shards = dataset.manifest.shards
         self._first_block = starts_of(np.array([shard.blocks for shard in shards]))
         self._first_utterance = np.append(dataset.blocks["first_utterance"], len(dataset.utterances))
-        everything = np.broadcast_to(np.int32(1), len(dataset.utterances))  # one number, however many utterances
-        self._repeats = everything if selection.is_everything else selection.repeats(dataset)
+        lengths = dataset.utterances["frames"]
+        if selection.is_everything:
+            self._repeats = np.broadcast_to(np.int32(1), len(lengths))  # one number, however many utterances
+        else:
+            windows = np.maximum(lengths - in_frames + 1, 0) if edge == "valid" else lengths
+            self._repeats = selection.repeats(dataset, windows)
         self.num_short = 0
         if edge == "valid" or not selection.is_everything:
             self._per_block = self._count(dataset, in_frames, EDGE_CODES[edge])
@@ -57,7 +61,7 @@ class DatasetWindows:
             self.per_shard = np.array([shard.frames for shard in shards], np.int64)
         self.total = int(self.per_shard.sum())
         if self.total == 0:
-            longest = int(dataset.utterances["frames"][self._repeats > 0].max())
+            longest = int(lengths[self._repeats > 0].max())
             raise InputError(
                 f"{dataset.folder}: no utterance has {in_frames} frames (the longest has {longest}), so with --edge valid "
                 "there is no window; give a smaller --in_frames, or --edge zero"

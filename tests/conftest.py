@@ -19,6 +19,7 @@ settings.load_profile("project")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the length of the tests that draw random moments."""
     parser.addoption("--kills", type=int, default=2, help="random moments at which a job is killed")
+    parser.addoption("--long", action="store_true", help="all combinations of what is a sample otherwise")
 
 
 FSDD = Path(__file__).parents[2] / "shared" / "corpora" / "fsdd"
@@ -59,9 +60,9 @@ def shard_folder(folder: Path, list_path: Path, out: Path, layout: Layout) -> Sh
     return ShardDataset(out)
 
 
-def make_corpus(folder: Path, lengths: list[int], num_features: int = 3, **layout: int) -> Corpus:
+def make_corpus(folder: Path, lengths: list[int], num_features: int = 3, first_value: int = 1, **layout: int) -> Corpus:
     """Write utterances of `lengths` frames, two speakers, and shard them."""
-    frames, value = {}, 1
+    frames, value = {}, first_value
     (folder / "cfg").mkdir(parents=True)
     for index, length in enumerate(lengths):
         key = f"X/spk{index % 2}/utt{index:03d}"

@@ -1,6 +1,8 @@
 """The stream: each window once an epoch, the same global batches on any number of ranks, bad bytes found."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from shards import InputError, ShardDataset, UsageError
 from spkid_dist.dataset import WindowDataset, find_rank
+from spkid_dist.ledger import Ledger
 from spkid_dist.windows import EDGE_CODES, DatasetWindows
 
 LENGTHS = [7, 1, 12, 3, 9, 30, 2, 5, 18, 4, 11, 6, 1, 25]
@@ -164,6 +167,20 @@ def test_no_window_at_all_is_an_error(corpus):
         stream(corpus, in_frames=31, edge="valid")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"batch_size": 0}, "--batch_size 0: expected 1 or more"),
+        ({"shuffle_windows": 0}, "--shuffle_windows 0: expected 1 or more"),
+        ({"on_bad_block": "ignore"}, "--on_bad_block ignore: expected one of stop, skip"),
+        ({"dtype": "float64"}, "--dtype float64: expected one of float32, stored"),
+    ],
+)
+def test_options_out_of_range_are_refused(corpus, option, message):
+    with pytest.raises(UsageError, match=message):
+        stream(corpus, **option)
+
+
 @pytest.mark.parametrize("in_frames", [0, -3])
 def test_a_window_has_at_least_one_frame(corpus, in_frames):
     with pytest.raises(UsageError, match=f"--in_frames {in_frames}: a window has at least 1 frame"):
@@ -206,6 +223,106 @@ def test_a_producers_error_reaches_the_consumer(corpus, tmp_path):
     stream = WindowDataset(folder, in_frames=1, batch_size=4, num_streams=2, shuffle_windows=16, shuffle=False)
     with pytest.raises(InputError, match=r"shard-000001\.tar: block .*checksum differs"):
         list(stream)
+
+
+def damaged_copy(corpus, folder, block):
+    """A copy of the dataset in which one bit of a block is another; and the windows of that block, C = 1."""
+    shutil.copytree(corpus.folder / "shards", folder)
+    record = corpus.dataset.blocks[block]
+    path = folder / corpus.dataset.manifest.shards[int(record["shard"])].name
+    data = bytearray(path.read_bytes())
+    data[int(record["payload_offset"]) + 130] ^= 1
+    path.write_bytes(data)
+    return {tuple(row) for row in corpus.dataset.read_block(block).frames.tolist()}
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("pool", [3, 1000])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_bad_block_is_passed_over_where_that_is_asked_for(corpus, tmp_path, world_size, pool, device):
+    lost = damaged_copy(corpus, tmp_path / "copy", 2)
+    options = {"in_frames": 1, "batch_size": 9, "num_streams": 4, "shuffle_windows": 4 * pool}
+    whole = {pair for x, y in WindowDataset(corpus.folder / "shards", **options) for pair in as_pairs(x, y)}
+    ranks = [
+        WindowDataset(
+            tmp_path / "copy", **options, on_bad_block="skip", device=device, rank=rank, world_size=world_size
+        )
+        for rank in range(world_size)
+    ]
+    steps = list(zip(*ranks, strict=True))  # all ranks in step
+    assert len(steps) == len(ranks[0])
+    found = [pair for shares in steps for x, y in shares for pair in as_pairs(x, y)]
+    assert sorted(found) == sorted(pair for pair in whole if pair[0] not in lost)
+    assert sum(rank.skipped_windows for rank in ranks) == len(lost)
+    reasons = [reason for rank in ranks for block, reason in rank.bad_blocks.items() if block == 2]
+    assert reasons
+    assert all("block 2, bytes" in reason and "checksum" in reason for reason in reasons)
+    assert Ledger.join(rank.ended_ledger for rank in ranks) == Ledger.of_epoch(len(whole))
+    for rank in ranks:
+        rank.close()
+
+
+def test_an_error_of_the_next_pool_is_raised_before_that_pool_is_reached(corpus, tmp_path):
+    damaged_copy(corpus, tmp_path / "copy", len(corpus.dataset.blocks) - 1)
+    options = {"in_frames": 1, "edge": "zero", "batch_size": 1, "num_streams": 1, "shuffle": False}
+    data = WindowDataset(tmp_path / "copy", **options, shuffle_windows=80)
+    batches = iter(data)
+    next(batches)
+    data._cursor._stream._next._thread.join()
+    with pytest.raises(InputError, match="checksum"):
+        next(batches)
+    assert data.position == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("pool", [3, 1000])
+def test_batches_stacked_on_a_device_equal_those_of_the_host_bit_for_bit(tmp_path, dtype, pool):
+    corpus = make_corpus(tmp_path / "c", LENGTHS, block_frames=20, dtype=dtype)
+    options = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "pool_windows": pool}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ours, theirs = stream(corpus, **options, device=device), stream(corpus, **options)
+    for _ in range(2):
+        for (x, y), (host_x, host_y) in zip(ours, theirs, strict=True):
+            assert x.device.type == device
+            assert torch.equal(x.cpu(), host_x)
+            assert torch.equal(y.cpu(), host_y)
+    ours.close()
+    theirs.close()
+
+
+def test_windows_come_as_stored_where_that_is_asked_for(tmp_path):
+    corpus = make_corpus(tmp_path / "c", LENGTHS, dtype="float16")
+    stored, wide = stream(corpus, in_frames=2, dtype="stored"), stream(corpus, in_frames=2)
+    for (x, _), (wide_x, _) in zip(stored, wide, strict=True):
+        assert x.dtype == torch.float16
+        assert torch.equal(x.float(), wide_x)
+    stored.close()
+    wide.close()
+
+
+def test_memory_stays_within_the_bound_that_is_stated(tmp_path):
+    """Private memory, over an epoch of a dataset 20 times as large as its pools."""
+    corpus = make_corpus(tmp_path / "c", [500] * 200, num_features=20)
+    program = f"""
+import gc, resource
+from pathlib import Path
+from spkid_dist.dataset import WindowDataset
+def private():
+    fields = Path("/proc/self/smaps_rollup").read_text().split()
+    return 1024 * sum(int(fields[fields.index(name) + 1]) for name in ("Private_Clean:", "Private_Dirty:"))
+for shuffle_windows in (64, 4800):  # the first loads and compiles all that is used
+    data = WindowDataset({str(corpus.folder / "shards")!r}, batch_size=100, num_streams=16, shuffle_windows=shuffle_windows)
+    assert data.num_windows >= 20 * shuffle_windows
+    gc.collect()
+    before, peak = private(), 0
+    for number, batch in enumerate(data):
+        peak = max(peak, private()) if number % 50 == 0 else peak
+    data.close()
+print(peak - before, data.memory_bound)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    used, bound = map(int, done.stdout.split())
+    assert 0 < used <= bound
 
 
 def test_a_truncated_shard_is_found(corpus, tmp_path):
