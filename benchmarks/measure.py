@@ -70,4 +70,9 @@ def print_result(rows: list[tuple[str, list[float], float]], result: dict[str, A
         rates = [amount / second for second in seconds]
         low, middle, high = (f"{value:,.3g}" for value in spread(rates).values())
         print(f"{name:32} {middle:>10} {unit} ({low} to {high})")
+    print_json(result)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print `result` and the machine as the last line."""
     print(json.dumps(result | {"machine": machine()}))

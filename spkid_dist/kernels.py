@@ -71,6 +71,18 @@ def count_windows(
 
 
 @njit(cache=True, nogil=True)
+def fill_edge(frames: NDArray[Any], nearest: int, edge: int, arena: NDArray[Any], row: int, count: int) -> int:
+    """Fill `count` rows of `arena` (R, D) from `row` on with what stands beyond an utterance's end; return the next row.
+
+    That is frame `nearest` of `frames` (T, D) under EDGE, and zeros else.
+    """
+    for at in range(row, row + count):
+        for d in range(frames.shape[1]):
+            arena[at, d] = frames[nearest, d] if edge == EDGE else 0
+    return row + count
+
+
+@njit(cache=True, nogil=True)
 def lay_out(
     frames: NDArray[Any],
     lengths: NDArray[np.int32],
@@ -89,11 +101,12 @@ def lay_out(
 
     Each utterance takes (its windows + C - 1) rows of `arena` (R, D), with the edge rule's rows in place, so that every
     window is C consecutive rows; ``starts[k]`` gets the first of them and ``labels[k]`` the class of window first + k.
-    `frames` (T, D) has the utterances of `lengths` (U,) end to end; `block_labels` (U,); `repeats` (U,) says how often
-    each is taken, 0 for not at all.
+    `frames` (T, D), contiguous as `arena` and of its dtype, has the utterances of `lengths` (U,) end to end; `block_labels`
+    (U,); `repeats` (U,) says how often each is taken, 0 for not at all.
     """
     left = 0 if edge == VALID else (context - 1) // 2
-    num_features = frames.shape[1]
+    num_features, itemsize = frames.shape[1], arena.itemsize
+    flat, source = arena.reshape(-1), frames.reshape(-1)
     base = 0  # the utterance's first window, within the block
     frame = 0  # the utterance's first frame, within the block
     at = 0
@@ -108,18 +121,12 @@ def lay_out(
                     starts[at + k] = row + k
                     labels[at + k] = block_labels[u]
                 at += hi - lo
-                for t in range(lo - left, hi - left + context - 1):
-                    if 0 <= t < length:
-                        for d in range(num_features):
-                            arena[row, d] = frames[frame + t, d]
-                    elif edge == EDGE:
-                        nearest = frame + min(max(t, 0), length - 1)
-                        for d in range(num_features):
-                            arena[row, d] = frames[nearest, d]
-                    else:
-                        for d in range(num_features):
-                            arena[row, d] = 0
-                    row += 1
+                t, end = lo - left, hi - left + context - 1  # the rows are those of frames t to end
+                inside, behind = max(t, 0), min(end, length)
+                row = fill_edge(frames, frame, edge, arena, row, inside - t)
+                num_values = (behind - inside) * num_features
+                copy_bytes(flat, row * num_features, source, (frame + inside) * num_features, num_values * itemsize)
+                row = fill_edge(frames, frame + length - 1, edge, arena, row + behind - inside, end - behind)
             base += windows
         frame += length
     return row
@@ -149,11 +156,22 @@ def gather(arena: NDArray[Any], starts: NDArray[np.int64], num_features: int, ou
 
 @njit(cache=True, nogil=True)
 def interleave(
-    order: NDArray[np.int64], values: NDArray[np.int64], stream: int, num_streams: int, table: NDArray[np.int64]
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    stream: int,
+    num_streams: int,
+    table_starts: NDArray[np.int64],
+    table_labels: NDArray[np.int64],
+    table_ids: NDArray[np.int64],
 ) -> None:
-    """Deal the `values` (L,) of one pool, in line order, permuted by `order` (L,), into column `stream` of `table`.
+    """Deal one pool, permuted by `order` (L,), into column `stream` of the tables, which go round the S streams.
 
-    The table (N,) goes round the S streams: rows of S, the last one cut short.
+    `starts`, `labels`, `ids` (L,) are the pool's windows in line order; the tables (N,) are rows of S, the last one cut short.
     """
     for p in range(len(order)):
-        table[p * num_streams + stream] = values[order[p]]
+        at, window = p * num_streams + stream, order[p]
+        table_starts[at] = starts[window]
+        table_labels[at] = labels[window]
+        table_ids[at] = ids[window]

@@ -105,8 +105,18 @@ class PoolFiller:
             end = at + sum(segment.last - segment.first for segment in piece)
             key = generator_key(self._seed, POOL_DOMAIN, epoch, stream, generation)
             order = permutation(key, end - at, self._shuffle)
-            for values, table in ((laid.starts, starts), (laid.labels, labels), (laid.ids, ids)):
-                interleave(order, values[at:end], column, len(streams), table)
+            of_pool = slice(at, end)
+            interleave(
+                order,
+                laid.starts[of_pool],
+                laid.labels[of_pool],
+                laid.ids[of_pool],
+                column,
+                len(streams),
+                starts,
+                labels,
+                ids,
+            )
             at = end
         return Pool(laid.arena, starts, labels, ids, laid.has_gaps)
 

@@ -163,6 +163,7 @@ def _score_batch(
         lengths, label = np.array([len(frames)], np.int32), np.array([index], np.int32)
         end = at + windows
         starts_here, owner_here = starts[at:end], owner[at:end]
+        frames = np.ascontiguousarray(frames)
         row = lay_out(frames, lengths, label, ONCE, 0, windows, in_frames, rule, arena, row, starts_here, owner_here)
         at = end
     rows = torch.from_numpy(arena).as_strided((len(arena) - in_frames + 1, in_frames * num_features), (num_features, 1))

@@ -16,14 +16,32 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
     [
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 2),
         ("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4),
+        ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
     ],
 )
 def test_a_benchmark_ends_in_json(name, arguments, ratios, tmp_path):
-    command = [sys.executable, "-W", "ignore", BENCHMARKS / name, *map(str, arguments)]
-    environment = os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = run_benchmark(name, arguments, tmp_path)
     assert len(result["ratios"]) == ratios
     assert all(ratio > 0 for ratio in result["ratios"].values())
     assert {"cpu", "cores", "commit", "numpy"} <= result["machine"].keys()
+
+
+def run_benchmark(name, arguments, folder):
+    """The JSON of a benchmark's last line."""
+    command = [sys.executable, "-W", "ignore", BENCHMARKS / name, *map(str, arguments)]
+    environment = os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_pools_larger_than_the_corpus_shuffle_as_a_permutation_of_all_windows_does(tmp_path):
+    options = ("--utterances", 400, "--mean_frames", 100, "--batches", 20, "--shuffle_windows", 4096, 65536)
+    result = run_benchmark("bench_shuffle.py", options, tmp_path)
+    uniform, small, whole = result["rows"].values()
+    assert abs(whole["utterances"] / uniform["utterances"] - 1) < 0.03
+    assert abs(whole["speakers_chi2"] - uniform["speakers_chi2"]) < 0.4
+    assert abs(whole["overlapping"] / uniform["overlapping"] - 1) < 0.15
+    # Pools of an eighth of the windows still mix a batch out of what they hold: about an eighth of the utterances and more,
+    # since a stream's pool begins and ends within one.
+    assert small["utterances"] > uniform["utterances"] / 8

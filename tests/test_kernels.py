@@ -144,11 +144,13 @@ def test_lay_out_equals_numpy_for_any_part_of_a_block(block, context, edge, data
 def test_interleave_deals_the_streams_in_turn(num_streams, length, extra):
     extra = min(extra, num_streams - 1)  # the first streams may have one more
     sizes = [length + (s < extra) for s in range(num_streams)]
-    table = np.full(sum(sizes), -1)
+    tables = [np.full(sum(sizes), -1) for _ in range(3)]
     for stream, size in enumerate(sizes):
-        interleave(np.arange(size)[::-1].copy(), 100 * stream + np.arange(size), stream, num_streams, table)
+        places = 100 * stream + np.arange(size)
+        order = np.arange(size)[::-1].copy()
+        interleave(order, places, places + 1000, places + 2000, stream, num_streams, *tables)
     expected = [100 * s + sizes[s] - 1 - p for p in range(length + 1) for s in range(num_streams) if p < sizes[s]]
-    assert table.tolist() == expected
+    assert [table.tolist() for table in tables] == [[place + 1000 * k for place in expected] for k in range(3)]
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.sampled_from(["u2", "u4"]), st.data())
