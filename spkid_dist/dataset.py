@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
+from shards.store import StoreOptions
 from spkid_dist.order import EpochOrder, RankShare
 from spkid_dist.pool import BackgroundFill, Pool, PoolFiller
 from spkid_dist.windows import DatasetWindows, EdgeRule
@@ -26,7 +27,7 @@ class WindowDataset(IterableDataset[Batch]):
     """Streams a sharded dataset as batches of context windows, each window once an epoch over all ranks.
 
     Args:
-        shards: folder of a dataset that `spkid shard` made.
+        shards: folder of a dataset that `spkid shard` made, or its URL.
         in_frames: C, the frames of a window.
         edge: what stands beyond an utterance's first and last frame: ``zero``, ``edge`` or ``valid``.
         batch_size: windows of a global batch, of all ranks together.
@@ -36,12 +37,13 @@ class WindowDataset(IterableDataset[Batch]):
         pool_windows: P, the windows of a stream that are shuffled at a time. S*P windows are in memory, over all ranks,
             and as many again while the next pools are filled.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
+        store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
 
     Attributes:
         epoch, position: the state: the epoch, and the windows of it consumed by all ranks together.
 
     Raises:
-        InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block.
+        InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block, or a store that fails.
         UsageError: an argument out of range.
     """
 
@@ -58,6 +60,7 @@ class WindowDataset(IterableDataset[Batch]):
         pool_windows: int = 16384,
         rank: int | None = None,
         world_size: int | None = None,
+        store: StoreOptions | None = None,
     ) -> None:
         rank, world_size = find_rank(rank, world_size)
         for value, name in ((batch_size, "batch_size"), (num_streams, "num_streams"), (pool_windows, "pool_windows")):
@@ -68,7 +71,7 @@ class WindowDataset(IterableDataset[Batch]):
                 f"--num_streams {num_streams}: fewer than the {world_size} ranks, which share the streams out; "
                 f"give {world_size} or more"
             )
-        self.data = ShardDataset(shards)
+        self.data = ShardDataset(shards, store)
         self.windows = DatasetWindows(self.data, in_frames, edge)
         self.batch_size = batch_size
         self.order = EpochOrder(self.windows.total, num_streams, pool_windows)

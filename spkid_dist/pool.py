@@ -8,6 +8,8 @@ A dataset that fits into one generation of a single rank is laid out once and st
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +76,7 @@ class PoolFiller:
         self._edge = EDGE_CODES[edge]
         self._seed = seed
         self._shuffle = shuffle
-        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files.
+        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files, or downloads.
         self._kept: dict[int, BlockArrays] = {}
         self._line: tuple[int, EpochLine] | None = None
         self._resident: tuple[LineWindows, NDArray[np.int64]] | None = None
@@ -126,8 +128,7 @@ class PoolFiller:
         starts, labels = np.empty(num_windows, np.int64), np.empty(num_windows, np.int64)
         bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
         at = row = 0
-        for segment in segments:
-            block = self._read_block(segment.block)
+        for segment, block in zip(segments, self._read_blocks(segments), strict=True):
             end = at + segment.last - segment.first
             row = lay_out(
                 block.frames.view(bits),
@@ -145,12 +146,20 @@ class PoolFiller:
             at = end
         return LineWindows(arena[:row], starts, labels)
 
-    def _read_block(self, block: int) -> BlockArrays:
-        arrays = self._kept.pop(block, None) or self._dataset.read_block(block)
-        self._kept[block] = arrays  # the last used is the last in the dictionary
-        if len(self._kept) > BLOCKS_KEPT * len(self._share.streams):
-            self._kept.pop(next(iter(self._kept)))
-        return arrays
+    def _read_blocks(self, segments: list[Segment]) -> Iterator[BlockArrays]:
+        """The segments' blocks, one a segment; those that are not kept are read ahead of their use."""
+        unread = dict.fromkeys(segment.block for segment in segments if segment.block not in self._kept)
+        with closing(self._dataset.read_blocks(list(unread))) as reads:
+            for segment in segments:
+                arrays = self._kept.pop(segment.block, None)
+                if arrays is None:  # read ahead; or kept once, and dropped since
+                    is_ahead = segment.block in unread
+                    arrays = next(reads) if is_ahead else self._dataset.read_block(segment.block)
+                unread.pop(segment.block, None)
+                self._kept[segment.block] = arrays  # the last used is the last in the dictionary
+                if len(self._kept) > BLOCKS_KEPT * len(self._share.streams):
+                    self._kept.pop(next(iter(self._kept)))
+                yield arrays
 
     def _take_resident(self, segments: list[Segment]) -> LineWindows:
         """The segments' windows out of the whole dataset, which the first call lays out."""
