@@ -68,7 +68,7 @@ def retry(
         where: what is read, for messages.
         is_final: whether an error would come again.
         num_bytes: about the size of the answer.
-        stop: no further attempt begins once it is set.
+        stop: no attempt begins once it is set.
 
     Raises:
         InputError: the attempts or the time are used up.
@@ -82,6 +82,8 @@ def retry(
     wrong_reads = attempt = 0
     while True:
         attempt += 1
+        if stop.is_set():
+            raise InputError(f"{where}: not read: given up, since another read had failed")
         try:
             return request(min(policy.timeout_seconds + more_seconds, deadline - time.monotonic()))
         except Exception as error:
