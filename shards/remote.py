@@ -54,7 +54,7 @@ class RemoteFiles:
     def read(self, name: str, check: Callable[[bytes], None] = lambda _data: None, num_bytes: int = 0) -> bytes:
         """A whole file, of about `num_bytes`; `check` raises WrongBytesError where it is not what was written."""
 
-        def request(fs: Any, path: str, limits: dict[str, float]) -> bytes:
+        def request(fs: Any, path: str, limits: dict[str, Any]) -> bytes:
             data = bytes(fs.cat_file(path, **limits))
             check(data)
             return data
@@ -75,8 +75,9 @@ class RemoteFiles:
             NoRangesError: the server sent more than was asked for.
         """
 
-        def request(fs: Any, path: str, limits: dict[str, float]) -> bytes:
-            data = bytes(fs.cat_file(path, start=start, end=end, **limits))
+        def request(fs: Any, path: str, limits: dict[str, Any]) -> bytes:
+            # file systems without time limits of their own read through a file, by default 5 MB ahead
+            data = bytes(fs.cat_file(path, start=start, end=end, **(limits or {"cache_type": "none"})))
             if len(data) > end - start:
                 raise NoRangesError(self.where(name))
             if len(data) < end - start:
@@ -89,7 +90,7 @@ class RemoteFiles:
     def download(self, name: str, target: Path, num_bytes: int, stop: threading.Event | None = None) -> None:
         """Write a whole file of `num_bytes` to `target`, replacing what is there."""
 
-        def request(fs: Any, path: str, limits: dict[str, float]) -> None:
+        def request(fs: Any, path: str, limits: dict[str, Any]) -> None:
             fs.get_file(path, str(target), **limits)
             if target.stat().st_size != num_bytes:
                 raise WrongBytesError(f"{target.stat().st_size} bytes, expected {num_bytes}")
@@ -99,7 +100,7 @@ class RemoteFiles:
     def _retry(
         self,
         name: str,
-        request: Callable[[Any, str, dict[str, float]], Result],
+        request: Callable[[Any, str, dict[str, Any]], Result],
         num_bytes: int,
         stop: threading.Event | None = None,
     ) -> Result:
