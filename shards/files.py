@@ -50,8 +50,8 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
 
 def is_left_behind(name: str) -> bool:
     """Whether the file `name` is a temporary one of a process of this host that has ended."""
-    host, process, _ = name.rpartition(TEMPORARY_MARK)[2].rsplit("-", 2)
-    return host == socket.gethostname() and not _is_running(process)
+    writer = name.rpartition(TEMPORARY_MARK)[2].rsplit("-", 2)
+    return len(writer) == 3 and writer[0] == socket.gethostname() and not _is_running(writer[1])
 
 
 def _is_running(process: str) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shards.errors import InputError, SpkidError, UsageError
+from shards.parallel import ProcessLocks
 from shards.retry import RetryPolicy, WrongBytesError, in_one_line, retry
 
 Result = TypeVar("Result")
@@ -131,7 +132,11 @@ def open_filesystem(url: str, *, repeats: bool) -> tuple[Any, str]:
     Raises:
         UsageError: the kind of URL is not known, or the library for it is not installed.
     """
-    return _open_filesystem(url, repeats, os.getpid())
+    with _locks["open"]:  # the cache below would let each of the threads make one
+        return _open_filesystem(url, repeats, os.getpid())
+
+
+_locks = ProcessLocks()
 
 
 @lru_cache(maxsize=16)
