@@ -191,8 +191,9 @@ def _check_manifest(manifest: Manifest, path: str) -> None:
 
 
 def _damaged(path: str, what: str) -> InputError:
+    folder = "FOLDER, of a local copy" if "://" in str(path) or str(path).startswith("pipe:") else Path(path).parent
     return InputError(
-        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {Path(path).parent}"
+        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {folder}"
     )
 
 

@@ -14,6 +14,7 @@ from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
+from shards.store import StoreOptions
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.windows import EdgeRule, check_context
 
@@ -123,8 +124,10 @@ class MergeConfig:
 class InfoConfig:
     """Print what is in a dataset."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    """folder of a dataset"""
+    folder: Annotated[str, tyro.conf.Positional]
+    """folder of a dataset, or URL that fsspec reads (s3://bucket/name)"""
+    shard_cache: Path | None = None
+    """folder for what is downloaded of a dataset at a URL"""
     frame_shift_ms: float = 10.0
     """time from one frame to the next, for the hours"""
     json: bool = False
@@ -199,10 +202,14 @@ class TrainConfig:
     save_path: Path = Path("ckpt")
     """where the model goes"""
 
-    tr_shards: Path | None = None
-    """train on this dataset of `spkid shard` instead of feature files"""
-    va_shards: Path | None = None
+    tr_shards: str | None = None
+    """train on this dataset of `spkid shard` instead of feature files: its folder, or URL that fsspec reads (s3://bucket/name)"""
+    va_shards: str | None = None
     """validate on this dataset instead of feature files"""
+    shard_cache: Path | None = None
+    """folder where what is downloaded of datasets at URLs is kept, for all processes of a machine; not given: nowhere"""
+    shard_cache_bytes: int = StoreOptions.cache_bytes
+    """what --shard_cache may take; the longest unread goes first"""
     cache_dir: Path = field(default_factory=lambda: Path.home() / ".cache" / "spkid-dist")
     """where feature files are sharded to, once"""
     speaker_component: int = 2
@@ -225,6 +232,7 @@ class TrainConfig:
         check_context(self.in_frames, self.edge)
         _at_least(1, batch_size=self.batch_size, hsize=self.hsize, patience=self.patience, epoch=self.epoch)
         _at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, shuffle_windows=self.shuffle_windows)
+        _at_least(1, shard_cache_bytes=self.shard_cache_bytes)
         _at_least(0, momentum=self.momentum, seed=self.seed)
         if self.seed >= 2**63:
             raise UsageError(f"--seed {self.seed}: expected less than 2^63")

@@ -13,6 +13,7 @@ import torch
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
+from shards.store import StoreOptions
 from spkid_dist.ledger import Ledger
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
 from spkid_dist.pool import BLOCKS_KEPT, PoolFiller
@@ -27,7 +28,7 @@ class WindowDataset(ResumableBatches):
     """Streams a sharded dataset as batches of context windows, each window once an epoch over all ranks.
 
     Args:
-        shards: folder of a dataset that `spkid shard` made.
+        shards: folder of a dataset that `spkid shard` made, or its URL.
         in_frames: C, the frames of a window.
         edge: what stands beyond an utterance's first and last frame: ``zero``, ``edge`` or ``valid``.
         batch_size: windows of a global batch, of all ranks together.
@@ -42,12 +43,13 @@ class WindowDataset(ResumableBatches):
         dtype: of x: ``float32``, or ``stored`` for the dataset's own.
         device: where the batches are stacked and yielded; the host's memory by default.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
+        store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
 
     Attributes:
         epoch, position: the state: the epoch, and the windows of it consumed by all ranks together.
 
     Raises:
-        InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block.
+        InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block, or a store that fails.
         UsageError: an argument out of range.
         LedgerError: at the end of an epoch, where a window was lost or came twice.
     """
@@ -69,6 +71,7 @@ class WindowDataset(ResumableBatches):
         device: str | torch.device | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        store: StoreOptions | None = None,
     ) -> None:
         rank, world_size = find_rank(rank, world_size)
         super().__init__(batch_size, rank, world_size)
@@ -87,7 +90,7 @@ class WindowDataset(ResumableBatches):
             if text not in known:
                 raise UsageError(f"--{name} {text}: expected one of {', '.join(known)}")
         selection = selection or Selection()
-        self.data = ShardDataset(shards)
+        self.data = ShardDataset(shards, store)
         self.windows = DatasetWindows(self.data, in_frames, edge, selection)
         self.order = EpochOrder(self.windows.total, num_streams, max(1, shuffle_windows // num_streams))
         self.share = RankShare(self.order, rank, world_size)

@@ -21,6 +21,7 @@ from shards.corpus import check_speakers, find_speakers, read_list, write_speake
 from shards.errors import InputError, UsageError
 from shards.files import atomic_writer, make_folder
 from shards.sources.fmatrix import FmatrixSource
+from shards.store import StoreOptions
 from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog, shard_progress
@@ -143,15 +144,18 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
     Raises:
         InputError: data missing or damaged, or the two do not fit together.
     """
+    folders: tuple[str | Path, str | Path]
     if config.tr_shards is not None and config.va_shards is not None:
         folders = config.tr_shards, config.va_shards
     else:
         folders = _shard_features(config, accelerator, log)
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    store = {"store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)}
     windows = {"in_frames": config.in_frames, "edge": config.edge, "num_streams": config.num_streams}
     pools = {"shuffle_windows": config.shuffle_windows, "seed": config.seed}
-    tr_data = WindowDataset(folders[0], batch_size=config.batch_size, **windows, **pools, **place)  # type: ignore[arg-type]
-    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **windows, **pools, **place)  # type: ignore[arg-type]
+    options = windows | pools | place | store
+    tr_data = WindowDataset(folders[0], batch_size=config.batch_size, **options)
+    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **options)
     tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
     for what, ours, theirs in (
         ("features per frame", tr_manifest.num_features, va_manifest.num_features),
