@@ -1,5 +1,7 @@
 """Damaged bytes give one of our errors, from every reader: a little of what `make fuzz` does for as long as one likes."""
 
+import tracemalloc
+
 import pytest
 from fuzz_targets import check, make_targets
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ NAMES = ("fmatrix", "npy", "record", "job", "manifest", "shard", "blocks", "utte
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory):
-    return make_targets(tmp_path_factory.mktemp("fuzz"))
+    yield make_targets(tmp_path_factory.mktemp("fuzz"))
+    tracemalloc.stop()
 
 
 def test_every_target_is_tried(targets):
@@ -27,7 +30,7 @@ EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_siz
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(edits=EDITS, number=st.integers(0, 2))
 def test_damaged_bytes_are_read_or_an_error_of_ours(targets, name, edits, number):
     target = targets[name]
