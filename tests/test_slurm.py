@@ -165,7 +165,9 @@ def test_what_sbatch_refuses_is_one_line(corpus, tmp_path):
 
 
 def test_a_machine_without_slurm_is_named(corpus, tmp_path):
-    failed = subprocess.run(by_array(corpus, tmp_path / "out", 2, cluster="slurm"), capture_output=True, text=True)
+    nothing = os.environ | {"PATH": str(tmp_path)}
+    arguments = by_array(corpus, tmp_path / "out", 2, cluster="slurm")
+    failed = subprocess.run(arguments, env=nothing, capture_output=True, text=True)
     assert failed.returncode == 2
     assert "try it with --slurm.cluster local" in failed.stderr
 
