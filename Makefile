@@ -1,13 +1,14 @@
 # make demo   set up .venv, then shard, train and score a small synthetic corpus
 # make test   set up .venv, then what CI runs: ruff, mypy, pytest
 # make test-long  the tests that draw random moments, with many of them
+# make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
 # make bench  the benchmarks
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long bench lint format clean
+.PHONY: demo test test-long fuzz bench lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
@@ -18,6 +19,12 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py --kills 50
 	$(BIN)/python -m pytest tests/test_state.py --long
+
+FUZZ_SECONDS ?= 60
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet -r requirements/fuzz.txt
+	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_shard.py

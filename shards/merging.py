@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import InputError, UsageError
 from shards.folder import Folder
 from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME, Manifest, TableInfo, shard_name
 from shards.moments import Moments
@@ -53,7 +53,7 @@ def load_job(out: Folder) -> Job | None:
         return None
     except OSError as error:
         raise InputError(f"{out.where(JOB_NAME)}: can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
         raise InputError(f"{out.where(JOB_NAME)}: damaged ({error}); delete the folder and shard again") from None
 
 
@@ -73,6 +73,12 @@ def _all_records(job: Job, out: Folder) -> list[ShardRecord]:
         )
     records = [ShardRecord.load(out, shard, job.identity) for shard in range(job.num_shards)]
     for shard, record in enumerate(records):
+        num_features = len(record.moments.mean)
+        if num_features != job.num_features:
+            raise InputError(
+                f"{out.where(record_name(shard))}: {num_features} features per frame, but the job's have "
+                f"{job.num_features}; delete it and run its task again on the feature files of the others"
+            )
         if sizes[record.info.name] != record.info.bytes:
             raise InputError(
                 f"{out.where(record.info.name)}: {sizes[record.info.name]} bytes, but {record.info.bytes} were written; "

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import UsageError
-from shards.layout import DTYPES
+from shards.layout import DTYPES, check_types
 from shards.sources import Source
 
 SAMPLE_UTTERANCES = 64  # loaded beforehand to estimate the size of a shard's share
@@ -72,8 +72,18 @@ class Job:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "Job":
-        """The job that `to_json` described. Raises KeyError and TypeError where `value` is something else."""
-        return Job(**{**value, "layout": Layout(**value["layout"])})
+        """The job that `to_json` described.
+
+        Raises:
+            KeyError, TypeError, ValueError, UsageError: `value` is something else.
+        """
+        values = {**value, "layout": Layout(**value["layout"])}
+        job = Job(**values)
+        check_types(Layout, value["layout"])
+        check_types(Job, values)
+        if not 1 <= job.num_shards <= job.num_utterances:
+            raise ValueError(f"{job.num_shards} shards of {job.num_utterances} utterances")
+        return job
 
 
 @dataclass(frozen=True)

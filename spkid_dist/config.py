@@ -4,6 +4,7 @@ What a value must be is checked once, here; what it must be together with the da
 """
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,6 +66,38 @@ class SpeakerFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlurmFlags:
+    """How the tasks of --slurm_array are submitted."""
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local: processes of this machine instead, to try it; sbatch's options mean nothing to them"""
+    partition: str | None = None
+    """partition of the tasks; not given: Slurm's default"""
+    timeout_min: int = 240
+    """minutes that a task may take"""
+    mem_gb: float | None = None
+    """memory of a task; not given: Slurm's default"""
+    sbatch: tuple[str, ...] = ()
+    """more options of sbatch, as NAME=VALUE, such as account=speech qos=long"""
+    log_dir: Path = Path("slurm_logs")
+    """folder of the tasks' logs and results, which all machines see"""
+
+    def __post_init__(self) -> None:
+        """Check the values; raises UsageError."""
+        _at_least(1, **{"slurm.timeout_min": self.timeout_min})
+        if self.mem_gb is not None and not 0 < self.mem_gb < float("inf"):
+            raise UsageError(f"--slurm.mem_gb {self.mem_gb}: expected more than 0")
+        for option in self.sbatch:
+            if not re.fullmatch(r"[a-z][a-z-]*=.+", option):
+                raise UsageError(f"--slurm.sbatch {option}: expected NAME=VALUE, such as qos=long")
+
+    def sbatch_options(self) -> dict[str, str]:
+        """Options of sbatch by name, besides time, memory and CPUs."""
+        partition = {} if self.partition is None else {"partition": self.partition}
+        return partition | dict(option.split("=", 1) for option in self.sbatch)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardConfig(SpeakerFlags):
     """Shard features or audio: write a dataset of tar shards, manifest and utterance table."""
 
@@ -96,20 +129,36 @@ class ShardConfig(SpeakerFlags):
     """leave out utterances that are missing or damaged, and list them; all are read once more for that"""
     task: str | None = None
     """i/N: only this share of the shards, of N from 0, to be joined by spkid merge; auto: as Slurm says; auto/N: Kubernetes"""
+    slurm_array: int | None = None
+    """submit this many tasks as a Slurm array, wait for them and join what they made"""
+    slurm: SlurmFlags = field(default_factory=SlurmFlags)
+    """how the array is submitted"""
 
     def __post_init__(self) -> None:
         """Check the source and the flags that go with it; raises UsageError."""
         super().__post_init__()
         _at_least(1, workers=self.workers)
-        if self.skip_bad and self.task is not None:
-            raise UsageError(
-                "--skip_bad reads the whole corpus first, so it does not go with --task; find the bad utterances with "
-                "--skip_bad on one machine, and remove them from the list"
-            )
+        self._check_shares()
         if self.source not in SOURCES:
             raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
         if self.source != "audio" and self.features != FeatureOptions():
             raise UsageError(f"--source {self.source}: the flags --features.* are for --source audio; leave them out")
+
+    def _check_shares(self) -> None:
+        if self.slurm_array is None and self.slurm != SlurmFlags():
+            raise UsageError("--slurm.*: these flags say how --slurm_array is submitted; give it too")
+        if self.slurm_array is not None:
+            _at_least(1, slurm_array=self.slurm_array)
+        given = [f"--{name}" for name in ("task", "slurm_array") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(
+                "--task and --slurm_array: the array's tasks find their shares themselves; give one of them"
+            )
+        if self.skip_bad and given:
+            raise UsageError(
+                f"--skip_bad reads the whole corpus first, so it does not go with {given[0]}; find the bad utterances with "
+                "--skip_bad on one machine, and remove them from the list"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

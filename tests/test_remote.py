@@ -110,7 +110,7 @@ from shards import StoreOptions
 from spkid_dist.dataset import WindowDataset
 fsspec.filesystem("s3").put(f"{sys.argv[2]}/", sys.argv[1], recursive=True)
 batches = [
-    list(WindowDataset(place, in_frames=3, batch_size=7, num_streams=2, pool_windows=8, store=store))
+    list(WindowDataset(place, in_frames=3, batch_size=7, num_streams=2, shuffle_windows=16, store=store))
     for place, store in ((sys.argv[1], StoreOptions(cache_dir=Path(sys.argv[3]))), (sys.argv[2], None))
 ]
 assert len(batches[0]) == len(batches[1]) > 5
