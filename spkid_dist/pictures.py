@@ -16,7 +16,7 @@ COUNTED_SPEAKERS = 15  # more numbers can't be read in one
 LISTED_PAIRS = 20
 NAME_LENGTH = 14
 PALE, BLUE, RED, GREY = "#8db8de", "#1f5a99", "#b3261e", "#777777"
-DET_RATES = (0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+DET_RATES = (0.00001, 0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 DET_POINTS = 2000
 
 
@@ -133,7 +133,7 @@ def _draw_lengths(figure: Any, groups: Sequence[LengthGroup]) -> None:
     labels = [f"{group.first}-{group.last}" if group.first < group.last else f"{group.first}" for group in groups]
     axis.set_xticks(places, labels, rotation=30 if len(groups) > 4 else 0)
     axis.set_xlim(-0.5, len(groups) - 0.2)
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(bottom=-0.04 * max(high))  # a rate of 0 lies clear of the axis
     axis.set_title("utterance errors by length", loc="left")
     axis.set(xlabel="frames of the utterance", ylabel="error rate, %")
     axis.grid(axis="y", alpha=0.3)

@@ -47,7 +47,7 @@ class ScoreResult:
         wrong_windows: windows whose largest log-probability is another class's, (U,) int64; 0 where `true` is -1.
         rates: error rates; None where no true speaker is known.
         det: the DET curve of claimed speakers (`spkid_dist.trials`); None where there is none.
-        seconds: that rank 0 took to score its share.
+        seconds: until the last rank had scored its share.
     """
 
     keys: list[str]
@@ -94,7 +94,7 @@ def _score(config: ScoreConfig, processes: Processes) -> ScoreResult:
         for scores in scorer.score(utterances.groups(processes.rank, processes.world_size, config.workers)):
             share.add(scores)
             share.say_progress(bar, log, began)
-    result = share.join(processes, model.speakers, time.perf_counter() - began)
+    result = share.join(processes, model.speakers, began)
     if processes.is_main:
         _write(config, result, processes.world_size, log)
     return result
@@ -132,7 +132,7 @@ class Share:
             self._said = now
             log.line(f"scored {len(self._keys):,} utterances, {len(self._keys) / (now - began):,.0f}/s a process")
 
-    def join(self, processes: Processes, speakers: list[str], seconds: float) -> ScoreResult:
+    def join(self, processes: Processes, speakers: list[str], began: float) -> ScoreResult:
         """All processes' shares together; waits for all. Each row is one process's, so that sums are exact."""
         positions = np.concatenate(self._positions).tolist() if self._positions else []
         keys = sorted(processes.gather(list(zip(positions, self._keys, strict=True))))
@@ -143,6 +143,7 @@ class Share:
             )
         rows = processes.sum(self._rows)
         columns = dict(zip(self.COLUMNS, rows.T, strict=True))
+        seconds = time.perf_counter() - began
         trials = processes.sum(np.stack((self._trials.targets, self._trials.others)).astype(np.float64))
         self._trials.targets, self._trials.others = trials.astype(np.int64)
         whole = {name: column.astype(np.int64) for name, column in columns.items() if name != "mean_log_probs"}
