@@ -97,7 +97,13 @@ def report(
     for name, values in each.items():
         print(f"{name:32} {1 / sorted(values)[len(values) // 2]:>10,.0f} utterances/s")
     rows = [(name, values, counts[name] * windows_each / 1e3) for name, values in seconds.items()]
-    result = {"benchmark": "score", "windows_each": windows_each, "seconds": seconds, "utterances": counts, "ratios": ratios}
+    result = {
+        "benchmark": "score",
+        "windows_each": windows_each,
+        "seconds": seconds,
+        "utterances": counts,
+        "ratios": ratios,
+    }
     print_result(rows, result | facts, "thousand windows/s")
 
 

@@ -304,7 +304,9 @@ class ExportConfig:
         """Check the formats' names; raises UsageError."""
         unknown = [name for name in self.formats if name not in EXPORT_FORMATS]
         if unknown:
-            raise UsageError(f"--format {unknown[0]!r}: expected some of {','.join(EXPORT_FORMATS)}, separated by commas")
+            raise UsageError(
+                f"--format {unknown[0]!r}: expected some of {','.join(EXPORT_FORMATS)}, separated by commas"
+            )
 
     @property
     def formats(self) -> list[str]:

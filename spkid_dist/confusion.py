@@ -130,9 +130,7 @@ def error_rates(
     return ErrorRates(
         num_unknown=int((~known).sum()),
         utterances=_utterance_rate(wrong),
-        frames=ErrorRate(
-            errors=int(wrong_windows[known].sum()), total=int(windows[known].sum()), low=low, high=high
-        ),
+        frames=ErrorRate(errors=int(wrong_windows[known].sum()), total=int(windows[known].sum()), low=low, high=high),
         lengths=rates_by_length(frames[known], wrong),
         confusions=worst_pairs(true[known], found[known]),
     )

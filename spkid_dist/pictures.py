@@ -16,7 +16,11 @@ COUNTED_SPEAKERS = 15  # more numbers can't be read in one
 LISTED_PAIRS = 20
 NAME_LENGTH = 14
 PALE, BLUE, RED, GREY = "#8db8de", "#1f5a99", "#b3261e", "#777777"
-DET_RATES = (0.00001, 0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+# fmt: off
+DET_RATES = (
+    0.00001, 0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99,
+)
+# fmt: on
 DET_POINTS = 2000
 
 
@@ -127,9 +131,8 @@ def _draw_lengths(figure: Any, groups: Sequence[LengthGroup]) -> None:
     axis.plot(places, rates, "o", color=BLUE, markersize=8, label="error rate")
     for place, group in zip(places, groups, strict=True):
         errors = group.utterances
-        axis.annotate(
-            f"{errors.errors}/{errors.total}", (place, rates[place]), (9, 0), textcoords="offset points", va="center", fontsize=9
-        )
+        text = f"{errors.errors}/{errors.total}"
+        axis.annotate(text, (place, rates[place]), (9, 0), textcoords="offset points", va="center", fontsize=9)
     labels = [f"{group.first}-{group.last}" if group.first < group.last else f"{group.first}" for group in groups]
     axis.set_xticks(places, labels, rotation=30 if len(groups) > 4 else 0)
     axis.set_xlim(-0.5, len(groups) - 0.2)
@@ -167,7 +170,9 @@ def _draw_det(figure: Any, curve: DetCurve) -> None:
 
 def _thinned(curve: DetCurve) -> NDArray[np.int64]:
     """Points of the curve that are enough to draw it: the first of each step of either axis."""
-    steps = [np.round(_probit(np.clip(r, 1e-9, 1 - 1e-9)) * DET_POINTS / 12) for r in (curve.false_alarms, curve.misses)]
+    steps = [
+        np.round(_probit(np.clip(r, 1e-9, 1 - 1e-9)) * DET_POINTS / 12) for r in (curve.false_alarms, curve.misses)
+    ]
     moved = (np.diff(steps[0]) != 0) | (np.diff(steps[1]) != 0)
     return np.flatnonzero(np.concatenate(([True], moved)) | np.concatenate((moved, [True])))
 

@@ -42,7 +42,7 @@ class Processes:
     @property
     def is_main(self) -> bool:
         """Whether this process writes and speaks."""
-        return self.rank == 0
+        return bool(self.rank == 0)
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sum of all processes' arrays, of equal shapes; waits for all."""

@@ -218,7 +218,9 @@ def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLo
             f"({result.det.num_targets:,} targets, {result.det.num_others:,} others)"
         )
     write_json(config.log_file.with_suffix(".json"), _facts(config, result, world_size))
-    pictures = draw_pictures(result.true, result.found, result.speakers, result.rates, result.det) if config.pictures else {}
+    pictures = (
+        draw_pictures(result.true, result.found, result.speakers, result.rates, result.det) if config.pictures else {}
+    )
     for name, picture in pictures.items():
         write_atomic(config.log_file.with_suffix(f".{name}.png"), picture)
     rates = f"{len(lines) / result.seconds:,.0f} utterances/s, {result.windows.sum() / result.seconds:,.0f} windows/s"

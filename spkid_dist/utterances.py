@@ -158,7 +158,7 @@ def _find_rows(data: ShardDataset, listed: Sequence[Utterance], list_path: Path 
     order = np.argsort(hashes)
     asked = np.array([key_hash(utterance.key) for utterance in listed], np.uint64)
     places = np.searchsorted(hashes, asked, sorter=order).clip(max=len(hashes) - 1)
-    rows = order[places]
+    rows: NDArray[np.int64] = order[places]
     missing = np.flatnonzero(hashes[rows] != asked)
     if len(missing):
         raise InputError(
@@ -166,4 +166,3 @@ def _find_rows(data: ShardDataset, listed: Sequence[Utterance], list_path: Path 
             f"{len(listed)} are not); shard it, or remove it from the list"
         )
     return rows
-

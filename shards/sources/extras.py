@@ -1,4 +1,4 @@
-"""Libraries that only some sources need: imported when such a source is made, not before."""
+"""Libraries that only some sources and exports need: imported when such a one is made, not before."""
 
 from importlib import import_module
 from typing import Any
@@ -16,5 +16,5 @@ def import_extra(module: str, extra: str) -> Any:
         return import_module(module)
     except (ImportError, OSError) as error:  # OSError: soundfile without its C library
         raise UsageError(
-            f"{module} can't be imported ({error}), and this source needs it: run pip install 'spkid-dist[{extra}]'"
+            f"{module} can't be imported ({error}), and it is needed here: run pip install 'spkid-dist[{extra}]'"
         ) from None
