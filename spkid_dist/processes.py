@@ -1,5 +1,6 @@
 """The processes of a launch as scoring needs them: which share is whose, on which device, and sums over all of them."""
 
+import atexit
 import os
 from datetime import timedelta
 from typing import TypeVar
@@ -24,13 +25,20 @@ class Processes:
     """This process's place among those of the launch: `rank` of `world_size`, and its `device`, as accelerate decides.
 
     Raises:
-        UsageError: the launcher meant several processes, but this one is alone.
+        UsageError: the launcher meant several processes, but this one is alone, or their group has ended.
     """
 
     def __init__(self, command: str) -> None:
         on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-        self._began_group = not torch.distributed.is_initialized()
+        was_made = torch.distributed.is_initialized()
         state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+        if state.num_processes > 1 and not torch.distributed.is_initialized():
+            raise UsageError(
+                "an earlier training in these processes has ended their group, so they can't join their shares; score in "
+                "a launch of its own"
+            )
+        if torch.distributed.is_initialized() and not was_made:
+            atexit.register(_leave_group)  # not before: the caller may score again
         self.rank, self.world_size, self.device = state.process_index, state.num_processes, state.device
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched > 1 and self.world_size == 1:
@@ -56,7 +64,7 @@ class Processes:
         gathered: list[Item] = gather_object(values)
         return gathered
 
-    def close(self) -> None:
-        """Leave the group of processes, where this object made it."""
-        if self.world_size > 1 and self._began_group:
-            torch.distributed.destroy_process_group()
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -73,13 +73,6 @@ def score(config: ScoreConfig) -> ScoreResult:
         UsageError: an option that can't be on this machine.
     """
     processes = Processes("score")
-    try:
-        return _score(config, processes)
-    finally:
-        processes.close()
-
-
-def _score(config: ScoreConfig, processes: Processes) -> ScoreResult:
     log = RunLog(shown=processes.is_main)
     if config.mixed_precision == "fp16" and processes.device.type == "cpu":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")

@@ -197,7 +197,7 @@ def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
 
 @pytest.mark.parametrize("kind", ["files", "shards", "some of the shards"])
 @pytest.mark.parametrize("world_size", [1, 3, 20])
-def test_ranks_share_the_utterances_out(model, config, shards, tmp_path, kind, world_size):
+def test_ranks_share_the_utterances_out(model, config, shards, kind, world_size):
     model(3, "zero")
     if kind != "files":
         config |= {"te_shards": shards}
