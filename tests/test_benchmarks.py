@@ -17,6 +17,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 2),
         ("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4),
         ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
+        (
+            "bench_score.py",
+            ("--utterances", 40, "--mean_frames", 40, "--speakers", 5, "--peer_utterances", 5, "--repeats", 1),
+            6,
+        ),
     ],
 )
 def test_a_benchmark_ends_in_json(name, arguments, ratios, tmp_path):

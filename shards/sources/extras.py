@@ -1,4 +1,4 @@
-"""Libraries that only some sources, or options, need: imported when one is used, not before."""
+"""Libraries that only some sources, options and exports need: imported when one is used, not before."""
 
 from importlib import import_module
 from typing import Any
