@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
+from spkid_dist.normalization import Normalization
 from spkid_dist.order import EpochOrder, RankShare
 from spkid_dist.pool import BackgroundFill, Pool, PoolFiller
 from spkid_dist.windows import DatasetWindows, EdgeRule
@@ -35,6 +36,8 @@ class WindowDataset(IterableDataset[Batch]):
         num_streams: S, the sequences that are interleaved; it bounds the number of ranks.
         pool_windows: P, the windows of a stream that are shuffled at a time. S*P windows are in memory, over all ranks,
             and as many again while the next pools are filled.
+        normalize: ``utterance`` brings each utterance's features to mean 0 and deviation 1, before windows are cut;
+            ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.normalization`.)
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
 
     Attributes:
@@ -56,6 +59,7 @@ class WindowDataset(IterableDataset[Batch]):
         shuffle: bool = True,
         num_streams: int = 64,
         pool_windows: int = 16384,
+        normalize: Normalization = "none",
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -68,6 +72,10 @@ class WindowDataset(IterableDataset[Batch]):
                 f"--num_streams {num_streams}: fewer than the {world_size} ranks, which share the streams out; "
                 f"give {world_size} or more"
             )
+        if normalize not in ("none", "utterance"):
+            raise UsageError(
+                f"normalize {normalize!r}: the stream does utterance or none; global is a layer of the network"
+            )
         self.data = ShardDataset(shards)
         self.windows = DatasetWindows(self.data, in_frames, edge)
         self.batch_size = batch_size
@@ -76,7 +84,14 @@ class WindowDataset(IterableDataset[Batch]):
         self.epoch = 0
         self.position = 0
         self._filler = PoolFiller(
-            self.data, self.windows, self.share, in_frames=in_frames, edge=edge, seed=seed, shuffle=shuffle
+            self.data,
+            self.windows,
+            self.share,
+            in_frames=in_frames,
+            edge=edge,
+            seed=seed,
+            shuffle=shuffle,
+            normalize=normalize,
         )
         self.input_dim = in_frames * self.data.manifest.num_features
 

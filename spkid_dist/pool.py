@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shards.dataset import ShardDataset
 from shards.layout import BlockArrays
 from spkid_dist.kernels import interleave, lay_out
+from spkid_dist.normalization import Normalization, normalize_block
 from spkid_dist.order import (
     POOL_DOMAIN,
     EpochLine,
@@ -66,6 +67,7 @@ class PoolFiller:
         edge: EdgeRule,
         seed: int,
         shuffle: bool,
+        normalize: Normalization = "none",
     ) -> None:
         self._dataset = dataset
         self._counts = counts
@@ -74,7 +76,9 @@ class PoolFiller:
         self._edge = EDGE_CODES[edge]
         self._seed = seed
         self._shuffle = shuffle
-        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files.
+        self._normalize = normalize == "utterance"
+        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files,
+        # or frames of our own where they are normalised.
         self._kept: dict[int, BlockArrays] = {}
         self._line: tuple[int, EpochLine] | None = None
         self._resident: tuple[LineWindows, NDArray[np.int64]] | None = None
@@ -122,7 +126,7 @@ class PoolFiller:
         num_utterances = sum(int(blocks[segment.block]["utterances"]) for segment in segments)
         rows = num_windows + num_utterances * (self._in_frames - 1)
         manifest = self._dataset.manifest
-        arena = np.empty((rows, manifest.num_features), manifest.dtype)
+        arena = np.empty((rows, manifest.num_features), "float32" if self._normalize else manifest.dtype)
         starts, labels = np.empty(num_windows, np.int64), np.empty(num_windows, np.int64)
         bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
         at = row = 0
@@ -146,7 +150,10 @@ class PoolFiller:
         return LineWindows(arena[:row], starts, labels)
 
     def _read_block(self, block: int) -> BlockArrays:
-        arrays = self._kept.pop(block, None) or self._dataset.read_block(block)
+        arrays = self._kept.pop(block, None)
+        if arrays is None:
+            arrays = self._dataset.read_block(block)
+            arrays = normalize_block(arrays) if self._normalize else arrays
         self._kept[block] = arrays  # the last used is the last in the dictionary
         if len(self._kept) > BLOCKS_KEPT * len(self._share.streams):
             self._kept.pop(next(iter(self._kept)))

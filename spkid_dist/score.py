@@ -26,7 +26,8 @@ from spkid_dist.config import ScoreConfig
 from spkid_dist.confusion import print_errors
 from spkid_dist.console import RunLog
 from spkid_dist.kernels import EDGE, VALID, lay_out
-from spkid_dist.model import build_model, load_weights
+from spkid_dist.model import load_weights, model_from_options
+from spkid_dist.normalization import normalize_utterance
 from spkid_dist.report import read_options
 from spkid_dist.windows import EDGE_CODES
 
@@ -55,7 +56,7 @@ def score(config: ScoreConfig) -> Scores:
     log = RunLog(shown=True)
     options = read_options(config.train_cfg)
     speakers = _speakers(config, options)
-    model = build_model(options["input_dim"] * options["in_frames"], options["hsize"], options["num_spks"])
+    model = model_from_options(options, str(config.train_cfg)).eval()
     load_weights(model, config.weights_ckpt)
     source = open_source(config, options)
     utterances = read_list(config.te_list_file, rule=_speaker_rule(config, options), speakers_known=False)
@@ -133,6 +134,8 @@ def _score_all(
         frames = source.load(utterance)
         check_shape(frames, options["input_dim"], "the model was trained on", source.where(utterance))
         check_finite(frames, source.where(utterance))
+        if options.get("normalize") == "utterance":
+            frames = normalize_utterance(frames)
         batch.append((utterance, frames))
         num_frames += len(frames)
         if num_frames >= batch_size:
