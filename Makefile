@@ -2,12 +2,13 @@
 # make test   set up .venv, then what CI runs: ruff, mypy, pytest
 # make test-long  the tests that draw random moments, with many of them
 # make bench  the benchmarks
+# make recipes  utterance errors of training recipes, on a synthetic corpus
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long bench lint format clean
+.PHONY: demo test test-long bench recipes lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
@@ -21,6 +22,9 @@ test-long: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_shard.py
 	$(BIN)/python benchmarks/bench_stream.py
+
+recipes: $(STAMP)
+	$(BIN)/python -W ignore benchmarks/recipes.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch.nn import functional
 
 from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
@@ -75,9 +74,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
-    # The ranks' buffers, the statistics of batch normalisation, are equal anyway: they need no broadcast a step.
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=handlers)
+    accelerator = Accelerator(mixed_precision=precision)
     if accelerator.gradient_accumulation_steps != 1:
         raise UsageError(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}: each batch is a step "
