@@ -34,17 +34,16 @@ HARD = SyntheticCorpus(
     noise_spread=0.5,
 )
 NORM = {"normalize": "utterance", "batch_norm": True}
-RECIPE = NORM | {"label_smoothing": 0.1}
 RECIPES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "normalize global": {"normalize": "global"},
     "normalize utterance": {"normalize": "utterance"},
     "batch_norm": {"batch_norm": True},
     "utterance, batch_norm": NORM,
-    "  dropout 0.2": NORM | {"dropout": 0.2},
-    "  cosine": NORM | {"schedule": "cosine"},
-    "  adamw, weight_decay 1": NORM | {"optimizer": "adamw", "weight_decay": 1.0},
-    "  label_smoothing 0.1 (recipe)": RECIPE,
+    "both and dropout 0.2": NORM | {"dropout": 0.2},
+    "both and cosine": NORM | {"schedule": "cosine"},
+    "both and adamw, weight_decay 1": NORM | {"optimizer": "adamw", "weight_decay": 1.0},
+    "recipe": NORM | {"label_smoothing": 0.1},
 }
 
 
