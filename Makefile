@@ -3,12 +3,13 @@
 # make test-long  the tests that draw random moments, with many of them
 # make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
 # make bench  the benchmarks
+# make recipes  utterance errors of training recipes, on a synthetic corpus
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long fuzz bench lint format clean
+.PHONY: demo test test-long fuzz bench recipes lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
@@ -30,6 +31,9 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_shard.py
 	$(BIN)/python benchmarks/bench_stream.py
 	$(BIN)/python benchmarks/bench_score.py
+
+recipes: $(STAMP)
+	$(BIN)/python -W ignore benchmarks/recipes.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 What a value must be is checked once, here; what it must be together with the data is checked where the data is opened.
 """
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -16,10 +17,13 @@ from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
 from shards.store import StoreOptions
+from spkid_dist.normalization import Normalization
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.windows import EdgeRule, check_context
 
+Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
 EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")
+MOST_LAYERS = 1000
 
 
 def _num_cpus() -> int:
@@ -30,6 +34,13 @@ def _at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= minimum:  # not `<`: NaN is refused too
             raise UsageError(f"--{name} {value}: expected {minimum} or more")
+
+
+def _from_zero_below(bound: float, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < bound:
+            expected = "a finite number" if bound == math.inf else f"less than {bound}"
+            raise UsageError(f"--{name} {value}: expected 0 or more, and {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +276,7 @@ class TrainConfig:
     """where feature files are sharded to, once"""
     speaker_component: int = 2
     """which component of a list line names the speaker, counted from 1"""
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """how the weights are moved"""
     edge: EdgeRule = "valid"
     """beyond an utterance's ends: zero frames, its edge frames, or only windows that fit (valid)"""
@@ -278,6 +289,33 @@ class TrainConfig:
     mixed_precision: Literal["launcher", "no", "bf16", "fp16"] = "launcher"
     """arithmetic of the matrix products; `launcher`: what accelerate launch says, else float32"""
 
+    weight_decay: float = 0.0
+    """how strongly weights are drawn to zero: apart from the gradient by adamw, as a part of it by adam and sgd"""
+    schedule: Literal["constant", "step", "plateau", "cosine", "one_cycle"] = "constant"
+    """the learning rate over time: step and plateau multiply it by --step_factor, cosine and one_cycle end near zero"""
+    warmup: float | None = None
+    """share of all batches over which the rate rises to --lr; not given: 0, and 0.3 of one_cycle"""
+    step_factor: float = 0.5
+    """what --schedule step and plateau multiply the rate by"""
+    step_epochs: int = 3
+    """of --schedule step: epochs from one step to the next; of plateau: epochs without a better validation loss"""
+    clip_grad_norm: float | None = None
+    """largest norm of the gradient; a longer one is scaled down to it"""
+    label_smoothing: float = 0.0
+    """share of the target that goes to all speakers alike; the validation loss is without"""
+    num_layers: int = 3
+    """hidden layers"""
+    activation: Activation = "relu"
+    """what follows each hidden layer"""
+    dropout: float = 0.0
+    """share of the hidden units that are left out of a batch at random"""
+    batch_norm: bool = False
+    """normalise each hidden layer over the global batch, before its activation"""
+    normalize: Normalization = "none"
+    """features to mean 0 and deviation 1: of the training set (global; kept with the weights) or of each utterance"""
+    compile: bool = False
+    """compile the network (torch.compile): slow to start; needs a C++ compiler on CPUs, triton on GPUs"""
+
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         check_context(self.in_frames, self.edge)
@@ -289,8 +327,20 @@ class TrainConfig:
             raise UsageError(f"--seed {self.seed}: expected less than 2^63")
         if not self.lr > 0:
             raise UsageError(f"--lr {self.lr}: expected more than 0")
+        self._check_learning()
         if (self.tr_shards is None) != (self.va_shards is None):
             raise UsageError("--tr_shards and --va_shards go together: give both, or neither and feature files")
+
+    def _check_learning(self) -> None:
+        _from_zero_below(1, label_smoothing=self.label_smoothing, dropout=self.dropout, warmup=self.warmup or 0.0)
+        _from_zero_below(math.inf, weight_decay=self.weight_decay)
+        _at_least(1, num_layers=self.num_layers, step_epochs=self.step_epochs)
+        if self.num_layers > MOST_LAYERS:
+            raise UsageError(f"--num_layers {self.num_layers}: expected {MOST_LAYERS} or less")
+        if not 0 < self.step_factor < 1:
+            raise UsageError(f"--step_factor {self.step_factor}: expected more than 0 and less than 1")
+        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
+            raise UsageError(f"--clip_grad_norm {self.clip_grad_norm}: expected a finite number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.store import StoreOptions
 from spkid_dist.ledger import Ledger
+from spkid_dist.normalization import Normalization
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
 from spkid_dist.pool import BLOCKS_KEPT, PoolFiller
 from spkid_dist.rankstream import RankStream
@@ -40,7 +41,9 @@ class WindowDataset(ResumableBatches):
         selection: speakers or utterances to take, or balance among speakers; everything by default.
         on_bad_block: ``stop`` raises the error of a block that can't be read or is damaged, ``skip`` passes over its
             windows; all ranks stay in step, `bad_blocks` and `skipped_windows` tell.
-        dtype: of x: ``float32``, or ``stored`` for the dataset's own.
+        normalize: ``utterance`` brings each utterance's features to mean 0 and deviation 1, before windows are cut;
+            ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.normalization`.)
+        dtype: of x: ``float32``, or ``stored`` for the dataset's own where it is not normalised.
         device: where the batches are stacked and yielded; the host's memory by default.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
         store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
@@ -67,6 +70,7 @@ class WindowDataset(ResumableBatches):
         shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS,
         selection: Selection | None = None,
         on_bad_block: Literal["stop", "skip"] = "stop",
+        normalize: Normalization = "none",
         dtype: Literal["float32", "stored"] = "float32",
         device: str | torch.device | None = None,
         rank: int | None = None,
@@ -85,6 +89,7 @@ class WindowDataset(ResumableBatches):
             )
         for text, name, known in (
             (on_bad_block, "on_bad_block", ("stop", "skip")),
+            (normalize, "normalize", ("none", "utterance")),
             (dtype, "dtype", ("float32", "stored")),
         ):
             if text not in known:
@@ -99,7 +104,8 @@ class WindowDataset(ResumableBatches):
         self._in_frames = in_frames
         self._options = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
         self._selection = selection.identity
-        self._x_dtype = torch.float32 if dtype == "float32" else getattr(torch, self.data.manifest.dtype)
+        as_stored = dtype == "stored" and normalize == "none"
+        self._x_dtype = getattr(torch, self.data.manifest.dtype) if as_stored else torch.float32
         self._device = None if device is None else torch.device(device)
         self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device)
         self._filler = PoolFiller(
@@ -110,6 +116,7 @@ class WindowDataset(ResumableBatches):
             edge=EDGE_CODES[edge],
             seed=seed,
             shuffle=shuffle,
+            normalize=normalize == "utterance",
             skip_bad=on_bad_block == "skip",
         )
 

@@ -19,6 +19,7 @@ from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.layout import BlockArrays
 from spkid_dist.kernels import interleave, lay_out
+from spkid_dist.normalization import normalize_block
 from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, permutation, starts_of
 from spkid_dist.windows import DatasetWindows
 
@@ -69,6 +70,7 @@ class PoolFiller:
         edge: int,
         seed: int,
         shuffle: bool,
+        normalize: bool,
         skip_bad: bool,
     ) -> None:
         self.bad_blocks: dict[int, str] = {}
@@ -79,8 +81,10 @@ class PoolFiller:
         self._edge = edge
         self._seed = seed
         self._shuffle = shuffle
+        self._normalize = normalize
         self._skip_bad = skip_bad
-        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files, or downloads.
+        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files, downloads,
+        # or, where they are normalised, frames of our own.
         self._kept: dict[int, BlockArrays] = {}
         self._line: tuple[int, EpochLine] | None = None
         self._resident: LineWindows | None = None
@@ -133,7 +137,8 @@ class PoolFiller:
         num_windows = sum(segment.last - segment.first for segment in segments)
         repeats = [self._counts.repeats_of(segment.block) for segment in segments]
         num_utterances = sum(int(counts.sum()) for counts in repeats)
-        arena = np.empty((num_windows + num_utterances * (self._in_frames - 1), manifest.num_features), manifest.dtype)
+        rows = num_windows + num_utterances * (self._in_frames - 1)
+        arena = np.empty((rows, manifest.num_features), "float32" if self._normalize else manifest.dtype)
         starts, labels = np.empty(num_windows, np.int64), np.empty(num_windows, np.int64)
         bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
         has_gaps = False
@@ -168,12 +173,18 @@ class PoolFiller:
             for segment in segments:
                 if segment.block in unread:
                     del unread[segment.block]
-                    yield self._keep(segment.block, next(reads))
+                    yield self._keep(segment.block, self._prepared(next(reads)))
                 elif segment.block in self.bad_blocks:
                     yield None
                 else:  # kept; or kept once, and dropped since
                     kept: BlockArrays | InputError | None = self._kept.pop(segment.block, None)
-                    yield self._keep(segment.block, kept or next(self._dataset.try_blocks([segment.block])))
+                    if kept is None:
+                        kept = self._prepared(next(self._dataset.try_blocks([segment.block])))
+                    yield self._keep(segment.block, kept)
+
+    def _prepared(self, arrays: BlockArrays | InputError) -> BlockArrays | InputError:
+        """A block as it is laid out."""
+        return normalize_block(arrays) if self._normalize and isinstance(arrays, BlockArrays) else arrays
 
     def _keep(self, block: int, arrays: BlockArrays | InputError) -> BlockArrays | None:
         """Keep a block that was read; one that is bad is an error, or noted and None."""

@@ -8,7 +8,7 @@ Shapes: U utterances, T frames, D features, C frames of a window, N windows, K s
 
 import contextlib
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from spkid_dist.ahead import in_background
 from spkid_dist.kernels import EDGE, VALID, lay_out
+from spkid_dist.normalization import normalize_frames
 from spkid_dist.trained import TrainedModel
 from spkid_dist.utterances import UNKNOWN, Group
 from spkid_dist.windows import EDGE_CODES
@@ -59,6 +60,7 @@ class Scorer:
         self._in_frames = model.in_frames
         self._num_classes = len(model.speakers)
         self._edge = EDGE_CODES[model.edge]
+        self._normalize = model.options.get("normalize") == "utterance"
         self._batch_size = batch_size or (CPU_BATCH if device.type == "cpu" else ACCELERATOR_BATCH)
         self._dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
@@ -74,10 +76,15 @@ class Scorer:
             for group in groups:
                 held.append(group)
                 if sum(len(one.frames) for one in held) >= self._batch_size * BATCHES_LAID_OUT:
-                    yield lay_out_group(_join(held), self._in_frames, self._edge)
+                    yield self._lay_out(_join(held))
                     held = []
             if held:
-                yield lay_out_group(_join(held), self._in_frames, self._edge)
+                yield self._lay_out(_join(held))
+
+    def _lay_out(self, group: Group) -> _Layout:
+        if self._normalize:
+            group = replace(group, frames=normalize_frames(group.frames, group.lengths))
+        return lay_out_group(group, self._in_frames, self._edge)
 
     @torch.inference_mode()
     def _score(self, layout: _Layout) -> GroupScores:

@@ -10,8 +10,9 @@ Shapes: B windows of a rank's share, G of the global batch, C*D inputs, W ranks.
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +27,8 @@ from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.model import build_model, describe_model
+from spkid_dist.learning import Schedule, compile_model, make_optimizer, seed_dropout, training_loss
+from spkid_dist.model import describe_model, model_from_options, set_moments
 from spkid_dist.report import TrainStatistics, save_options
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
@@ -97,23 +99,26 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> TrainR
     torch.manual_seed(config.seed)
     tr_data, va_data = open_data(config, accelerator, log)
     manifest = tr_data.data.manifest
-    model = build_model(tr_data.input_dim, config.hsize, len(manifest.speakers))
+    extra = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
+    model = model_from_options(asdict(config) | extra)
+    set_moments(model, manifest.mean, manifest.std)
     _log_start(log, config, accelerator, tr_data, va_data, model)
     if accelerator.is_main_process:
-        extra = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
         identity = {
             "speakers": manifest.speakers,
             "source": manifest.source,
             "tr_fingerprint": tr_data.data.fingerprint,
         }
         save_options(config.save_path, config, extra | identity)
-    optimizer = _make_optimizer(config, model)
+    if config.compile:
+        compile_model(model, accelerator.device)
+    optimizer, schedule = make_optimizer(config, model), Schedule(config, len(tr_data))
     model, optimizer = accelerator.prepare(model, optimizer)
 
     statistics = TrainStatistics()
     best: TrainResult | None = None
     for epoch in range(config.epoch):
-        _train_epoch(config, accelerator, log, model, optimizer, tr_data, statistics)
+        _train_epoch(config, accelerator, log, model, optimizer, schedule, tr_data, statistics)
         va_loss, va_acc = evaluate(accelerator, model, va_data)
         statistics.va_loss.append(va_loss)
         statistics.va_acc.append(va_acc)
@@ -126,6 +131,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> TrainR
         if accelerator.is_main_process:
             save_weights(accelerator.unwrap_model(model), config.save_path / name)
             statistics.save(config.save_path)
+        if schedule.after_validation(va_loss):
+            log.line(f"learning rate: multiplied by {config.step_factor}")
         if improved:
             best = TrainResult(config.save_path / name, epoch, va_loss, va_acc, epoch + 1)
         assert best is not None
@@ -152,8 +159,9 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     store = {"store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)}
     windows = {"in_frames": config.in_frames, "edge": config.edge, "num_streams": config.num_streams}
-    pools = {"shuffle_windows": config.shuffle_windows, "seed": config.seed}
-    options = windows | pools | place | store
+    normalize = "utterance" if config.normalize == "utterance" else "none"
+    pools = {"shuffle_windows": config.shuffle_windows, "seed": config.seed, "normalize": normalize}
+    options: dict[str, Any] = windows | pools | place | store
     tr_data = WindowDataset(folders[0], batch_size=config.batch_size, **options)
     va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **options)
     tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
@@ -195,12 +203,6 @@ def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) 
     return folders[0], folders[1]
 
 
-def _make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-
-
 class Tally:
     """Sums of loss, right answers and windows since the last call of `reduce`; kept on the device, so no step waits."""
 
@@ -226,6 +228,7 @@ def _train_epoch(
     log: RunLog,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
     data: WindowDataset,
     statistics: TrainStatistics,
 ) -> None:
@@ -242,12 +245,17 @@ def _train_epoch(
             x, y = next(batches)
             wait_seconds += time.perf_counter() - asked
             x, y = x.to(accelerator.device, non_blocking=True), y.to(accelerator.device, non_blocking=True)
+            schedule.set_lr(optimizer, epoch * steps + step)
+            if config.dropout:
+                seed_dropout(config.seed, epoch * steps + step, accelerator.process_index)
             optimizer.zero_grad()
             log_probs = model(x)
-            loss_sum = functional.nll_loss(log_probs, y, reduction="sum")
+            loss_sum = training_loss(log_probs, y, config.label_smoothing)
             global_windows = min(config.batch_size, num_windows - step * config.batch_size)
             # DDP takes the mean over ranks: times W / G it is the mean over the global batch.
             accelerator.backward(loss_sum * (accelerator.num_processes / global_windows))
+            if config.clip_grad_norm is not None:
+                accelerator.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
             optimizer.step()
             tally.add(log_probs, y, loss_sum)
             bar.advance(1)

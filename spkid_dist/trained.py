@@ -8,7 +8,7 @@ import torch
 
 from shards.corpus import read_speakers
 from shards.errors import InputError
-from spkid_dist.model import build_model, load_weights
+from spkid_dist.model import load_weights, model_from_options
 from spkid_dist.report import read_options
 
 
@@ -35,7 +35,7 @@ def load_trained(weights_ckpt: Path, train_cfg: Path, spk2idx: Path | None) -> T
     """
     options = read_options(train_cfg)
     speakers = _speakers(options, train_cfg, spk2idx)
-    network = build_model(options["input_dim"] * options["in_frames"], options["hsize"], options["num_spks"])
+    network = model_from_options(options, str(train_cfg))
     load_weights(network, weights_ckpt)
     return TrainedModel(
         network=network.eval(),

@@ -50,3 +50,11 @@ def test_pools_larger_than_the_corpus_shuffle_as_a_permutation_of_all_windows_do
     # Pools of an eighth of the windows still mix a batch out of what they hold: about an eighth of the utterances and more,
     # since a stream's pool begins and ends within one.
     assert small["utterances"] > uniform["utterances"] / 8
+
+
+def test_recipes_are_compared_by_their_wrong_utterances(tmp_path):
+    sizes = ("--num_speakers", 3, "--train_utterances", 2, "--test_utterances", 4, "--mean_frames", 40, "--epoch", 1)
+    recipes = ("--recipe", "defaults", "--recipe", "utterance, batch_norm")
+    result = run_benchmark("recipes.py", (*sizes, *recipes, "--list", "test"), tmp_path)
+    assert list(result["wrong"]) == ["defaults", "utterance, batch_norm"]
+    assert all(0 <= wrong <= 6 for (wrong,) in result["wrong"].values())

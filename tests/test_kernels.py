@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shards.kernels import append_frames
-from spkid_dist.kernels import EDGE, VALID, ZERO, count_windows, gather, interleave, lay_out, permute
+from spkid_dist.kernels import (
+    EDGE,
+    VALID,
+    ZERO,
+    count_windows,
+    gather,
+    interleave,
+    lay_out,
+    normalize_utterances,
+    permute,
+)
 from spkid_dist.order import GOLDEN, MASK, _mix
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -162,3 +172,32 @@ def test_gather_equals_numpy(rows, num_features, context, dtype, data):
     gather(arena, starts, num_features, out)
     twin = [arena[start * num_features : (start + context) * num_features] for start in starts]
     assert out.tolist() == [value for window in twin for value in window]
+
+
+def twin_normalize(utterance):
+    """One utterance (T, D) float32 to mean 0 and deviation 1; what float32 can't tell from constant to 0."""
+    wide = utterance.astype(np.float64)
+    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    constant = std <= np.finfo(np.float32).eps * abs(mean)
+    return np.where(constant, 0, (wide - mean) / np.where(constant, 1, std)).astype(np.float32)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4), st.booleans(), st.data())
+def test_normalize_utterances_equals_numpy(lengths, num_features, in_place, data):
+    frames = data.draw(hnp.arrays(np.float32, (sum(lengths), num_features), elements=st.integers(-1000, 1000)))
+    expected = np.concatenate([twin_normalize(part) for part in np.split(frames, np.cumsum(lengths)[:-1])])
+    out = frames if in_place else np.full_like(frames, np.nan)
+    normalize_utterances(frames, np.array(lengths, np.int32), out)
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_normalize_utterances_makes_a_constant_feature_zero():
+    frames = np.stack([np.full(1000, 0.1), np.full(1000, 1e-30), np.full(1000, 3e38)], axis=1).astype(np.float32)
+    normalize_utterances(frames, np.array([999, 1], np.int32), frames)
+    assert (frames == 0).all()
+
+
+def test_normalize_utterances_takes_the_largest_and_the_smallest_values():
+    frames = np.array([[3e38, 1e-44], [-3e38, -1e-44]], np.float32)
+    normalize_utterances(frames, np.array([2], np.int32), frames)
+    np.testing.assert_allclose(frames, [[1, 1], [-1, -1]])
