@@ -194,6 +194,8 @@ class CheckpointFolder:
         for path in self.folder.glob("*-epoch*"):
             if path.name not in self._chain and NAME_PATTERN.match(path.name):  # a temporary one too
                 shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f"{CHAIN_NAME}{TEMPORARY_MARK}*"):
+            path.unlink(missing_ok=True)
 
 
 def _serial(name: str) -> int:

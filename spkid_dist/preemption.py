@@ -7,6 +7,7 @@ was reduced, so it is the same on all ranks.
 """
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -66,6 +67,25 @@ class StopRequest:
                 self._stop_file.unlink(missing_ok=True)
 
 
+class Pace:
+    """Says when `seconds` have gone by, again and again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the time anew."""
+        self._since = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it has gone by; if so the time begins anew."""
+        due = time.monotonic() - self._since >= self._seconds
+        if due:
+            self.restart()
+        return due
+
+
 @dataclass(frozen=True)
 class Seen:
     """What the ranks found together: why to stop, or None; whether rank 0's clock calls for a checkpoint; a bad loss."""
@@ -91,33 +111,32 @@ class Lookout:
         self._accelerator = accelerator
         self._request = request
         self._not_finite = not_finite
-        self._period = None if checkpoint_minutes is None else checkpoint_minutes * 60
-        self._saved = self._looked = time.monotonic()
+        self._checkpoints = Pace(math.inf if checkpoint_minutes is None else checkpoint_minutes * 60)
+        self._looked = time.monotonic()
         self._steps, self._interval = 0, 1
 
     def saved(self) -> None:
         """Begin the time to the next checkpoint anew."""
-        self._saved = time.monotonic()
+        self._checkpoints.restart()
 
     def look(self, now: bool = False) -> Seen | None:
         """What is to be done after this step; None if the ranks don't meet now. They do wherever all say `now`."""
         self._steps += 1
         if self._steps < self._interval and not now:
             return None
-        clock = time.monotonic()
-        due = self._period is not None and clock - self._saved >= self._period
         is_main = self._accelerator.is_main_process
-        ours = [*self._request.flags(look_at_file=is_main), float(due and is_main), clock - self._looked]
+        due = is_main and self._checkpoints.is_due()
+        ours = [*self._request.flags(look_at_file=is_main), float(due), time.monotonic() - self._looked]
         device = self._accelerator.device
         vector = torch.cat([torch.tensor(ours, dtype=torch.float32, device=device), self._not_finite().reshape(1)])
         *stops, due_sum, elapsed, bad = self._accelerator.reduce(vector, reduction="sum").tolist()
-        self._set_interval(elapsed / self._accelerator.num_processes / self._steps)
+        self._set_interval(elapsed / self._accelerator.num_processes / self._steps, restart=now)
         self._steps, self._looked = 0, time.monotonic()
         reasons = [signal.Signals(number).name for number in SIGNALS] + [f"the file {STOP_NAME}"]
         found = next((reason for reason, count in zip(reasons, stops, strict=True) if count), None)
         return Seen(found, due_sum > 0, bad > 0)
 
-    def _set_interval(self, seconds_per_step: float) -> None:
-        """Choose the steps to the next meeting; at most twice as many as before, since the first steps are unlike others."""
+    def _set_interval(self, seconds_per_step: float, restart: bool) -> None:
+        """Choose the steps to the next meeting: from 1 on, as after `now` steps of another kind may follow, then more."""
         wanted = int(SECONDS_BETWEEN / max(seconds_per_step, 1e-9))
-        self._interval = max(1, min(wanted, 2 * self._interval, MOST_STEPS_BETWEEN))
+        self._interval = 1 if restart else max(1, min(wanted, 2 * self._interval, MOST_STEPS_BETWEEN))

@@ -37,11 +37,11 @@ class TrainStatistics:
         return losses.index(min(losses)) if losses else -1
 
     def save(self, folder: Path) -> None:
-        """Write the statistics and their curves into `folder`."""
+        """Write the statistics into `folder`."""
         write_json(folder / STATISTICS_NAME, asdict(self))
-        write_atomic(folder / PLOTS_NAME, self._plot())
 
-    def _plot(self) -> bytes:
+    def plot(self, folder: Path) -> None:
+        """Draw the curves into `folder`; takes half a second."""
         import io
 
         from matplotlib.figure import Figure  # a figure of its own: no backend and no global state
@@ -61,7 +61,7 @@ class TrainStatistics:
             axis.grid(alpha=0.3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
-        return buffer.getvalue()
+        write_atomic(folder / PLOTS_NAME, buffer.getvalue())
 
 
 def weights_name(epoch: int, best: bool) -> str:

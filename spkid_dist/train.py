@@ -27,13 +27,15 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.finite import FiniteGuard
 from spkid_dist.keeper import Keeper
 from spkid_dist.model import build_model
-from spkid_dist.preemption import STOP_NAME, StopRequest
+from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
 from spkid_dist.ranks import by_main
 from spkid_dist.report import TrainStatistics, save_options, weights_name
 from spkid_dist.resume import find_checkpoint
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
 from spkid_dist.state import TrainingState
 from spkid_dist.tally import Tally
+
+PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     keeper = Keeper(
         config, accelerator, log, state=state, guard=guard, request=request, folder=checkpoints, data=identity
     )
-    run = Run(config, accelerator, log, model, optimizer, tr_data, va_data, state, guard, keeper)
+    run = Run(config, accelerator, log, model, optimizer, tr_data, va_data, state, guard, keeper, Pace(PLOT_SECONDS))
 
     request.hold(config.save_path / STOP_NAME)
     if _is_finished(run):
@@ -140,6 +142,7 @@ class Run:
     state: TrainingState
     guard: FiniteGuard
     keeper: Keeper
+    plots: Pace
 
 
 def _is_finished(run: Run) -> bool:
@@ -226,6 +229,8 @@ def _validate_epoch(run: Run, epoch: int) -> None:
         save_weights(run.accelerator.unwrap_model(run.model), path)
         (save_path / weights_name(epoch, not best)).unlink(missing_ok=True)  # of an earlier training
         statistics.save(save_path)
+        if _is_finished(run) or run.plots.is_due():
+            statistics.plot(save_path)
 
     by_main(run.accelerator, save)
     run.log.line(
