@@ -8,11 +8,16 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from shards.errors import InputError, UsageError
 from shards.files import write_atomic
 from spkid_dist.checkpoint import Checkpoint, CheckpointFolder, Say
 from spkid_dist.config import TrainConfig
+from spkid_dist.console import RunLog
+from spkid_dist.ranks import by_main, raise_everywhere
 from spkid_dist.report import TrainStatistics, options_of, weights_name
+from spkid_dist.state import TrainingState
 
 # Where data and results lie: what the data are is told by their fingerprints.
 _PLACES = {"db_path", "tr_list_file", "va_list_file", "ext", "spk2idx", "speaker_component"}
@@ -22,6 +27,29 @@ _RUN = {"log_freq", "accumulation", "resume", "checkpoint_steps", "checkpoint_mi
 # When it ends; --epoch not to below what is trained already.
 _END = {"epoch", "patience"}
 MAY_CHANGE = frozenset(_PLACES | _RUN | _END)
+
+
+def go_on(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    log: RunLog,
+    *,
+    folder: CheckpointFolder,
+    state: TrainingState,
+    data: dict[str, str],
+) -> None:
+    """Bring `state` to where the checkpoint stands that --resume names, if there is one. Called by all ranks.
+
+    Only rank 0 reads; see `find_checkpoint` for `folder`, `data` and what is raised.
+    """
+    checkpoint = by_main(accelerator, lambda: find_checkpoint(config, folder, data, log.line))
+    if checkpoint is not None:
+        try:
+            state.restore(checkpoint, accelerator)
+        except InputError as error:  # all ranks have the same bytes, and the same error
+            raise_everywhere(error)
+        place = state.place
+        log.line(f"going on in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
 
 
 def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[str, str], say: Say) -> Checkpoint | None:

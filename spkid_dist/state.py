@@ -1,7 +1,7 @@
 """What a checkpoint carries of a training: where each part is taken from, and where it is put back.
 
-Nothing here draws random numbers in the course of training: the windows' order is arithmetic on (seed, epoch, position), so
-there are no generators to carry.
+Generators of random numbers are not carried: the windows' order, and whatever else is drawn while training, is arithmetic on
+the seed and the place in the training, so it is the same after a resume.
 """
 
 import io

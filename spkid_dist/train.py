@@ -13,6 +13,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,7 +31,7 @@ from spkid_dist.model import build_model
 from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
 from spkid_dist.ranks import by_main
 from spkid_dist.report import TrainStatistics, save_options, weights_name
-from spkid_dist.resume import find_checkpoint
+from spkid_dist.resume import go_on
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
 from spkid_dist.state import TrainingState
 from spkid_dist.tally import Tally
@@ -47,6 +48,23 @@ class TrainResult:
     va_loss: float
     va_acc: float
     epochs: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and all that it consists of; `model` and `optimizer` as accelerate prepared them."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    log: RunLog
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    tr_data: WindowDataset
+    va_data: WindowDataset
+    state: TrainingState
+    guard: FiniteGuard
+    keeper: Keeper
+    plots: Pace
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -89,27 +107,21 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     tr_data, va_data = open_data(config, accelerator, log)
     identity = {"training set": tr_data.data.fingerprint, "validation set": va_data.data.fingerprint}
     check_ranks_alike(config, identity)
-    checkpoints = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints)
-    checkpoint = by_main(accelerator, lambda: find_checkpoint(config, checkpoints, identity, log.line))
 
     manifest = tr_data.data.manifest
     model = build_model(tr_data.input_dim, config.hsize, len(manifest.speakers))
     log_start(log, config, accelerator, tr_data, va_data, model)
-    network = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
-    data = {"speakers": manifest.speakers, "source": manifest.source, "tr_fingerprint": tr_data.data.fingerprint}
-    by_main(accelerator, lambda: save_options(config.save_path, config, network | data))
     optimizer = _make_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
-
-    # Whatever else changes while training and has a state belongs among the parts.
+    # What else changes while training and has a state belongs among the parts: checkpoints carry them.
     parts = {"model": accelerator.unwrap_model(model), "optimizer": optimizer}
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler
     state = TrainingState(parts=parts, data=tr_data, tally=Tally(accelerator.device), statistics=TrainStatistics())
-    if checkpoint is not None:
-        state.restore(checkpoint, accelerator)
-        place = state.place
-        log.line(f"going on in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
+
+    checkpoints = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints)
+    go_on(config, accelerator, log, folder=checkpoints, state=state, data=identity)
+    by_main(accelerator, lambda: save_options(config.save_path, config, _decided_by_data(tr_data)))
     guard = FiniteGuard(accelerator, model, optimizer)
     keeper = Keeper(
         config, accelerator, log, state=state, guard=guard, request=request, folder=checkpoints, data=identity
@@ -128,21 +140,15 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     return _result(run)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training and all that it consists of; `model` and `optimizer` as accelerate prepared them."""
-
-    config: TrainConfig
-    accelerator: Accelerator
-    log: RunLog
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    tr_data: WindowDataset
-    va_data: WindowDataset
-    state: TrainingState
-    guard: FiniteGuard
-    keeper: Keeper
-    plots: Pace
+def _decided_by_data(data: WindowDataset) -> dict[str, Any]:
+    """What `train.opts` has besides the options."""
+    manifest = data.data.manifest
+    network = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
+    return network | {
+        "speakers": manifest.speakers,
+        "source": manifest.source,
+        "tr_fingerprint": data.data.fingerprint,
+    }
 
 
 def _is_finished(run: Run) -> bool:
