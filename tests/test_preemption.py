@@ -20,7 +20,7 @@ from spkid_dist.train import train
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(one_thread, tmp_path_factory):  # noqa: ARG001 - it must be set before
     return make_shards(tmp_path_factory.mktemp("corpus") / "c")
 
 
