@@ -20,6 +20,7 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py --kills 50
 	$(BIN)/python -m pytest tests/test_state.py --long
+	$(BIN)/python -m pytest tests/test_checkpoint.py tests/test_preemption.py --kills 30
 
 FUZZ_SECONDS ?= 60
 

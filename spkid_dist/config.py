@@ -316,6 +316,26 @@ class TrainConfig:
     compile: bool = False
     """compile the network (torch.compile): slow to start; needs a C++ compiler on CPUs, triton on GPUs"""
 
+    on_bad_block: Literal["stop", "skip"] = "stop"
+    """at a block of the training set that can't be read or is damaged: stop, or pass over its windows and count them"""
+    tr_speakers: tuple[str, ...] | None = None
+    """speakers of the training set to train on, by name; not given: all"""
+    tr_utterances: Path | None = None
+    """list of utterances of the training set to train on; not given: all"""
+    balance_speakers: bool = False
+    """take each speaker's utterances so often that all have about as many windows in an epoch"""
+
+    accumulation: int = 1
+    """parts in which each process takes its share of a batch, one after the other: less memory, the same gradient"""
+    resume: str = "never"
+    """`never`: train from the start; `auto`: go on from the last checkpoint in --save_path, if any; or a checkpoint's folder"""
+    checkpoint_steps: int | None = None
+    """batches between checkpoints; there is one at each epoch's end anyway"""
+    checkpoint_minutes: float | None = None
+    """minutes between checkpoints; there is one at each epoch's end anyway"""
+    keep_checkpoints: int = 2
+    """checkpoints that are kept, the last ones; that of the best epoch is kept besides"""
+
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         check_context(self.in_frames, self.edge)
@@ -330,6 +350,15 @@ class TrainConfig:
         self._check_learning()
         if (self.tr_shards is None) != (self.va_shards is None):
             raise UsageError("--tr_shards and --va_shards go together: give both, or neither and feature files")
+        _at_least(1, accumulation=self.accumulation, keep_checkpoints=self.keep_checkpoints)
+        if self.accumulation > 1 and self.batch_norm:
+            raise UsageError(
+                f"--accumulation {self.accumulation}: with --batch_norm a batch is normalised as a whole; leave one of them out"
+            )
+        if self.checkpoint_steps is not None:
+            _at_least(1, checkpoint_steps=self.checkpoint_steps)
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise UsageError(f"--checkpoint_minutes {self.checkpoint_minutes}: expected more than 0")
 
     def _check_learning(self) -> None:
         _from_zero_below(1, label_smoothing=self.label_smoothing, dropout=self.dropout, warmup=self.warmup or 0.0)
