@@ -270,7 +270,7 @@ def test_global_normalisation_is_saved_with_the_weights(config, cache):
 def test_ranks_learn_what_one_learns_with_shared_statistics(config, synthetic, cache, tmp_path):
     total = DatasetWindows(ShardDataset(training_shards(cache)), 21, "valid").total
     batch_size = next(size for size in range(40, total) if total % size == 1)  # the last batch: one rank has nothing
-    options = {"batch_size": batch_size, "num_streams": 7, "pool_windows": 16, "log_freq": 1, "epoch": 1}
+    options = {"batch_size": batch_size, "num_streams": 7, "shuffle_windows": 112, "log_freq": 1, "epoch": 1}
     options |= {"label_smoothing": 0.1, "clip_grad_norm": 0.5, "normalize": "utterance"}
     options |= {"optimizer": "adamw", "weight_decay": 0.01, "schedule": "one_cycle"}
     train(TrainConfig(**(config | options), batch_norm=True))
@@ -339,5 +339,5 @@ def test_a_network_larger_than_the_memory_is_one_line(config):
 
 @pytest.mark.usefixtures("plain_loss")  # has made the shards
 def test_the_stream_refuses_what_the_network_does(cache):
-    with pytest.raises(UsageError, match="normalize 'global': the stream does utterance or none"):
+    with pytest.raises(UsageError, match="--normalize global: expected one of none, utterance"):
         WindowDataset(training_shards(cache), normalize="global")

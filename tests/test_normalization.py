@@ -26,7 +26,7 @@ def test_the_stream_yields_the_windows_of_normalised_utterances(corpus, edge, po
         for key, frames in corpus.frames.items()
         for window in twin_windows(normalize_utterance(frames), 4, EDGE_CODES[edge])
     )
-    options = {"in_frames": 4, "edge": edge, "batch_size": 13, "num_streams": 3, "pool_windows": pool_windows}
+    options = {"in_frames": 4, "edge": edge, "batch_size": 13, "num_streams": 3, "shuffle_windows": 3 * pool_windows}
     ranks = [
         WindowDataset(corpus.folder / "shards", **options, normalize="utterance", rank=rank, world_size=world_size)
         for rank in range(world_size)

@@ -18,7 +18,7 @@ LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision"
 OPTIONS = {
     "batch_size": 100,
     "num_streams": 7,
-    "pool_windows": 32,
+    "shuffle_windows": 224,
     "hsize": 16,
     "in_frames": 5,
     "log_freq": 4,
