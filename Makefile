@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/spkid demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py --kills 50

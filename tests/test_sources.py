@@ -71,7 +71,7 @@ def test_missing_library_names_what_to_install(
     with pytest.raises(UsageError) as raised:
         source_from_description({"kind": kind, "features": {}}, Path())
     assert str(raised.value) == (
-        f"{module} can't be imported (import of {module} halted; None in sys.modules), and it is needed here: run pip "
+        f"{module} can't be imported (import of {module} halted; None in sys.modules), and this source needs it: run pip "
         f"install 'spkid-dist[{extra}]'"
     )
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import fsspec
@@ -54,7 +55,8 @@ def options(policy=PATIENT, **changes):
 
 def batches(place, store=None):
     windows = {"in_frames": 5, "batch_size": 11, "num_streams": 3, "shuffle_windows": 48, "rank": 0, "world_size": 1}
-    return list(WindowDataset(place, store=store, **windows))
+    with closing(WindowDataset(place, store=store, **windows)) as data:
+        return list(data)
 
 
 def assert_same(found, expected):
