@@ -19,7 +19,7 @@ TEMPORARY_MARK = ".tmp-"
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at `path` only when the block ends without an error.
+    """Open a binary file, to write and read, that appears at `path` only when the block ends without an error.
 
     Raises:
         InputError: the file can't be written (no room, no permission); nothing is left at `path`.
@@ -30,7 +30,7 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
-        with temporary.open("wb", buffering=0) as file:
+        with temporary.open("w+b", buffering=0) as file:
             yield file
             os.fsync(file.fileno())
         temporary.replace(path)

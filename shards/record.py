@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.folder import Folder
 from shards.layout import ShardInfo
 from shards.moments import Moments
 
@@ -54,15 +53,16 @@ class ShardRecord:
         return buffer.getvalue()
 
     @staticmethod
-    def load(folder: Folder, shard: int, job: str) -> "ShardRecord":
-        """Read the record of a shard that `to_bytes` made for the job of identity `job`.
+    def parse(data: bytes, path: str, job: str) -> "ShardRecord":
+        """The record that `to_bytes` made for the job of identity `job`; `path` is for messages.
+
+        Not for threads: numpy parses headers by `ast`, which Python 3.11 can't do in two of them.
 
         Raises:
-            InputError: the record is missing, damaged or of another job.
+            InputError: it is damaged or of another job.
         """
-        path = folder.where(record_name(shard))
         try:
-            with np.load(io.BytesIO(folder.read(record_name(shard))), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 record = ShardRecord(
                     job=str(arrays["job"]),
                     info=ShardInfo(**json.loads(str(arrays["info"]))),
@@ -72,9 +72,7 @@ class ShardRecord:
                     rounding_error=float(arrays["rounding_error"]),
                 )
         except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-            raise InputError(
-                f"{path}: this record is missing or damaged ({error}); delete it and run its task again"
-            ) from None
+            raise InputError(f"{path}: this record is damaged ({error}); delete it and run its task again") from None
         if record.job != job:
             raise InputError(f"{path}: a record of job {record.job}, expected {job}; delete it and run its task again")
         return record
