@@ -98,7 +98,7 @@ def convert_tasks(
         with _executor_failures_explained():
             return _run_tasks(plan, missing, convert_one, executor, workers, progress)
     if min(workers, len(missing)) <= 1:
-        return [convert_shard(plan.task(shard), source, out, progress) for shard in missing]
+        return [convert_shard(task, source, out, progress) for task in plan.tasks(missing)]
     with process_pool(min(workers, len(missing))) as pool:
         return _run_tasks(plan, missing, convert_one, pool, workers, progress)
 
@@ -126,11 +126,11 @@ def _run_tasks(
     """Hand the tasks to `executor`, a few ahead; the first error ends the job, and is raised."""
     results: list[ConvertedShard] = []
     waiting: set[Future[ConvertedShard]] = set()
-    todo = iter(shards)
+    todo = plan.tasks(shards)
     try:
         while True:
-            while len(waiting) < TASKS_AHEAD * workers and (shard := next(todo, None)) is not None:
-                waiting.add(executor.submit(convert_one, plan.task(shard)))
+            while len(waiting) < TASKS_AHEAD * workers and (task := next(todo, None)) is not None:
+                waiting.add(executor.submit(convert_one, task))
             if not waiting:
                 return results
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)

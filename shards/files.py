@@ -19,7 +19,7 @@ TEMPORARY_MARK = ".tmp-"
 
 @contextlib.contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at `path` only when the block ends without an error.
+    """Open a binary file, to write and read, that appears at `path` only when the block ends without an error.
 
     `durable`: it is whole after a power cut too, which costs a flush of the disk.
 
@@ -32,7 +32,7 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
-        with temporary.open("wb", buffering=0) as file:
+        with temporary.open("w+b", buffering=0) as file:
             yield file
             if durable:
                 os.fsync(file.fileno())

@@ -133,7 +133,7 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="spkid-upload-") as staging:
             path = Path(staging) / "file"
             try:
-                with path.open("wb", buffering=0) as file:
+                with path.open("w+b", buffering=0) as file:
                     yield file
             except OSError as error:
                 raise InputError(

@@ -5,10 +5,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+AHEAD = 2  # tasks handed out beforehand, a worker: their results are in memory
 
 
 def in_order(
@@ -20,14 +23,14 @@ def in_order(
     close it to give up the tasks that have not begun; `give_up` is called then, before those in hand are waited for.
     """
     pool = ThreadPoolExecutor(workers)
+    todo = iter(items)
     waiting: deque[Future[Result]] = deque()
     try:
-        for item in items:
-            waiting.append(pool.submit(task, item))
-            if len(waiting) == 2 * workers:
-                yield waiting.popleft().result()
+        waiting.extend(pool.submit(task, item) for item in islice(todo, AHEAD * workers))
         while waiting:
-            yield waiting.popleft().result()
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(task, item) for item in islice(todo, 1))
+            yield result
     finally:
         give_up()
         pool.shutdown(cancel_futures=True)

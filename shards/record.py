@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.folder import Folder
 from shards.layout import BLOCK_DTYPE, UTTERANCE_DTYPE, ShardInfo, check_types
 from shards.members import table_header
 from shards.moments import Moments
@@ -53,19 +52,16 @@ class ShardRecord:
         return buffer.getvalue()
 
     @staticmethod
-    def load(folder: Folder, shard: int, job: str) -> "ShardRecord":
-        """Read the record of a shard that `to_bytes` made for the job of identity `job`.
+    def parse(data: bytes, path: str, job: str) -> "ShardRecord":
+        """The record that `to_bytes` made for the job of identity `job`; `path` is for messages.
 
         Raises:
-            InputError: the record is missing, damaged or of another job.
+            InputError: it is damaged or of another job.
         """
-        path = folder.where(record_name(shard))
         try:
-            record = _parse(folder.read(record_name(shard)))
+            record = _parse(data)
         except _DAMAGED as error:
-            raise InputError(
-                f"{path}: this record is missing or damaged ({error}); delete it and run its task again"
-            ) from None
+            raise InputError(f"{path}: this record is damaged ({error}); delete it and run its task again") from None
         if record.job != job:
             raise InputError(f"{path}: a record of job {record.job}, expected {job}; delete it and run its task again")
         return record

@@ -15,13 +15,14 @@ from shards.corpus import Utterance, find_speakers, read_list, write_speakers
 from shards.errors import SpkidError
 from shards.folder import Folder, open_folder
 from shards.layout import Manifest
+from shards.listing import ListFile, Listing, MemoryListing
 from shards.merging import merge as merge_job
 from shards.merging import missing_shards
 from shards.plan import Layout, Plan, make_plan
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.registry import source_from_description
-from shards.speakers import speaker_by_utt2spk
+from shards.speakers import speaker_by_component, speaker_by_utt2spk
 from shards.tasks import TaskShare, parse_share
 from spkid_dist.config import MergeConfig, ShardConfig
 from spkid_dist.console import RunLog, shard_progress
@@ -69,15 +70,16 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
         dtype=config.dtype, seed=config.seed, block_frames=config.block_frames, shard_bytes=config.shard_bytes
     )
     source = open_source(config)
-    list_path, utterances = list_utterances(config)
-    speakers = find_speakers(list_path, utterances, config.spk2idx)
-    num_listed = len(utterances)
+    list_path, listing = open_listing(config, layout.seed)
+    speakers = find_speakers(list_path, listing.examples, config.spk2idx)
+    num_listed = listing.total.count
     if config.skip_bad:
-        utterances = _without_bad(utterances, source, config.workers, log)
-    plan = make_plan(utterances, speakers, source, layout)
+        good = _without_bad(listing.select(range(num_listed)), source, config.workers, log)
+        listing = MemoryListing(good, layout.seed)
+    plan = make_plan(listing, speakers, source, layout)
     if write_speakers(config.spk2idx, speakers):
         log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
-    return plan, source, num_listed - len(utterances)
+    return plan, source, num_listed - plan.job.num_utterances
 
 
 def _convert_share(
@@ -178,8 +180,10 @@ def open_source(config: ShardConfig) -> Source:
     )
 
 
-def list_utterances(config: ShardConfig) -> tuple[Path, list[Utterance]]:
+def open_listing(config: ShardConfig, seed: int) -> tuple[Path, Listing]:
     """The utterances to shard, and where they are listed; a Kaldi folder lists its own, with their speakers.
+
+    A list that is a file is not read into memory; one that can be read only once, a pipe, is.
 
     Raises:
         InputError: the list or the speakers' table is missing or damaged, or an utterance has no speaker.
@@ -188,7 +192,10 @@ def list_utterances(config: ShardConfig) -> tuple[Path, list[Utterance]]:
     rule = config.speaker_rule()
     if config.source == "kaldi":
         if config.list_file is None:
-            return config.db_path / SCP_NAME, read_kaldi_folder(config.db_path, rule)
+            return config.db_path / SCP_NAME, MemoryListing(read_kaldi_folder(config.db_path, rule), seed)
         rule = rule or speaker_by_utt2spk(config.db_path / UTT2SPK_NAME)
     list_path = config.list_file or DEFAULT_LIST
-    return list_path, read_list(list_path, rule=rule)
+    rule = rule or speaker_by_component()
+    if list_path.is_fifo():
+        return list_path, MemoryListing(read_list(list_path, rule=rule), seed)
+    return list_path, ListFile(list_path, rule, seed)

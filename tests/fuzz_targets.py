@@ -88,7 +88,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     return {
         "fmatrix": Target(lambda data: _use(parse_fmatrix(data, "x")), [(folder / "utt0.mcp").read_bytes()]),
         "npy": Target(_read_npy, _npy_seeds(), DEFLATE_RATIO),
-        "record": Target(_Record(job, plan.job.identity), [job.read(record_name(0))]),
+        "record": Target(_Record(plan.job.identity), [job.read(record_name(0))]),
         "job": Target(_Job(LocalFolder(folder / "jobs")), [job.read(JOB_NAME)]),
         "manifest": Target(_read_manifest, [(dataset.folder / MANIFEST_NAME).read_bytes()]),
         "shard": Target(_Shard(dataset.folder), [(dataset.folder / shard_name(0)).read_bytes()]),
@@ -124,12 +124,10 @@ def _read_npy(data: bytes) -> None:
 class _Record:
     """The record of a task."""
 
-    folder: LocalFolder
     job: str
 
     def __call__(self, data: bytes) -> None:
-        (self.folder.path / record_name(0)).write_bytes(data)
-        ShardRecord.load(self.folder, 0, self.job).to_bytes()
+        ShardRecord.parse(data, record_name(0), self.job).to_bytes()
 
 
 @dataclass(frozen=True)

@@ -130,12 +130,13 @@ def test_records_that_are_not_of_the_job_are_refused(corpus, tmp_path):
     extra.unlink()
     whole = (out / record_name(1)).read_bytes()
     (out / record_name(1)).write_bytes(whole[:-40])
-    with pytest.raises(InputError, match=r"shard-000001\.npz: this record is missing or damaged"):
+    with pytest.raises(InputError, match=r"shard-000001\.npz: this record is damaged"):
         merge(LocalFolder(out))
     other, _ = plan_of(corpus, seed=1)
-    record = ShardRecord.load(LocalFolder(out), 0, plan.job.identity)
+    data = (out / record_name(0)).read_bytes()
+    record = ShardRecord.parse(data, "0", plan.job.identity)
     with pytest.raises(InputError, match=r"a record of job .*expected"):
-        ShardRecord.load(LocalFolder(out), 0, other.job.identity)
+        ShardRecord.parse(data, "0", other.job.identity)
     assert record.info.name == "shard-000000.tar"
     assert not (out / MANIFEST_NAME).exists()
 
@@ -181,8 +182,8 @@ def test_a_damaged_record_is_an_input_error(corpus, tmp_path, case):
     plan, _ = unfinished_job(corpus, tmp_path)
     path = tmp_path / record_name(0)
     path.write_bytes(DAMAGED_RECORDS[case](path.read_bytes()))
-    with pytest.raises(InputError, match=r"shard-000000\.npz: this record is missing or damaged .*run its task again"):
-        ShardRecord.load(LocalFolder(tmp_path), 0, plan.job.identity)
+    with pytest.raises(InputError, match=r"shard-000000\.npz: this record is damaged .*run its task again"):
+        ShardRecord.parse(path.read_bytes(), str(path), plan.job.identity)
 
 
 DAMAGED_JOBS = {
