@@ -18,6 +18,7 @@ test: lint
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py --kills 50
 	$(BIN)/python -m pytest tests/test_state.py --long
+	$(BIN)/python -m pytest tests/test_checkpoint.py tests/test_preemption.py --kills 30
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_shard.py

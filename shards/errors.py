@@ -7,12 +7,17 @@ what was found, what was expected and what to do. `assert` is for our own mistak
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class SpkidError(Exception):
-    """Base of all errors that are reported as one line; `exit_code` is what the command ends with."""
+    """Base of all errors that are reported as one line; `exit_code` is what the command ends with.
+
+    `everywhere` is set where all processes of a job raise the same error together, so that one of them can report it.
+    """
 
     exit_code = EXIT_FAILED
+    everywhere = False
 
 
 class InputError(SpkidError):
@@ -23,3 +28,9 @@ class UsageError(SpkidError):
     """An option has a value that it can't have."""
 
     exit_code = EXIT_USAGE
+
+
+class Stopped(SpkidError):  # noqa: N818 - it is no error
+    """A job was told to stop, and has: what it saved can be continued."""
+
+    exit_code = EXIT_STOPPED

@@ -1,7 +1,7 @@
 """The command line: ``spkid COMMAND [flags]``.
 
 Each command is a dataclass of `spkid_dist.config` and a function that is imported when it runs: sharding loads no torch.
-Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 used wrongly, 75 stopped when told to and to be continued, 130 interrupted.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError
+from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped
 from spkid_dist import config as configs
 
 EXIT_INTERRUPTED = 130
@@ -82,5 +82,7 @@ def _run(command: str, config: Any) -> None:
 
 
 def _fail(error: SpkidError) -> None:
-    print(f"spkid: error: {error}", file=sys.stderr)
+    said_by_another = error.everywhere and os.environ.get("RANK", "0") != "0"
+    if not (said_by_another or isinstance(error, Stopped)):  # who stops has said so in its log
+        print(f"spkid: error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

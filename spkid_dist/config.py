@@ -220,6 +220,17 @@ class TrainConfig:
     mixed_precision: Literal["launcher", "no", "bf16", "fp16"] = "launcher"
     """arithmetic of the matrix products; `launcher`: what accelerate launch says, else float32"""
 
+    accumulation: int = 1
+    """parts in which each process takes its share of a batch, one after the other: less memory, the same gradient"""
+    resume: str = "never"
+    """`never`: train from the start; `auto`: go on from the last checkpoint in --save_path, if any; or a checkpoint's folder"""
+    checkpoint_steps: int | None = None
+    """batches between checkpoints; there is one at each epoch's end anyway"""
+    checkpoint_minutes: float | None = None
+    """minutes between checkpoints; there is one at each epoch's end anyway"""
+    keep_checkpoints: int = 2
+    """checkpoints that are kept, the last ones; that of the best epoch is kept besides"""
+
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         check_context(self.in_frames, self.edge)
@@ -232,6 +243,11 @@ class TrainConfig:
             raise UsageError(f"--lr {self.lr}: expected more than 0")
         if (self.tr_shards is None) != (self.va_shards is None):
             raise UsageError("--tr_shards and --va_shards go together: give both, or neither and feature files")
+        _at_least(1, accumulation=self.accumulation, keep_checkpoints=self.keep_checkpoints)
+        if self.checkpoint_steps is not None:
+            _at_least(1, checkpoint_steps=self.checkpoint_steps)
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise UsageError(f"--checkpoint_minutes {self.checkpoint_minutes}: expected more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

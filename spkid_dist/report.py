@@ -1,6 +1,7 @@
 """The files that a training leaves beside its weights: options, statistics, curves."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,23 @@ class TrainStatistics:
     va_loss: list[float] = field(default_factory=list)
     va_acc: list[float] = field(default_factory=list)
 
-    def save(self, folder: Path) -> None:
-        """Write the statistics and their curves into `folder`."""
-        write_json(folder / STATISTICS_NAME, asdict(self))
-        write_atomic(folder / PLOTS_NAME, self._plot())
+    @property
+    def epochs(self) -> int:
+        """Epochs that were trained and validated."""
+        return len(self.va_loss)
 
-    def _plot(self) -> bytes:
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch of the lowest validation loss; -1 where there is none yet."""
+        losses = [math.inf if math.isnan(loss) else loss for loss in self.va_loss]
+        return losses.index(min(losses)) if losses else -1
+
+    def save(self, folder: Path) -> None:
+        """Write the statistics into `folder`."""
+        write_json(folder / STATISTICS_NAME, asdict(self))
+
+    def plot(self, folder: Path) -> None:
+        """Draw the curves into `folder`; takes half a second."""
         import io
 
         from matplotlib.figure import Figure  # a figure of its own: no backend and no global state
@@ -49,13 +61,22 @@ class TrainStatistics:
             axis.grid(alpha=0.3)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
-        return buffer.getvalue()
+        write_atomic(folder / PLOTS_NAME, buffer.getvalue())
+
+
+def weights_name(epoch: int, best: bool) -> str:
+    """The file of an epoch's weights; `best` where its validation loss was the lowest so far."""
+    return f"{'bestval_' if best else ''}e{epoch}_weights.ckpt"
+
+
+def options_of(config: TrainConfig) -> dict[str, Any]:
+    """All options as JSON has them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
 def save_options(folder: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
     """Write `train.opts`: all options, and what the data decided (`input_dim` = D, `num_spks`, ...)."""
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-    write_json(folder / OPTIONS_NAME, options | extra)
+    write_json(folder / OPTIONS_NAME, options_of(config) | extra)
 
 
 def read_options(path: Path) -> dict[str, Any]:

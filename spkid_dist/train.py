@@ -1,34 +1,42 @@
 """Train the context-window MLP: from options to weights, on one process or many.
 
-Read from the top: `train` opens the data, makes the model and goes through the epochs; `_train_epoch` is the loop over
-global batches. Every rank takes its share of each global batch, and the loss is weighted so that the gradient is the mean
-over the global batch, whatever the shares' sizes: W ranks learn what one learns.
+Read from the top: `_train` opens the data, makes the model, looks for a checkpoint to go on from, and goes through the epochs;
+`_train_epoch` is the loop over global batches, and `_step` one of them. Every rank takes its share of each global batch,
+and the loss is weighted so that the gradient is the mean over the global batch, whatever the shares' sizes: W ranks learn what
+one learns.
 
 Shapes: B windows of a rank's share, G of the global batch, C*D inputs, W ranks.
 """
 
+import contextlib
 import math
-import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.nn import functional
 
-from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
-from shards.errors import InputError, UsageError
-from shards.files import atomic_writer, make_folder
-from shards.sources.fmatrix import FmatrixSource
-from spkid_dist.cache import cached_shards
+from shards.errors import SpkidError, Stopped
+from shards.files import atomic_writer
+from spkid_dist.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.config import TrainConfig
-from spkid_dist.console import RunLog, shard_progress
+from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.model import build_model, describe_model
-from spkid_dist.report import TrainStatistics, save_options
+from spkid_dist.finite import FiniteGuard
+from spkid_dist.keeper import Keeper
+from spkid_dist.model import build_model
+from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
+from spkid_dist.ranks import by_main
+from spkid_dist.report import TrainStatistics, save_options, weights_name
+from spkid_dist.resume import go_on
+from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
+from spkid_dist.state import TrainingState
+from spkid_dist.tally import Tally
 
-EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
+PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
 
 
 @dataclass(frozen=True)
@@ -42,153 +50,115 @@ class TrainResult:
     epochs: int
 
 
+@dataclass(frozen=True)
+class Run:
+    """A training and all that it consists of; `model` and `optimizer` as accelerate prepared them."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    log: RunLog
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    tr_data: WindowDataset
+    va_data: WindowDataset
+    state: TrainingState
+    guard: FiniteGuard
+    keeper: Keeper
+    plots: Pace
+
+
 def train(config: TrainConfig) -> TrainResult:
-    """Train on the data of `config` and write weights, options and curves to its `save_path`.
+    """Train on the data of `config` and write weights, options, curves and checkpoints to its `save_path`.
 
     Called by every process of a launch; rank 0 writes.
 
     Raises:
-        InputError: data or `save_path` missing, damaged or not fitting together.
-        UsageError: an option that can't be, alone or on this machine.
+        InputError: data, checkpoint or `save_path` missing, damaged or not fitting together; the training diverged.
+        UsageError: an option that can't be, alone, on this machine, or for the checkpoint.
+        Stopped: the training was told to stop, and can be continued.
     """
-    accelerator = make_accelerator(config)
-    log = RunLog(shown=accelerator.is_main_process)
-    try:
-        result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log)
-    finally:
-        log.close()
-    accelerator.end_training()
-    # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
-    accelerator.free_memory()
+    with StopRequest() as request:
+        accelerator = make_accelerator(config)
+        log = RunLog(shown=accelerator.is_main_process)
+        try:
+            result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log, request)
+        except SpkidError as error:
+            if isinstance(error, Stopped):
+                log.line(str(error))
+            if error.everywhere:
+                error.__traceback__ = error.__cause__ = error.__context__ = None  # they would keep the model alive
+                _leave(accelerator)
+            raise
+        finally:
+            log.close()
+        _leave(accelerator)
     return result
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The process's Accelerator.
-
-    Raises:
-        UsageError: the launcher meant several processes, but this one is alone; fp16 on a CPU.
-    """
-    precision = None if config.mixed_precision == "launcher" else config.mixed_precision
-    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
-        raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
-    accelerator = Accelerator(mixed_precision=precision)
-    if accelerator.gradient_accumulation_steps != 1:
-        raise UsageError(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}: each batch is a step "
-            "here; leave it 1 and set --batch_size"
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and accelerator.num_processes == 1:
-        raise UsageError(
-            f"WORLD_SIZE is {launched}, but this process is alone: it would train by itself; on CPUs launch with "
-            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {launched} -m spkid_dist.train ..."
-        )
-    return accelerator
+def _leave(accelerator: Accelerator) -> None:
+    accelerator.end_training()
+    # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
+    accelerator.free_memory()
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> TrainResult:
-    make_folder(config.save_path)
-    log.open_file(config.save_path / "train.log")
-    if any(config.save_path.glob("*_weights.ckpt")):
-        log.line(f"{config.save_path}: holds weights of an earlier training; those that this one does not replace stay")
+def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: StopRequest) -> TrainResult:
+    open_save_path(config, accelerator, log)
     torch.manual_seed(config.seed)
     tr_data, va_data = open_data(config, accelerator, log)
+    identity = {"training set": tr_data.data.fingerprint, "validation set": va_data.data.fingerprint}
+    check_ranks_alike(config, identity)
+
     manifest = tr_data.data.manifest
     model = build_model(tr_data.input_dim, config.hsize, len(manifest.speakers))
-    _log_start(log, config, accelerator, tr_data, va_data, model)
-    if accelerator.is_main_process:
-        extra = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
-        identity = {
-            "speakers": manifest.speakers,
-            "source": manifest.source,
-            "tr_fingerprint": tr_data.data.fingerprint,
-        }
-        save_options(config.save_path, config, extra | identity)
+    log_start(log, config, accelerator, tr_data, va_data, model)
     optimizer = _make_optimizer(config, model)
     model, optimizer = accelerator.prepare(model, optimizer)
+    # What else changes while training and has a state belongs among the parts: checkpoints carry them.
+    parts = {"model": accelerator.unwrap_model(model), "optimizer": optimizer}
+    if accelerator.scaler is not None:
+        parts["scaler"] = accelerator.scaler
+    state = TrainingState(parts=parts, data=tr_data, tally=Tally(accelerator.device), statistics=TrainStatistics())
 
-    statistics = TrainStatistics()
-    best: TrainResult | None = None
-    for epoch in range(config.epoch):
-        _train_epoch(config, accelerator, log, model, optimizer, tr_data, statistics)
-        va_loss, va_acc = evaluate(accelerator, model, va_data)
-        statistics.va_loss.append(va_loss)
-        statistics.va_acc.append(va_acc)
-        improved = best is None or va_loss < best.va_loss
-        name = f"{'bestval_' if improved else ''}e{epoch}_weights.ckpt"
-        log.line(
-            f"VALIDATION: epoch {epoch} loss: {va_loss:.4f} acc: {va_acc:.4f} "
-            f"{'better' if improved else 'not better'}, saved {config.save_path / name}"
-        )
-        if accelerator.is_main_process:
-            save_weights(accelerator.unwrap_model(model), config.save_path / name)
-            statistics.save(config.save_path)
-        if improved:
-            best = TrainResult(config.save_path / name, epoch, va_loss, va_acc, epoch + 1)
-        assert best is not None
-        best = replace(best, epochs=epoch + 1)
-        if epoch - best.best_epoch >= config.patience:
-            log.line(f"stopping: no better validation loss for {config.patience} epochs")
-            break
-    assert best is not None
-    log.line(f"best: epoch {best.best_epoch}, loss {best.va_loss:.4f}, acc {best.va_acc:.4f}: {best.best_weights}")
-    return best
+    checkpoints = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints)
+    go_on(config, accelerator, log, folder=checkpoints, state=state, data=identity)
+    by_main(accelerator, lambda: save_options(config.save_path, config, _decided_by_data(tr_data)))
+    guard = FiniteGuard(accelerator, model, optimizer)
+    keeper = Keeper(
+        config, accelerator, log, state=state, guard=guard, request=request, folder=checkpoints, data=identity
+    )
+    run = Run(config, accelerator, log, model, optimizer, tr_data, va_data, state, guard, keeper, Pace(PLOT_SECONDS))
+
+    request.hold(config.save_path / STOP_NAME)
+    if _is_finished(run):
+        log.line("this training is finished: nothing to do")
+    while not _is_finished(run):
+        epoch = state.statistics.epochs
+        _train_epoch(run)
+        _validate_epoch(run, epoch)
+        tr_data.set_epoch(epoch + 1)
+        keeper.after_epoch(best=state.statistics.best_epoch == epoch, finished=_is_finished(run))
+    return _result(run)
 
 
-def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[WindowDataset, WindowDataset]:
-    """The training and the validation stream of this rank; feature files are sharded first.
-
-    Raises:
-        InputError: data missing or damaged, or the two do not fit together.
-    """
-    if config.tr_shards is not None and config.va_shards is not None:
-        folders = config.tr_shards, config.va_shards
-    else:
-        folders = _shard_features(config, accelerator, log)
-    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    windows = {"in_frames": config.in_frames, "edge": config.edge, "num_streams": config.num_streams}
-    pools = {"shuffle_windows": config.shuffle_windows, "seed": config.seed}
-    tr_data = WindowDataset(folders[0], batch_size=config.batch_size, **windows, **pools, **place)  # type: ignore[arg-type]
-    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **windows, **pools, **place)  # type: ignore[arg-type]
-    tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
-    for what, ours, theirs in (
-        ("features per frame", tr_manifest.num_features, va_manifest.num_features),
-        ("speakers", tr_manifest.speakers, va_manifest.speakers),
-        ("options of audio features", tr_manifest.source.get("features"), va_manifest.source.get("features")),
-    ):
-        if ours != theirs:
-            raise InputError(
-                f"{folders[1]}: its {what} are not those of the training set {folders[0]}; shard both with the same "
-                "--spk2idx and alike features"
-            )
-    return tr_data, va_data
+def _decided_by_data(data: WindowDataset) -> dict[str, Any]:
+    """What `train.opts` has besides the options."""
+    manifest = data.data.manifest
+    network = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
+    return network | {
+        "speakers": manifest.speakers,
+        "source": manifest.source,
+        "tr_fingerprint": data.data.fingerprint,
+    }
 
 
-def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[Path, Path]:
-    source = FmatrixSource(config.db_path, config.ext)
-    paths = config.tr_list_file, config.va_list_file
-    listed = [read_list(path, config.speaker_component) for path in paths]
-    speakers = find_speakers(paths[0], listed[0], config.spk2idx)
-    check_speakers(paths[1], listed[1], config.spk2idx, speakers)
-    folders = []
-    for path, utterances in zip(paths, listed, strict=True):
-        with log.bar(len(utterances), "utterances") as bar:
-            folder = cached_shards(
-                path,
-                utterances,
-                source,
-                speakers,
-                cache_dir=config.cache_dir,
-                makes_it=accelerator.is_local_main_process,
-                say=log.line,
-                progress=shard_progress(bar),
-            )
-        folders.append(folder)
-    if accelerator.is_main_process and write_speakers(config.spk2idx, speakers):
-        log.line(f"{config.spk2idx}: made from the speakers of {paths[0]}")
-    return folders[0], folders[1]
+def _is_finished(run: Run) -> bool:
+    """Whether all epochs are done, or the last `patience` of them were not better."""
+    statistics, config = run.state.statistics, run.config
+    return statistics.epochs >= config.epoch or _epochs_since_best(statistics) >= config.patience
+
+
+def _epochs_since_best(statistics: TrainStatistics) -> int:
+    return statistics.epochs - 1 - statistics.best_epoch if statistics.epochs else 0
 
 
 def _make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -197,80 +167,88 @@ def _make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.
     return torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
 
 
-class Tally:
-    """Sums of loss, right answers and windows since the last call of `reduce`; kept on the device, so no step waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=device)
-
-    def add(self, log_probs: torch.Tensor, y: torch.Tensor, loss_sum: torch.Tensor) -> None:
-        """Count one share: log_probs (B, num_spks), y (B,), and the sum of its losses."""
-        self._sums[0] += loss_sum.detach()
-        self._sums[1] += (log_probs.detach().argmax(dim=1) == y).sum()
-        self._sums[2] += len(y)
-
-    def reduce(self, accelerator: Accelerator) -> tuple[float, float]:
-        """Mean loss and accuracy over all ranks, and start anew. Waits for the device and for all ranks."""
-        loss, right, count = accelerator.reduce(self._sums, reduction="sum").tolist()
-        self._sums.zero_()
-        return loss / count, right / count
-
-
-def _train_epoch(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    log: RunLog,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: WindowDataset,
-    statistics: TrainStatistics,
-) -> None:
-    """One epoch: forward, backward and a step for each global batch."""
-    model.train()
-    epoch, steps, num_windows = data.epoch, len(data), data.order.num_windows
-    tally = Tally(accelerator.device)
+def _train_epoch(run: Run) -> None:
+    """One epoch, or the rest of it: forward, backward and a step for each global batch."""
+    config, accelerator, log, data, tally = run.config, run.accelerator, run.log, run.tr_data, run.state.tally
+    run.model.train()
+    epoch, steps = data.epoch, len(data)
+    first_step = -(-data.position // config.batch_size)
     began = logged = time.perf_counter()
+    logged_at = data.position
     wait_seconds = 0.0
     batches = iter(data)
     with log.bar(steps, "batches") as bar:
-        for step in range(steps):
+        bar.advance(first_step)
+        for step in range(first_step, steps):
             asked = time.perf_counter()
             x, y = next(batches)
             wait_seconds += time.perf_counter() - asked
-            x, y = x.to(accelerator.device, non_blocking=True), y.to(accelerator.device, non_blocking=True)
-            optimizer.zero_grad()
-            log_probs = model(x)
-            loss_sum = functional.nll_loss(log_probs, y, reduction="sum")
-            global_windows = min(config.batch_size, num_windows - step * config.batch_size)
-            # DDP takes the mean over ranks: times W / G it is the mean over the global batch.
-            accelerator.backward(loss_sum * (accelerator.num_processes / global_windows))
-            optimizer.step()
-            tally.add(log_probs, y, loss_sum)
+            _step(run, x, y, epoch, step)
             bar.advance(1)
             if (step + 1) % config.log_freq == 0 or step + 1 == steps:
                 loss, accuracy = tally.reduce(accelerator)
                 if not math.isfinite(loss):
-                    raise InputError(
-                        f"epoch {epoch}, batch {step + 1}: the training loss is {loss}; the training diverged: give a "
-                        f"smaller --lr (it is {config.lr})"
-                    )
-                statistics.tr_loss.append(loss)
-                statistics.tr_acc.append(accuracy)
+                    run.guard.fail(epoch, step)
+                run.state.statistics.tr_loss.append(loss)
+                run.state.statistics.tr_acc.append(accuracy)
                 now = time.perf_counter()
-                batches_since = (step % config.log_freq) + 1
-                rate = min(batches_since * config.batch_size, num_windows) / (now - logged)
-                logged = now
-                text = (
+                rate = (data.position - logged_at) / (now - logged)
+                logged, logged_at = now, data.position
+                log.line(
                     f"TRAINING: {step + 1}/{steps} epoch {epoch} loss: {loss:.4f} acc: {accuracy:.4f} "
                     f"windows/s: {rate:,.0f} waiting for data: {wait_seconds / (now - began):.1%}"
                 )
-                log.line(text)
                 bar.describe(f"epoch {epoch} loss {loss:.4f} acc {accuracy:.4f}")
-    next(batches, None)  # the stream notes the end of the epoch
+            run.keeper.after_step(epoch, step, steps)
+
+
+def _step(run: Run, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> None:
+    """Forward, backward and a step of the optimiser, for this rank's share x (B, C*D), y (B,) of a global batch."""
+    accelerator, model, config, device = run.accelerator, run.model, run.config, run.accelerator.device
+    # DDP takes the mean over ranks: times W / G it is the mean over the global batch.
+    global_windows = min(config.batch_size, run.tr_data.order.num_windows - step * config.batch_size)
+    weight = accelerator.num_processes / global_windows
+    run.optimizer.zero_grad()
+    parts = list(zip(x.tensor_split(config.accumulation), y.tensor_split(config.accumulation), strict=True))
+    for number, (x_part, y_part) in enumerate(parts, start=1):  # a part may be empty: ranks differ in their shares
+        last = number == len(parts)
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):  # the ranks meet in the last one
+            x_part, y_part = x_part.to(device, non_blocking=True), y_part.to(device, non_blocking=True)
+            log_probs = model(x_part)
+            loss_sum = functional.nll_loss(log_probs, y_part, reduction="sum")
+            accelerator.backward(run.guard.weigh(loss_sum, weight))
+            run.state.tally.add(log_probs, y_part, loss_sum)
+    run.guard.before_optimizer(epoch, step)
+    run.optimizer.step()
+
+
+def _validate_epoch(run: Run, epoch: int) -> None:
+    """Validation loss and accuracy after an epoch, its weights and the statistics so far."""
+    statistics, save_path = run.state.statistics, run.config.save_path
+    va_loss, va_acc = evaluate(run.accelerator, run.model, run.va_data, run.keeper)
+    statistics.va_loss.append(va_loss)
+    statistics.va_acc.append(va_acc)
+    best = statistics.best_epoch == epoch
+    path = save_path / weights_name(epoch, best)
+
+    def save() -> None:
+        save_weights(run.accelerator.unwrap_model(run.model), path)
+        (save_path / weights_name(epoch, not best)).unlink(missing_ok=True)  # of an earlier training
+        statistics.save(save_path)
+        if _is_finished(run) or run.plots.is_due():
+            statistics.plot(save_path)
+
+    by_main(run.accelerator, save)
+    run.log.line(
+        f"VALIDATION: epoch {epoch} loss: {va_loss:.4f} acc: {va_acc:.4f} "
+        f"{'better' if best else 'not better'}, saved {path}"
+    )
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: torch.nn.Module, data: WindowDataset) -> tuple[float, float]:
+def evaluate(
+    accelerator: Accelerator, model: torch.nn.Module, data: WindowDataset, keeper: Keeper
+) -> tuple[float, float]:
     """Mean loss and accuracy over all windows of `data`, each once."""
     model.eval()
     tally = Tally(accelerator.device)
@@ -278,6 +256,7 @@ def evaluate(accelerator: Accelerator, model: torch.nn.Module, data: WindowDatas
         x, y = x.to(accelerator.device), y.to(accelerator.device)
         log_probs = model(x)
         tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
+        keeper.in_validation()
     return tally.reduce(accelerator)
 
 
@@ -288,27 +267,15 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
         torch.save(state, file)
 
 
-def _log_start(
-    log: RunLog,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    tr_data: WindowDataset,
-    va_data: WindowDataset,
-    model: torch.nn.Sequential,
-) -> None:
-    for data, name in ((tr_data, "training"), (va_data, "validation")):
-        counts = data.windows
-        short = f", {counts.num_short} utterances are shorter than a window" if counts.num_short else ""
-        manifest = data.data.manifest
-        log.line(f"{name}: {manifest.num_utterances} utterances, {counts.total} windows{short}, {len(data)} batches")
-    for name, formula, number in describe_model(model):
-        log.line(f"{name:>10}: {formula} = {number} parameters")
-    total = sum(parameter.numel() for parameter in model.parameters())
-    log.line(f"{'total':>10}: {total} parameters")
-    log.line(
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}, "
-        f"{config.optimizer}, {torch.get_num_threads()} threads a process"
-    )
+def _result(run: Run) -> TrainResult:
+    statistics, config = run.state.statistics, run.config
+    if _epochs_since_best(statistics) >= config.patience:
+        run.log.line(f"stopped: no better validation loss for {config.patience} epochs")
+    best = statistics.best_epoch
+    va_loss, va_acc = statistics.va_loss[best], statistics.va_acc[best]
+    path = config.save_path / weights_name(best, best=True)
+    run.log.line(f"best: epoch {best}, loss {va_loss:.4f}, acc {va_acc:.4f}: {path}")
+    return TrainResult(path, best, va_loss, va_acc, statistics.epochs)
 
 
 def main() -> None:

@@ -1,0 +1,202 @@
+"""Checkpoints on disk: folders that are whole or not there, verified when they are read.
+
+    SAVE_PATH/checkpoints/000017-epoch3/state.pt       weights, optimiser and the like; holds tensors and plain values only
+                                       /training.json  where the training stands, its statistics, its options and data
+                                       /manifest.json  sizes and checksums of the two, written last
+                         /checkpoints.json             which checkpoints count, from the oldest on, and which is the best
+
+A checkpoint is written under a temporary name, flushed to the disk and renamed; then `checkpoints.json` is replaced, and only
+then are older ones deleted. What is not in that file is what a crash has left.
+"""
+
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from shards.errors import InputError
+from shards.files import TEMPORARY_MARK, fsync_folder, make_folder, write_atomic, write_json
+
+FORMAT = 1
+FOLDER_NAME = "checkpoints"
+CHAIN_NAME = "checkpoints.json"
+MANIFEST_NAME, VALUES_NAME, STATE_NAME = "manifest.json", "training.json", "state.pt"
+NAME_PATTERN = re.compile(r"(\d{6,})-epoch\d+")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and verified: plain `values`, and the bytes of the tensors' file."""
+
+    path: Path
+    values: dict[str, Any]
+    state: bytes
+
+
+def write_checkpoint(path: Path, values: dict[str, Any], state: bytes) -> None:
+    """Write a checkpoint to the new folder `path`, which appears whole or not at all.
+
+    Raises:
+        InputError: it can't be written (no room, no permission).
+    """
+    make_folder(path.parent)
+    staging = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+    contents = {STATE_NAME: state, VALUES_NAME: json.dumps(values, indent=1).encode()}
+    files = {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in contents.items()}
+    try:
+        make_folder(staging)
+        for name, data in contents.items():
+            write_atomic(staging / name, data)
+        write_json(staging / MANIFEST_NAME, {"format": FORMAT, "files": files})
+        staging.rename(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: can't be written: {error.strerror}; free room or choose another folder") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify the checkpoint in the folder `path`.
+
+    Raises:
+        InputError: a file of it is missing, or not what was written.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST_NAME).read_bytes())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
+        state = _read_verified(path / STATE_NAME, manifest["files"][STATE_NAME])
+        values = json.loads(_read_verified(path / VALUES_NAME, manifest["files"][VALUES_NAME]))
+    except OSError as error:
+        name = Path(error.filename or path).name
+        raise InputError(f"{path}: not a whole checkpoint: {name}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:  # damaged JSON is a ValueError
+        raise InputError(f"{path}: a damaged checkpoint: {error}") from None
+    return Checkpoint(path, values, state)
+
+
+def _read_verified(path: Path, written: dict[str, Any]) -> bytes:
+    data = path.read_bytes()
+    if len(data) != written["bytes"]:
+        raise ValueError(f"{path.name} has {len(data)} bytes, written were {written['bytes']}")
+    if xxhash.xxh3_128_hexdigest(data) != written["xxh3_128"]:
+        raise ValueError(f"{path.name} is not what was written (checksum differs)")
+    return data
+
+
+@dataclass
+class CheckpointFolder:
+    """The checkpoints of a training, of which the last `keep` and the best stay; used by one process.
+
+    It begins with none that count: those of an earlier training stay until the first `save`, unless `newest` or `at` goes on
+    from one of them.
+    """
+
+    folder: Path
+    keep: int
+    _chain: list[str] = field(default_factory=list)
+    _best: str | None = None
+
+    def save(self, epoch: int, values: dict[str, Any], state: bytes, best: bool) -> Path:
+        """Write a checkpoint, note whether it is the best so far, and delete those that are not to be kept.
+
+        Raises:
+            InputError: it can't be written; the ones before it stay.
+        """
+        serial = max((_serial(name) for name in self._names()), default=0) + 1
+        name = f"{serial:06d}-epoch{epoch}"
+        write_checkpoint(self.folder / name, values, state)
+        self._chain.append(name)
+        self._best = name if best else (self._best if self._best in self._chain else None)
+        last = self._chain[-self.keep :]
+        self._chain = [name for name in self._chain if name in last or name == self._best]
+        write_json(self.folder / CHAIN_NAME, {"checkpoints": self._chain, "best": self._best})
+        self._delete_others()
+        return self.folder / name
+
+    def newest(self, say: Say) -> Checkpoint | None:
+        """The last checkpoint that is whole, to go on from; None where there are none. `say` tells of damaged ones.
+
+        Raises:
+            InputError: there are some, but none is whole.
+        """
+        self._read_chain(say)
+        names = list(self._chain)
+        for name in reversed(names):
+            try:
+                checkpoint = read_checkpoint(self.folder / name)
+            except InputError as error:
+                say(f"{error}; looking at the one before it")
+                self._chain.remove(name)
+            else:
+                return checkpoint
+        if names:
+            raise InputError(
+                f"{self.folder}: none of its {len(names)} checkpoints is whole; restore one from a copy, or train from the "
+                "start with --resume never"
+            )
+        return None
+
+    def at(self, path: Path, say: Say) -> Checkpoint:
+        """The checkpoint `path`, or the last one of the training whose folder `path` is, to go on from.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        path = path.absolute()
+        if NAME_PATTERN.fullmatch(path.name) and path.is_dir():
+            checkpoint = read_checkpoint(path)
+        else:
+            folder = path if path.name == FOLDER_NAME else path / FOLDER_NAME
+            found = CheckpointFolder(folder, self.keep).newest(say)
+            if found is None:
+                raise InputError(
+                    f"--resume {path}: there is no checkpoint; give a --save_path that has some, a folder in its "
+                    f"{FOLDER_NAME}/, or --resume never"
+                )
+            checkpoint = found
+        if checkpoint.path.parent == self.folder.absolute():  # what came after it does not count any more
+            self._read_chain(say)
+            before = [name for name in self._chain if _serial(name) < _serial(checkpoint.path.name)]
+            self._chain = [*before, checkpoint.path.name]
+        return checkpoint
+
+    def is_empty(self) -> bool:
+        """Whether there is no checkpoint at all, of whichever training."""
+        return not self._names()
+
+    def _read_chain(self, say: Say) -> None:
+        path = self.folder / CHAIN_NAME
+        try:
+            chain = json.loads(path.read_bytes())
+            self._chain, self._best = [str(name) for name in chain["checkpoints"]], chain["best"]
+        except FileNotFoundError:
+            self._chain = self._names()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            say(f"{path}: damaged ({error}): taking the checkpoints by their numbers")
+            self._chain = self._names()
+
+    def _names(self) -> list[str]:
+        """The checkpoints' folders, from the oldest on."""
+        found = [path.name for path in self.folder.glob("*-epoch*") if NAME_PATTERN.fullmatch(path.name)]
+        return sorted(found, key=_serial)
+
+    def _delete_others(self) -> None:
+        for path in self.folder.glob("*-epoch*"):
+            if path.name not in self._chain and NAME_PATTERN.match(path.name):  # a temporary one too
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.folder.glob(f"{CHAIN_NAME}{TEMPORARY_MARK}*"):
+            path.unlink(missing_ok=True)
+
+
+def _serial(name: str) -> int:
+    return int(name.split("-")[0])
