@@ -230,6 +230,8 @@ class TrainConfig:
     """minutes between checkpoints; there is one at each epoch's end anyway"""
     keep_checkpoints: int = 2
     """checkpoints that are kept, the last ones; that of the best epoch is kept besides"""
+    timeout_minutes: float = 10.0
+    """minutes that a process waits for the others before it ends with an error, as when the network is cut"""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -248,6 +250,25 @@ class TrainConfig:
             _at_least(1, checkpoint_steps=self.checkpoint_steps)
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
             raise UsageError(f"--checkpoint_minutes {self.checkpoint_minutes}: expected more than 0")
+        if not 0 < self.timeout_minutes <= 10_000:
+            raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
+
+    shards: Path | None = None
+    """a dataset of `spkid shard` that every process should see"""
+    save_path: Path = Path("ckpt")
+    """where the model would go"""
+    timeout_minutes: float = 2.0
+    """minutes that a process waits for the others"""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        if not 0 < self.timeout_minutes <= 10_000:
+            raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
 
 
 @dataclass(frozen=True, kw_only=True)

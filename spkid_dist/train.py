@@ -29,7 +29,7 @@ from spkid_dist.finite import FiniteGuard
 from spkid_dist.keeper import Keeper
 from spkid_dist.model import build_model
 from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
-from spkid_dist.ranks import by_main
+from spkid_dist.ranks import by_main, explain_lost_ranks
 from spkid_dist.report import TrainStatistics, save_options, weights_name
 from spkid_dist.resume import go_on
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
@@ -74,6 +74,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     Raises:
         InputError: data, checkpoint or `save_path` missing, damaged or not fitting together; the training diverged.
+        LostRanksError: another process has ended, or can't be reached.
         UsageError: an option that can't be, alone, on this machine, or for the checkpoint.
         Stopped: the training was told to stop, and can be continued.
     """
@@ -81,7 +82,8 @@ def train(config: TrainConfig) -> TrainResult:
         accelerator = make_accelerator(config)
         log = RunLog(shown=accelerator.is_main_process)
         try:
-            result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log, request)
+            with explain_lost_ranks(accelerator, config.timeout_minutes):
+                result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log, request)
         except SpkidError as error:
             if isinstance(error, Stopped):
                 log.line(str(error))
