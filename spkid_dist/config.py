@@ -255,6 +255,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResultsConfig:
+    """Make one table of the trainings below a folder, from the best validation loss on."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """folder in which each folder is the --save_path of a training; the table is its results.tsv"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
     """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
 

@@ -15,7 +15,6 @@ from spkid_dist.config import DoctorConfig
 from spkid_dist.doctor import find_problems
 from spkid_dist.vitals import Vitals, free_memory
 
-
 CONFIG = Path(__file__).parents[1] / "launch/accelerate/cpus.yaml"
 
 
