@@ -5,6 +5,7 @@ launcher ends them. Where all can know of it, all raise it, and one of them repo
 """
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -66,7 +67,7 @@ def explain_lost_ranks(accelerator: Accelerator, timeout_minutes: float) -> Iter
         rank, count = accelerator.process_index, accelerator.num_processes
         raise LostRanksError(
             f"rank {rank} of {count} on {socket.gethostname()}: lost the other processes: one has ended, or did not answer "
-            f"within --timeout_minutes {timeout_minutes:g} ({_last_line(error)}); see what the others said, then start "
+            f"within --timeout_minutes {timeout_minutes:g} ({_first_words(error)}); see what the others said, then start "
             "all again with --resume auto"
         ) from None
 
@@ -75,7 +76,7 @@ def _is_of_collective(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(mark in str(error) for mark in COLLECTIVE_MARKS)
 
 
-def _last_line(error: RuntimeError) -> str:
-    """The error's own words, without the place in the sources that they begin with."""
+def _first_words(error: RuntimeError) -> str:
+    """The error's own first sentence, without the place in the sources that it begins with."""
     text = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-    return text.rpartition("] ")[2].rstrip(". ") or text
+    return re.sub(r"^\[[^]]*\]\s*", "", text).partition(". ")[0].rstrip(".")
