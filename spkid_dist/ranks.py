@@ -62,21 +62,22 @@ def explain_lost_ranks(accelerator: Accelerator, timeout_minutes: float) -> Iter
     try:
         yield
     except RuntimeError as error:
-        if not _is_of_collective(error):
+        if not is_of_collective(error):
             raise
         rank, count = accelerator.process_index, accelerator.num_processes
         raise LostRanksError(
             f"rank {rank} of {count} on {socket.gethostname()}: lost the other processes: one has ended, or did not answer "
-            f"within --timeout_minutes {timeout_minutes:g} ({_first_words(error)}); see what the others said, then start "
+            f"within --timeout_minutes {timeout_minutes:g} ({first_words(error)}); see what the others said, then start "
             "all again with --resume auto"
         ) from None
 
 
-def _is_of_collective(error: RuntimeError) -> bool:
+def is_of_collective(error: RuntimeError) -> bool:
+    """Whether torch raised it because processes could not talk to each other."""
     return isinstance(error, torch.distributed.DistError) or any(mark in str(error) for mark in COLLECTIVE_MARKS)
 
 
-def _first_words(error: RuntimeError) -> str:
-    """The error's own first sentence, without the place in the sources that it begins with."""
+def first_words(error: RuntimeError) -> str:
+    """An error's first sentence, without the place in the sources that it begins with."""
     text = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
     return re.sub(r"^\[[^]]*\]\s*", "", text).partition(". ")[0].rstrip(".")

@@ -21,7 +21,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.launched import check_this_process
 from spkid_dist.model import describe_model
 from spkid_dist.preemption import STOP_NAME
-from spkid_dist.ranks import by_main, raise_everywhere
+from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
 from spkid_dist.report import options_of
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
@@ -31,7 +31,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The process's Accelerator.
 
     Raises:
-        InputError: the processes can't reach each other.
+        LostRanksError: the processes can't reach each other.
         UsageError: the launcher meant several processes, but this one is alone; fp16 on a CPU.
     """
     precision = None if config.mixed_precision == "launcher" else config.mixed_precision
@@ -49,16 +49,24 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def _meet(precision: str | None, timeout_minutes: float) -> Accelerator:
-    """Join the other processes of the job, if there are any. Raises InputError where they can't be reached."""
+    """Join the other processes of the job, if there are any. Raises LostRanksError where they can't be reached."""
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
     try:
         return Accelerator(mixed_precision=precision, kwargs_handlers=[timeout])
-    except torch.distributed.DistError as error:
+    except RuntimeError as error:
+        if not is_of_collective(error):
+            raise
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise InputError(
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        remedy = (
+            "after a restart they do so only by the rendezvous c10d with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; see "
+            "launch/accelerate/nodes_elastic.yaml"
+            if restarted
+            else "are all of them started, and are the ports open between the machines?"
+        )
+        raise LostRanksError(
             f"rank {os.environ.get('RANK')} on {socket.gethostname()}: the processes did not meet at {where} within "
-            f"--timeout_minutes {timeout_minutes:g}: {str(error).splitlines()[0]}; are all of them started, and is the port "
-            "open between the machines?"
+            f"--timeout_minutes {timeout_minutes:g} ({first_words(error)}); {remedy}"
         ) from None
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -49,9 +50,10 @@ def test_one_process_on_the_cpu():
 # cpus.yaml starts the two processes of test_doctor.py
 
 
-@pytest.mark.parametrize("name", ["nodes", "nodes_elastic"])
-def test_several_machines(name):
+@pytest.mark.parametrize(("name", "backend"), [("nodes", "static"), ("nodes_elastic", "c10d")])
+def test_several_machines(name, backend):
     options = ("--config_file", CONFIGS / f"{name}.yaml", "--num_processes", 2, "--main_process_ip", "127.0.0.1")
+    options += ("--rdzv_backend", backend)
     port = free_port()
     found = found_by(
         *(
@@ -69,7 +71,9 @@ def test_accelerate_reads_the_configuration_as_it_is_meant(path):
     launch, _, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     assert launch.multi_gpu == (config.num_processes > 1)
     assert (launch.num_processes, launch.num_machines) == (config.num_processes, config.num_machines)
-    assert launch.use_cpu == (path.stem == "cpu")
+    for name, value in yaml.safe_load(path.read_text()).items():
+        if name not in ("compute_environment", "distributed_type"):
+            assert getattr(launch, name) == value, f"{name} has no effect"
 
 
 def test_the_readme_names_every_file():
