@@ -2,7 +2,7 @@
 
 The folder's name holds a hash of all that decides its contents: the list, the speakers, and size and time of every
 feature file. It appears whole (made aside, then renamed), so processes wait for it by looking for it, never in a
-collective that could time out.
+collective that could time out. Who makes it leaves a note beside it, by which those who wait know that it is still there.
 """
 
 import os
@@ -21,6 +21,7 @@ from shards.files import unreadable_feature_file
 from shards.layout import MANIFEST_NAME
 from shards.plan import Layout, make_plan
 from shards.sources.fmatrix import FmatrixSource
+from spkid_dist.maker import check_maker, maker_note
 
 POLL_SECONDS = 0.2
 
@@ -39,16 +40,19 @@ def cached_shards(
     """The folder of the list's dataset; one process of a host, the one that `makes_it`, shards it where it is missing.
 
     Raises:
-        InputError: a feature file is missing or damaged, or the folder can't be written.
+        InputError: a feature file is missing or damaged, the folder can't be written, or the process that shards has
+            failed or is gone.
     """
     folder = cache_dir.expanduser() / f"{list_path.name}-{_identity(utterances, source, speakers)}"
     if (folder / MANIFEST_NAME).exists():
         say(f"{list_path}: using the shards in {folder}")
     elif makes_it:
         say(f"{list_path}: sharding {len(utterances)} utterances into {folder}, once")
-        _make(folder, utterances, source, speakers, progress)
+        with maker_note(folder):
+            _make(folder, utterances, source, speakers, progress)
     while not (folder / MANIFEST_NAME).exists():
-        time.sleep(POLL_SECONDS)  # the launcher ends this process if the one that shards fails
+        check_maker(folder)
+        time.sleep(POLL_SECONDS)
     return folder
 
 

@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "train": (configs.TrainConfig, "spkid_dist.train", "train"),
     "score": (configs.ScoreConfig, "spkid_dist.score", "score"),
     "export": (configs.ExportConfig, "spkid_dist.export", "export"),
+    "results": (configs.ResultsConfig, "spkid_dist.results", "results"),
+    "doctor": (configs.DoctorConfig, "spkid_dist.doctor", "doctor"),
     "demo": (configs.DemoConfig, "spkid_dist.demo", "demo"),
 }
 STYLE = (tyro.conf.FlagCreatePairsOff,)

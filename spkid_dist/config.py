@@ -335,6 +335,8 @@ class TrainConfig:
     """minutes between checkpoints; there is one at each epoch's end anyway"""
     keep_checkpoints: int = 2
     """checkpoints that are kept, the last ones; that of the best epoch is kept besides"""
+    timeout_minutes: float = 10.0
+    """minutes that a process waits for the others before it ends with an error, as when the network is cut"""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -370,6 +372,33 @@ class TrainConfig:
             raise UsageError(f"--step_factor {self.step_factor}: expected more than 0 and less than 1")
         if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
             raise UsageError(f"--clip_grad_norm {self.clip_grad_norm}: expected a finite number above 0")
+        if not 0 < self.timeout_minutes <= 10_000:
+            raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig:
+    """Make one table of the trainings below a folder, from the best validation loss on."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """folder in which each folder is the --save_path of a training; the table is its results.tsv"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
+
+    shards: Path | None = None
+    """a dataset of `spkid shard` that every process should see"""
+    save_path: Path = Path("ckpt")
+    """where the model would go"""
+    timeout_minutes: float = 2.0
+    """minutes that a process waits for the others"""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        if not 0 < self.timeout_minutes <= 10_000:
+            raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
 
 
 @dataclass(frozen=True, kw_only=True)

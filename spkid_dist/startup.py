@@ -1,12 +1,14 @@
 """What comes before the first batch: the process's place, its data, and that all ranks mean the same training."""
 
 import os
+import socket
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
@@ -17,9 +19,10 @@ from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.launched import check_this_process
 from spkid_dist.model import describe_model
 from spkid_dist.preemption import STOP_NAME
-from spkid_dist.ranks import by_main, raise_everywhere
+from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
 from spkid_dist.report import options_of
 from spkid_dist.selection import Selection
 
@@ -30,25 +33,43 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """The process's Accelerator.
 
     Raises:
+        LostRanksError: the processes can't reach each other.
         UsageError: the launcher meant several processes, but this one is alone; fp16 on a CPU.
     """
     precision = None if config.mixed_precision == "launcher" else config.mixed_precision
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = _meet(precision, config.timeout_minutes)
     if accelerator.gradient_accumulation_steps != 1:
         raise UsageError(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}: each batch is a step "
             "here; leave it 1 and set --accumulation"
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1 and accelerator.num_processes == 1:
-        raise UsageError(
-            f"WORLD_SIZE is {launched}, but this process is alone: it would train by itself; on CPUs launch with "
-            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {launched} -m spkid_dist.train ..."
-        )
+    check_this_process(accelerator.num_processes, on_cpu)
     return accelerator
+
+
+def _meet(precision: str | None, timeout_minutes: float) -> Accelerator:
+    """Join the other processes of the job, if there are any. Raises LostRanksError where they can't be reached."""
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+    try:
+        return Accelerator(mixed_precision=precision, kwargs_handlers=[timeout])
+    except RuntimeError as error:
+        if not is_of_collective(error):
+            raise
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        remedy = (
+            "after a restart they do so only by the rendezvous c10d with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; see "
+            "launch/accelerate/nodes_elastic.yaml"
+            if restarted
+            else "are all of them started, and are the ports open between the machines?"
+        )
+        raise LostRanksError(
+            f"rank {os.environ.get('RANK')} on {socket.gethostname()}: the processes did not meet at {where} within "
+            f"--timeout_minutes {timeout_minutes:g} ({first_words(error)}); {remedy}"
+        ) from None
 
 
 def open_save_path(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> None:

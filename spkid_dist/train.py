@@ -32,7 +32,7 @@ from spkid_dist.learning import Schedule, compile_model, make_optimizer, seed_dr
 from spkid_dist.ledger import LedgerError
 from spkid_dist.model import model_from_options, set_moments
 from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
-from spkid_dist.ranks import by_main, raise_everywhere
+from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
 from spkid_dist.report import TrainStatistics, options_of, save_options, weights_name
 from spkid_dist.resume import go_on
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
@@ -78,6 +78,7 @@ def train(config: TrainConfig) -> TrainResult:
 
     Raises:
         InputError: data, checkpoint or `save_path` missing, damaged or not fitting together; the training diverged.
+        LostRanksError: another process has ended, or can't be reached.
         UsageError: an option that can't be, alone, on this machine, or for the checkpoint.
         Stopped: the training was told to stop, and can be continued.
     """
@@ -85,7 +86,8 @@ def train(config: TrainConfig) -> TrainResult:
         accelerator = make_accelerator(config)
         log = RunLog(shown=accelerator.is_main_process)
         try:
-            result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log, request)
+            with explain_lost_ranks(accelerator, config.timeout_minutes):
+                result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log, request)
         except SpkidError as error:
             if isinstance(error, Stopped):
                 log.line(str(error))

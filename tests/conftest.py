@@ -21,7 +21,13 @@ settings.load_profile("project")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the length of the tests that draw random moments."""
     parser.addoption("--kills", type=int, default=2, help="random moments at which a job is killed")
+    parser.addoption("--cluster", action="store_true", help="the tests that need Slurm or network namespaces")
     parser.addoption("--long", action="store_true", help="all combinations of what is a sample otherwise")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out tests/cluster unless it is asked for."""
+    return (collection_path.name == "cluster" and not config.getoption("--cluster")) or None
 
 
 FSDD = Path(__file__).parents[2] / "shared" / "corpora" / "fsdd"

@@ -1,0 +1,103 @@
+"""Feature files sharded on the way to training, by one process while others wait for it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from shards import InputError
+from shards.sources.fmatrix import write_fmatrix
+from spkid_dist.maker import check_maker, maker_note
+
+# A rank of a launch, its launcher being this test: argv are the corpus, whether it makes the shards, and how it ends.
+RANK = """
+import os, signal, sys
+from pathlib import Path
+from shards import FmatrixSource, SpkidError, find_speakers, read_list
+from spkid_dist.cache import cached_shards
+
+corpus, makes_it, end = Path(sys.argv[1]), sys.argv[2] == "makes it", sys.argv[3]
+utterances = read_list(corpus / "list")
+
+def progress(*counts):
+    if end == "killed":
+        print("killed", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+try:
+    folder = cached_shards(
+        corpus / "list", utterances, FmatrixSource(corpus / "mcp", "mcp"), ["a", "b"], cache_dir=corpus / "cache",
+        makes_it=makes_it, say=lambda line: None, progress=progress,
+    )
+    print(folder.name)
+except SpkidError as error:
+    print(f"error: {error}")
+"""
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    keys = [f"b/{speaker}/u{i}" for speaker in "ab" for i in range(2)]
+    for number, key in enumerate(keys):
+        path = tmp_path / "mcp" / f"{key}.mcp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_fmatrix(path, np.full((5, 3), number, np.float32))
+    (tmp_path / "list").write_text("\n".join(keys) + "\n")
+    return tmp_path
+
+
+LAUNCHER = """
+"${@:2}" waits $1 >waits.out & "${@:2}" "makes it" $1 >makes.out & wait
+"""
+
+
+def ranks(corpus, end="whole"):
+    """What a rank that makes the shards prints, and one that waits for them; each call is a launch of its own."""
+    rank = (sys.executable, "-c", RANK, corpus)
+    subprocess.run(["bash", "-c", LAUNCHER, "launcher", end, *rank], cwd=corpus, check=True, timeout=60)
+    return [(corpus / name).read_text().strip() for name in ("makes.out", "waits.out")]
+
+
+def test_who_waits_gets_the_folder_and_no_note_is_left(corpus):
+    makes_it, waits = ranks(corpus)
+    assert makes_it == waits
+    assert [path.name for path in (corpus / "cache").iterdir()] == [waits]
+
+
+def test_who_waits_is_told_why_it_failed(corpus):
+    damaged = corpus / "mcp/b/a/u1.mcp"
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    makes_it, waits = ranks(corpus)
+    assert makes_it.startswith("error: ")
+    assert "u1.mcp" in makes_it
+    assert "the process that was to make it has failed: " in waits
+    assert waits.endswith(makes_it.removeprefix("error: "))
+
+
+def test_who_waits_notices_that_it_is_gone(corpus):
+    makes_it, waits = ranks(corpus, "killed")
+    assert makes_it == "killed"
+    assert "is gone without a word" in waits
+    again, waits = ranks(corpus)  # what is left disturbs nobody
+    assert again == waits
+    assert not list((corpus / "cache").glob(".*making*"))
+
+
+def test_what_an_earlier_launch_left_means_nothing(tmp_path):
+    folder = tmp_path / "shards"
+    other = tmp_path / f".shards.making-{socket.gethostname()}-1"
+    gone = {"process": os.getpid(), "created": 0.0}
+    other.write_text(json.dumps(gone | {"failed": "the disk is full"}))
+    check_maker(folder)
+    with maker_note(folder):
+        assert not other.exists()
+        check_maker(folder)
+    other.write_text(json.dumps(gone))
+    with pytest.raises(InputError, match="no such thing"), maker_note(folder):
+        raise InputError("no such thing")
+    with pytest.raises(InputError, match=f"{folder}: .* has failed: no such thing"):
+        check_maker(folder)
