@@ -16,7 +16,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 test-long: $(STAMP)
-	$(BIN)/python -m pytest tests/test_job.py --kills 50
+	$(BIN)/python -m pytest tests/test_job.py tests/test_append.py --kills 50
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_shard.py

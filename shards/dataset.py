@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from shards.errors import InputError
 from shards.layout import (
     BLOCK_DTYPE,
-    BLOCKS_NAME,
     UTTERANCE_DTYPE,
-    UTTERANCES_NAME,
     BlockArrays,
     Manifest,
     block_arrays,
+    block_keys,
 )
 from shards.members import TAR_RECORD, table_header
 
@@ -38,8 +37,14 @@ class ShardDataset:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.manifest = Manifest.load(self.folder)
-        self.blocks = self._table(BLOCKS_NAME, BLOCK_DTYPE, self.manifest.num_blocks)
-        self.utterances = self._table(UTTERANCES_NAME, UTTERANCE_DTYPE, self.manifest.num_utterances)
+        try:
+            self._open_tables()
+        except InputError:
+            found = Manifest.load(self.folder)
+            if found == self.manifest:
+                raise
+            self.manifest = found  # an append has just been published, and the old tables removed
+            self._open_tables()
         self.fingerprint = self.manifest.fingerprint
         self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open_map)
 
@@ -47,17 +52,53 @@ class ShardDataset:
         """Pickled as its folder: maps are opened again where it arrives."""
         return (ShardDataset, (self.folder,))
 
+    def _open_tables(self) -> None:
+        manifest = self.manifest
+        self.blocks = self._table(manifest.blocks_name, BLOCK_DTYPE, manifest.num_blocks)
+        self.utterances = self._table(manifest.utterances_name, UTTERANCE_DTYPE, manifest.num_utterances)
+
     def read_block(self, block: int) -> BlockArrays:
         """The arrays of one block, views of the mapped file, after its checksum was compared.
 
         Raises:
             InputError: the shard is missing, truncated, or its bytes are not those that were written.
         """
+        record, extent = self._read_extent(block)
+        try:
+            arrays = block_arrays(extent, *self._block_shape(record))
+            self._check_tables(record, arrays)
+        except ValueError as error:
+            raise self._misfit(block, error) from None
+        return arrays
+
+    def read_keys(self, block: int) -> list[str]:
+        """The keys (U,) of one block's utterances. Raises InputError as `read_block`."""
+        record, extent = self._read_extent(block)
+        try:
+            return block_keys(extent, *self._block_shape(record))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._misfit(block, error) from None
+
+    def _block_shape(self, record: Any) -> tuple[int, int, int, np.dtype[Any]]:
+        """T, U, D and dtype of a block."""
+        return (
+            int(record["frames"]),
+            int(record["utterances"]),
+            self.manifest.num_features,
+            np.dtype(self.manifest.dtype),
+        )
+
+    def _misfit(self, block: int, error: Exception) -> InputError:
+        path = self.folder / self.manifest.blocks_name
+        return InputError(f"{path}: row {block} does not fit its block: {error}; shard the corpus again")
+
+    def _read_extent(self, block: int) -> tuple[Any, memoryview]:
+        """A block's record and its bytes, after their checksum was compared."""
         record = self.blocks[block]
         shard = int(record["shard"])
         if not 0 <= shard < len(self.manifest.shards):
             raise InputError(
-                f"{self.folder / BLOCKS_NAME}: row {block} is of shard {shard}, but there are "
+                f"{self.folder / self.manifest.blocks_name}: row {block} is of shard {shard}, but there are "
                 f"{len(self.manifest.shards)}; build it again: spkid index {self.folder}"
             )
         info = self.manifest.shards[shard]
@@ -70,20 +111,7 @@ class ShardDataset:
                 f"{path}: block {block}, bytes {start} to {end}: not what was written (checksum differs); "
                 "restore the shard from a copy, or shard the corpus again"
             )
-        try:
-            arrays = block_arrays(
-                data[start:end],
-                int(record["frames"]),
-                int(record["utterances"]),
-                self.manifest.num_features,
-                np.dtype(self.manifest.dtype),
-            )
-            self._check_tables(record, arrays)
-        except ValueError as error:
-            raise InputError(
-                f"{self.folder / BLOCKS_NAME}: row {block} does not fit its block: {error}; shard the corpus again"
-            ) from None
-        return arrays
+        return record, data[start:end]
 
     def _check_tables(self, record: Any, arrays: BlockArrays) -> None:
         """Raise ValueError where the tables, by which windows are counted, and the block itself disagree."""
@@ -93,7 +121,7 @@ class ShardDataset:
         rows = self.utterances[first : first + len(arrays.lengths)]
         if not (np.array_equal(rows["frames"], arrays.lengths) and np.array_equal(rows["speaker"], arrays.labels)):
             raise ValueError(
-                f"rows {first} to {first + len(arrays.lengths)} of {UTTERANCES_NAME} are not its utterances"
+                f"rows {first} to {first + len(arrays.lengths)} of {self.manifest.utterances_name} are not its utterances"
             )
 
     def _table(self, name: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from shards.appending import extended_speakers
 from shards.check import find_bad
 from shards.conversion import ConvertedShard, claim_folder, convert_tasks, process_pool
 from shards.corpus import Utterance, find_speakers, read_list, write_speakers
+from shards.dataset import ShardDataset
 from shards.folder import open_folder
 from shards.layout import Manifest
 from shards.listing import ListFile, Listing, MemoryListing
@@ -43,13 +45,17 @@ def shard(config: ShardConfig) -> Manifest | None:
     share = TaskShare(0, 1) if config.task is None else parse_share(config.task)
     source = open_source(config)
     list_path, listing = open_listing(config, layout.seed)
-    speakers = find_speakers(list_path, listing.examples, config.spk2idx)
+    onto = ShardDataset(config.out) if config.append else None
+    if onto is None:
+        speakers = find_speakers(list_path, listing.examples, config.spk2idx)
+    else:
+        speakers = extended_speakers(onto, list_path, listing.examples, config.spk2idx)
     began = time.perf_counter()
     num_listed = listing.total.count
     if config.skip_bad:
         good = _without_bad(listing.select(range(num_listed)), source, config.workers, log)
         listing = MemoryListing(good, layout.seed)
-    plan = make_plan(listing, speakers, source, layout)
+    plan = make_plan(listing, speakers, source, layout, onto)
     if write_speakers(config.spk2idx, speakers):
         log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
     out = open_folder(config.out)
@@ -57,7 +63,8 @@ def shard(config: ShardConfig) -> Manifest | None:
     if manifest is not None:
         log.line(f"{config.out}: finished already; nothing was read or written")
     else:
-        shards = share.shards(plan.job.num_shards)
+        mine = share.shards(plan.job.num_shards)
+        shards = plan.job.shards[mine.start : mine.stop]
         with log.bar(sum(len(plan.share(number)) for number in shards), "utterances") as bar:
             done = convert_tasks(plan, source, out, shards, shard_progress(bar), workers=config.workers)
         seconds = time.perf_counter() - began
