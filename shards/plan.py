@@ -6,8 +6,8 @@ integers, and every block is a random sample of the corpus.
 
 The plan itself is a few numbers. Tasks are made in segments of consecutive shards of at most 2^20 utterances, each
 selected from the list by one scan (`shards.listing`), so memory is that of a segment whatever the list: 10^9 utterances
-in 10^5 shards are 954 segments of 105 shards. One of 1,000 machines scans the list twice, once to plan and once for its
-own 100 shards; one machine that does the whole job scans it 955 times, which takes longer than the conversion itself.
+in 10^5 shards are 962 segments of 104 shards. One of 1,000 machines scans the list twice, once to plan and once for its
+own 100 shards; one machine that does the whole job scans it 963 times, which takes longer than the conversion itself.
 Memory grows past that only where a single shard has more utterances.
 """
 
