@@ -18,7 +18,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2
 
 test-long: $(STAMP)
-	$(BIN)/python -m pytest tests/test_job.py --kills 50
+	$(BIN)/python -m pytest tests/test_job.py tests/test_append.py --kills 50
 	$(BIN)/python -m pytest tests/test_state.py --long
 	$(BIN)/python -m pytest tests/test_checkpoint.py tests/test_preemption.py --kills 30
 

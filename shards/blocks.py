@@ -1,5 +1,6 @@
 """Collects utterances into blocks, checking each, and hands the blocks to the shard's writer."""
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class BlockBuilder:
     def _info(self, block: int) -> dict[str, Any]:
         keys = [utterance.key for utterance in self._pending]
         speakers = [utterance.speaker for utterance in self._pending]
-        return block_info(keys, speakers, self._job.source["kind"], self._job.describe() if block == 0 else None)
+        return block_info(keys, speakers, self._job.source["kind"], asdict(self._job.origin) if block == 0 else None)
 
     def _round(self, frames: NDArray[np.float32], where: str) -> NDArray[np.float32]:
         """The frames as float16 stores them."""

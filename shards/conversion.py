@@ -22,9 +22,17 @@ from shards.blocks import BlockBuilder
 from shards.errors import InputError, SpkidError
 from shards.folder import Folder, open_folder
 from shards.layout import UTTERANCE_DTYPE, Manifest, ShardInfo, shard_name
-from shards.merging import JOB_NAME, load_job, load_manifest, merge, missing_shards, remove_job_files
+from shards.merging import (
+    JOB_NAME,
+    check_base,
+    load_job,
+    load_manifest,
+    merge,
+    missing_shards,
+    remove_job_files,
+)
 from shards.plan import Job, Plan, ShardTask
-from shards.record import ShardRecord, record_name
+from shards.record import RECORDS_NAME, ShardRecord, record_name
 from shards.sources import Source
 from shards.writer import ShardWriter
 
@@ -73,8 +81,7 @@ def convert(
     finished = claim_folder(plan.job, folder)
     if finished is not None:
         return finished
-    shards = range(plan.job.num_shards)
-    convert_tasks(plan, source, folder, shards, progress, workers=workers, executor=executor)
+    convert_tasks(plan, source, folder, plan.job.shards, progress, workers=workers, executor=executor)
     return merge(folder)
 
 
@@ -201,28 +208,33 @@ def claim_folder(job: Job, out: Folder) -> Manifest | None:
         InputError: the folder holds something else, or another job.
     """
     manifest = load_manifest(out)
-    if manifest is not None:
-        if manifest.job != job.identity:
-            raise _other_job(out, "a dataset")
-        remove_job_files(out)
+    if manifest is not None and job.is_in(manifest):
+        remove_job_files(out, manifest)
         return manifest
+    if manifest is not None and not job.part:
+        raise _other_job(out, "a dataset", "choose another --out, delete that folder, or add to it with --append")
+    check_base(job, manifest, out)
     # Listed before the job is looked for: another task may be just making it.
     names = out.sizes()
     found = load_job(out)
-    if found is None and names:
+    if found is None and names and manifest is None:
         raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
-    if found is None:
+    if found is None or (manifest is not None and found.is_in(manifest)):
         out.write(JOB_NAME, json.dumps(job.to_json()).encode())
     elif dataclasses.replace(found, first_read=job.first_read) != job:
-        raise _other_job(out, "an unfinished job")
+        if job.part:
+            remedy = (
+                f"finish that one by its own command, or delete {out.where(JOB_NAME)} and {out.where(RECORDS_NAME)}"
+            )
+        else:
+            remedy = "choose another --out, or delete that folder"
+        raise _other_job(out, "an unfinished job", remedy)
     out.remove_unfinished()
     return None
 
 
-def _other_job(out: Folder, what: str) -> InputError:
-    return InputError(
-        f"{out}: holds {what} of another list, other options or other features; choose another --out, or delete that folder"
-    )
+def _other_job(out: Folder, what: str, remedy: str) -> InputError:
+    return InputError(f"{out}: holds {what} of another list, other options or other features; {remedy}")
 
 
 def convert_shard(task: ShardTask, source: Source, out: Folder, progress: Progress = _no_progress) -> ConvertedShard:

@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from shards.errors import InputError, StoreError
 from shards.layout import (
     BLOCK_DTYPE,
-    BLOCKS_NAME,
     UTTERANCE_DTYPE,
-    UTTERANCES_NAME,
     BlockArrays,
     block_arrays,
 )
@@ -48,12 +46,22 @@ class ShardDataset:
         self._options = options or StoreOptions()
         self._store = open_store(folder, self._options)
         self.folder: str | Path = self._store.folder if isinstance(self._store, LocalStore) else str(folder)
-        self.manifest = self._store.manifest
-        self.blocks = self._table(BLOCKS_NAME, BLOCK_DTYPE, self.manifest.num_blocks)
-        self.utterances = self._table(UTTERANCES_NAME, UTTERANCE_DTYPE, self.manifest.num_utterances)
+        try:
+            self._open_tables()
+        except InputError:
+            store = open_store(folder, self._options)
+            if store.manifest == self._store.manifest:
+                raise
+            self._store = store  # an append has just been published, and the old tables removed
+            self._open_tables()
         self.fingerprint = self.manifest.fingerprint
-        if self._store.is_checked(BLOCKS_NAME) and self._store.is_checked(UTTERANCES_NAME):
-            wrong = wrong_tables(self.manifest, self.blocks, self.utterances)
+
+    def _open_tables(self) -> None:
+        manifest = self.manifest = self._store.manifest
+        self.blocks = self._table(manifest.blocks_name, BLOCK_DTYPE, manifest.num_blocks)
+        self.utterances = self._table(manifest.utterances_name, UTTERANCE_DTYPE, manifest.num_utterances)
+        if self._store.is_checked(manifest.blocks_name) and self._store.is_checked(manifest.utterances_name):
+            wrong = wrong_tables(manifest, self.blocks, self.utterances)
             if wrong is not None:
                 raise self._wrong_table(*wrong)
 
@@ -121,19 +129,22 @@ class ShardDataset:
             )
             self._check_tables(record, arrays)
         except ValueError as error:
-            raise self._wrong_table(BLOCKS_NAME, f"row {block} does not fit its block: {error}") from None
+            raise self._wrong_table(self.manifest.blocks_name, f"row {block} does not fit its block: {error}") from None
         return arrays
 
     def _extent(self, block: int, record: Any) -> Extent:
         """Where a block lies, if that can be."""
         shard, shards = int(record["shard"]), self.manifest.shards
         if not 0 <= shard < len(shards):
-            raise self._wrong_table(BLOCKS_NAME, f"row {block} is of shard {shard}, but there are {len(shards)}")
+            raise self._wrong_table(
+                self.manifest.blocks_name, f"row {block} is of shard {shard}, but there are {len(shards)}"
+            )
         start = int(record["payload_offset"]) - TAR_RECORD
         end = start + int(record["extent_bytes"])
         if not 0 <= start < end <= shards[shard].bytes:
             raise self._wrong_table(
-                BLOCKS_NAME, f"row {block} is of bytes {start} to {end} of a shard of {shards[shard].bytes}"
+                self.manifest.blocks_name,
+                f"row {block} is of bytes {start} to {end} of a shard of {shards[shard].bytes}",
             )
         return Extent(shards[shard], start, end, int(record["checksum"]))
 
@@ -145,7 +156,7 @@ class ShardDataset:
         rows = self.utterances[first : first + len(arrays.lengths)]
         if not (np.array_equal(rows["frames"], arrays.lengths) and np.array_equal(rows["speaker"], arrays.labels)):
             raise ValueError(
-                f"rows {first} to {first + len(arrays.lengths)} of {UTTERANCES_NAME} are not its utterances"
+                f"rows {first} to {first + len(arrays.lengths)} of {self.manifest.utterances_name} are not its utterances"
             )
 
     def _table(self, name: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:

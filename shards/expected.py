@@ -10,13 +10,13 @@ Shapes: T frames of a block, U its utterances, D features per frame.
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import BLOCKS_NAME, UTTERANCES_NAME, Manifest, block_info, block_json, block_key, key_hash
+from shards.layout import Manifest, block_info, block_json, block_key, key_hash
 from shards.members import MAX_MEMBER_BYTES, NPY_HEADER, TAR_RECORD, npy_header, padded, tar_header
 from shards.writer import END_OF_TAR
 
@@ -54,6 +54,7 @@ class Block:
     """
 
     row: int
+    shard: int
     key: str
     start: int
     extent_bytes: int
@@ -124,7 +125,7 @@ class Block:
             if [key_hash(key) for key in keys] != self.key_hashes.tolist():
                 return None
             speakers = [manifest.speakers[label] for label in self.labels]
-            dataset = manifest.dataset if first else None
+            dataset = asdict(manifest.origin(self.shard)) if first else None
             return block_json(block_info(keys, speakers, manifest.source["kind"], dataset))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
@@ -138,6 +139,7 @@ def shard_blocks(manifest: Manifest, shard: int, rows: ShardRows) -> Iterator[Bl
         utterances = rows.utterances[first : first + int(record["utterances"])]
         yield Block(
             row=rows.first_block + number,
+            shard=shard,
             key=block_key(shard, number),
             start=int(record["payload_offset"]) - TAR_RECORD,
             extent_bytes=int(record["extent_bytes"]),
@@ -154,9 +156,9 @@ def wrong_rows(rows: ShardRows, manifest: Manifest, shard: int) -> tuple[str, st
     """Compare a shard's rows with each other and the manifest: (table, what is wrong with them), or None."""
     wrong = _wrong_blocks(rows, manifest, shard)
     if wrong is not None:
-        return BLOCKS_NAME, wrong
+        return manifest.blocks_name, wrong
     wrong = _wrong_utterances(rows, manifest)
-    return None if wrong is None else (UTTERANCES_NAME, wrong)
+    return None if wrong is None else (manifest.utterances_name, wrong)
 
 
 def _wrong_blocks(rows: ShardRows, manifest: Manifest, shard: int) -> str | None:

@@ -9,9 +9,9 @@ Shapes: T frames of a block, U its utterances, D features per frame.
 """
 
 import json
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from shards.assembly import assembling
 from shards.corpus import Utterance
-from shards.errors import InputError
+from shards.errors import InputError, UsageError
 from shards.folder import LocalFolder
 from shards.layout import (
     BLOCK_DTYPE,
-    DATASET_FIELDS,
     DTYPES,
     MANIFEST_NAME,
     UTTERANCE_DTYPE,
     Manifest,
+    Origin,
     ShardInfo,
     block_info,
     block_json,
@@ -42,17 +42,17 @@ from shards.listing import UtteranceSum, sum_utterances
 from shards.members import TAR_RECORD, parse_npy
 from shards.moments import BlockMoments
 from shards.parallel import in_order
-from shards.plan import job_identity
+from shards.plan import Layout, job_identity
 from shards.record import ShardRecord
 from shards.tarreader import RESTORE, TarReader
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What a shard's tar tells: its record, the dataset that it says it is of, and its utterances' sum."""
+    """What a shard's tar tells: its record, the job and dataset that it says it is of, and its utterances' sum."""
 
     record: ShardRecord
-    dataset: dict[str, Any]
+    origin: Origin
     num_features: int
     total: UtteranceSum
 
@@ -71,19 +71,16 @@ def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None]
     """
     names = _shard_names(folder)
     out = LocalFolder(folder)
-    first: IndexedShard | None = None
-    total = UtteranceSum()
+    jobs = _JobChecks(folder)
+    num_jobs = _read_origin(folder, len(names) - 1).part + 1
     indexed = in_order(partial(index_shard, folder), range(len(names)), workers)
-    with closing(indexed) as results, assembling(out) as assembly:
+    with closing(indexed) as results, assembling(out, num_jobs) as assembly:
         for shard in results:
-            first = first or shard
-            _check_alike(folder, first, shard)
-            assembly.add(shard.record)
-            total += shard.total
+            jobs.add(shard)
+            assembly.add(shard.record, shard.origin)
             done(1)
-        assert first is not None
-        _check_job(folder, first.dataset, total, names[-1])
-        manifest = assembly.finish(first.dataset)
+        jobs.close()
+        manifest = assembly.finish()
         _check_old_manifest(folder, manifest)
     out.write(MANIFEST_NAME, manifest.to_bytes())
     return manifest
@@ -105,26 +102,60 @@ def _shard_names(folder: Path) -> list[str]:
     return names
 
 
-def _check_alike(folder: Path, first: IndexedShard, shard: IndexedShard) -> None:
-    name, first_name = shard.record.info.name, first.record.info.name
-    mine, theirs = ({"num_features": s.num_features} | s.dataset for s in (shard, first))
-    for field, value in mine.items():
-        if value != theirs[field]:
+class _JobChecks:
+    """Follows the jobs whose shards are read, in order; a job's identity covers every utterance of its shards."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._first: IndexedShard | None = None  # of the job in hand
+        self._last_name = ""
+        self._total = UtteranceSum()
+
+    def add(self, shard: IndexedShard) -> None:
+        """Check that the next shard goes on with the job in hand, or that a job ends there and the next one begins."""
+        first = self._first
+        if first is None or shard.origin.part == first.origin.part + 1:
+            if first is not None:
+                self.close()
+            self._check_begin(shard)
+            self._first, self._total = shard, UtteranceSum()
+        else:
+            self._check_alike(shard, {"num_features": first.num_features} | asdict(first.origin))
+        self._total += shard.total
+        self._last_name = shard.record.info.name
+
+    def close(self) -> None:
+        """Check that no shard of the job in hand is missing at its end."""
+        assert self._first is not None
+        origin = self._first.origin
+        layout = Layout(**{field.name: getattr(origin, field.name) for field in fields(Layout)})
+        found = job_identity(origin.source, layout, origin.speakers, str(self._total))
+        if found != origin.job:
             raise InputError(
-                f"{folder / name}: {field} is {_short(value)}, but {_short(theirs[field])} in {first_name}: "
-                "these are shards of two datasets; keep each in a folder of its own"
+                f"{self._folder}: {self._first.record.info.name} to {self._last_name} make job {found}, but they say that "
+                f"they are of job {origin.job}: shards are missing at the end, or were exchanged; restore them from a copy"
             )
 
+    def _check_begin(self, shard: IndexedShard) -> None:
+        """A job that appends keeps D, the dtype and the speakers' classes."""
+        if self._first is None:
+            self._check_alike(shard, {"part": 0})
+            return
+        before = self._first.origin
+        expected = {"num_features": self._first.num_features, "dtype": before.dtype}
+        if shard.origin.speakers[: len(before.speakers)] != before.speakers:
+            expected["speakers"] = before.speakers
+        self._check_alike(shard, expected)
 
-def _check_job(folder: Path, dataset: dict[str, Any], total: UtteranceSum, last_name: str) -> None:
-    """The job's identity covers every utterance: it tells whether shards are missing at the end."""
-    options = {name: value for name, value in dataset.items() if name != "job"}
-    found, job = job_identity(options, total), dataset["job"]
-    if found != job:
-        raise InputError(
-            f"{folder}: {shard_name(0)} to {last_name} make job {found}, but they say that they are "
-            f"of job {job}: shards are missing at the end, or were exchanged; restore them from a copy"
-        )
+    def _check_alike(self, shard: IndexedShard, expected: dict[str, Any]) -> None:
+        name = self._first.record.info.name if self._first else "the first shard of a dataset"
+        found = {"num_features": shard.num_features} | asdict(shard.origin)
+        for field, value in expected.items():
+            if found[field] != value:
+                raise InputError(
+                    f"{self._folder / shard.record.info.name}: {field} is {_short(found[field])}, but {_short(value)} in "
+                    f"{name}: these are shards of two datasets; keep each in a folder of its own"
+                )
 
 
 def _check_old_manifest(folder: Path, manifest: Manifest) -> None:
@@ -147,10 +178,22 @@ def index_shard(folder: Path, shard: int) -> IndexedShard:
     Raises:
         InputError: it can't be read, or a member is not as the writer makes it.
     """
+    with _indexing(folder, shard) as indexer:
+        return indexer.run()
+
+
+def _read_origin(folder: Path, shard: int) -> Origin:
+    """What the first block of a shard tells of the whole."""
+    with _indexing(folder, shard) as indexer:
+        return indexer.read_origin()
+
+
+@contextmanager
+def _indexing(folder: Path, shard: int) -> Iterator["_ShardIndexer"]:
     path = folder / shard_name(shard)
     try:
         with path.open("rb") as file:
-            return _ShardIndexer(TarReader(path, file), shard).run()
+            yield _ShardIndexer(TarReader(path, file), shard)
     except OSError as error:
         raise InputError(f"{path}: can't read this shard: {error.strerror}; {RESTORE}") from None
 
@@ -161,18 +204,24 @@ class _ShardIndexer:
     def __init__(self, tar: TarReader, shard: int) -> None:
         self._tar = tar
         self._shard = shard
-        self._dataset: dict[str, Any] = {}
+        self._origin: Origin | None = None
         self._sums: BlockMoments | None = None
         self._num_features = 0
         self._blocks: list[tuple[int, ...]] = []
         self._utterances: list[tuple[int, int, int, int]] = []
         self._total = UtteranceSum()
 
+    def read_origin(self) -> Origin:
+        """Read the first block."""
+        self._read_block(0)
+        assert self._origin is not None
+        return self._origin
+
     def run(self) -> IndexedShard:
         """Read all blocks."""
         while not self._blocks or not self._tar.at_end():
             self._read_block(len(self._blocks))
-        assert self._sums is not None
+        assert self._sums is not None and self._origin is not None
         moments = self._sums.moments
         info = ShardInfo(
             name=self._tar.path.name,
@@ -183,8 +232,8 @@ class _ShardIndexer:
             frames=moments.count,
         )
         blocks, utterances = np.array(self._blocks, BLOCK_DTYPE), np.array(self._utterances, UTTERANCE_DTYPE)
-        record = ShardRecord(self._dataset["job"], info, blocks, utterances, moments)
-        return IndexedShard(record, self._dataset, self._num_features, self._total)
+        record = ShardRecord(self._origin.job, info, blocks, utterances, moments)
+        return IndexedShard(record, self._origin, self._num_features, self._total)
 
     def _read_block(self, block: int) -> None:
         tar, key, start = self._tar, block_key(self._shard, block), self._tar.at
@@ -193,8 +242,9 @@ class _ShardIndexer:
         lengths = self._array(f"{key}.lengths.npy", ("int32",), 1)
         labels = self._array(f"{key}.labels.npy", ("int32",), 1)
         utterances = self._read_json(f"{key}.json", labels, first=block == 0)
-        if frames.dtype != self._dataset["dtype"]:
-            raise tar.error(f"{key}.frames.npy", f"{frames.dtype}, but the dataset's are {self._dataset['dtype']}")
+        assert self._origin is not None
+        if frames.dtype != self._origin.dtype:
+            raise tar.error(f"{key}.frames.npy", f"{frames.dtype}, but the dataset's are {self._origin.dtype}")
         self._add_frames(key, frames, lengths)
         extent, checksum = tar.at - start, tar.extent_hash.intdigest()
         first = len(self._utterances)
@@ -203,7 +253,7 @@ class _ShardIndexer:
             (key_hash(utterance.key), int(length), int(label), block)
             for utterance, length, label in zip(utterances, lengths, labels, strict=True)
         ]
-        self._total += sum_utterances(utterances, self._dataset["seed"])
+        self._total += sum_utterances(utterances, self._origin.seed)
 
     def _array(self, member: str, dtypes: tuple[str, ...], dimensions: int) -> NDArray[Any]:
         payload = self._tar.member(member)
@@ -221,15 +271,15 @@ class _ShardIndexer:
         try:
             info = json.loads(text)
             if first:
-                self._dataset = info["dataset"]
-                _check_dataset(self._dataset)
-            names = self._dataset["speakers"]
+                self._origin = _parse_origin(info["dataset"])
+            assert self._origin is not None
+            names = self._origin.speakers
             if labels.min() < 0 or labels.max() >= len(names):
                 raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(names)} speakers")
             utterances = [Utterance(key, names[label]) for key, label in zip(info["keys"], labels, strict=True)]
             speakers = [utterance.speaker for utterance in utterances]
-            kind = self._dataset["source"]["kind"]
-            if text != block_json(block_info(info["keys"], speakers, kind, self._dataset if first else None)):
+            kind = self._origin.source["kind"]
+            if text != block_json(block_info(info["keys"], speakers, kind, asdict(self._origin) if first else None)):
                 raise ValueError("it does not name the speakers of the labels, or is not spelled as it was written")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._tar.error(member, f"not the JSON of this block: {error}") from None
@@ -254,11 +304,17 @@ class _ShardIndexer:
         self._sums.close_block()
 
 
-def _check_dataset(dataset: Any) -> None:
-    """Raise TypeError where this is not what a shard keeps of the whole."""
-    if not isinstance(dataset, dict) or tuple(dataset) != DATASET_FIELDS:
-        raise TypeError(f"its dataset has not the fields {', '.join(DATASET_FIELDS)}")
-    check_types(Manifest, dataset)
+def _parse_origin(dataset: Any) -> Origin:
+    """What a shard keeps of the whole. Raises TypeError and ValueError where this is something else."""
+    names = tuple(field.name for field in fields(Origin))
+    if not isinstance(dataset, dict) or tuple(dataset) != names:
+        raise TypeError(f"its dataset has not the fields {', '.join(names)}")
+    check_types(Origin, dataset)
+    try:
+        Layout(**{field.name: dataset[field.name] for field in fields(Layout)})
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+    return Origin(**dataset)
 
 
 def _short(value: Any) -> str:

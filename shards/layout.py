@@ -7,6 +7,9 @@ A dataset is a folder::
     utterances.npy     one UTTERANCE_DTYPE record an utterance, in the order of the blocks
     shard-000000.tar   WebDataset tars of blocks
 
+A dataset that was appended to once has ``blocks-0001.npy`` and ``utterances-0001.npy`` instead, and so on: the manifest
+names its tables, so that the old ones are whole until the new manifest takes the old one's place.
+
 The per-block part of the manifest is a table of its own, because it is mapped: JSON for 10^5 shards of 400 blocks would
 be gigabytes to parse on every rank.
 
@@ -18,6 +21,7 @@ the first three payloads' places follow from T, D and U alone, and the block is 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -30,13 +34,11 @@ from shards.files import read_text
 from shards.members import NPY_HEADER, TAR_RECORD, padded
 
 FORMAT = "spkid-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 BLOCKS_NAME = "blocks.npy"
 UTTERANCES_NAME = "utterances.npy"
 DTYPES = ("float32", "float16")
-# What each shard keeps of the whole, in its first block's JSON.
-DATASET_FIELDS = ("job", "source", "speakers", "dtype", "seed", "block_frames", "shard_bytes")
 
 BLOCK_DTYPE = np.dtype(
     [
@@ -80,17 +82,43 @@ class TableInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What each shard keeps of the whole, the "dataset" of its first block's JSON: its job and the job's options.
+
+    `part` is the job's number: 0 made the dataset, the others appended to it. `speakers` are all until then.
+    """
+
+    job: str
+    part: int
+    source: dict[str, Any]
+    speakers: list[str]
+    dtype: str
+    seed: int
+    block_frames: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobInfo:
+    """A job that made some of a dataset's shards, which follow each other; `num_speakers` are the dataset's until then."""
+
+    job: str
+    source: dict[str, Any]
+    num_speakers: int
+    seed: int
+    block_frames: int
+    shard_bytes: int
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What describes all shards of a dataset. `speakers` are in class order; `mean` and `std` hold D values each."""
 
     num_features: int
     dtype: str
-    seed: int
-    block_frames: int
-    shard_bytes: int
     speakers: list[str]
-    source: dict[str, Any]
-    job: str
+    jobs: list[JobInfo]
     num_utterances: int
     num_frames: int
     mean: list[float]
@@ -104,9 +132,33 @@ class Manifest:
         return sum(shard.blocks for shard in self.shards)
 
     @property
-    def dataset(self) -> dict[str, Any]:
-        """What each shard keeps of the whole: the "dataset" of its first block's JSON."""
-        return {name: getattr(self, name) for name in DATASET_FIELDS}
+    def source(self) -> dict[str, Any]:
+        """Where frames come from: of the first job, which the others' kind and features equal."""
+        return self.jobs[0].source
+
+    @property
+    def seed(self) -> int:
+        """Of the order of storage, of the first job."""
+        return self.jobs[0].seed
+
+    @property
+    def blocks_name(self) -> str:
+        """The file of the block table."""
+        return table_name(BLOCKS_NAME, len(self.jobs))
+
+    @property
+    def utterances_name(self) -> str:
+        """The file of the utterance table."""
+        return table_name(UTTERANCES_NAME, len(self.jobs))
+
+    def origin(self, shard: int) -> Origin:
+        """What a shard keeps of the whole."""
+        ends = accumulate(job.shards for job in self.jobs)
+        part, job = next(
+            (part, job) for part, (job, end) in enumerate(zip(self.jobs, ends, strict=True)) if shard < end
+        )
+        shared = {name: getattr(job, name) for name in ("job", "source", "seed", "block_frames", "shard_bytes")}
+        return Origin(part=part, speakers=self.speakers[: job.num_speakers], dtype=self.dtype, **shared)
 
     @property
     def fingerprint(self) -> str:
@@ -160,6 +212,7 @@ def parse_manifest(value: Any, path: str) -> Manifest:
         kwargs = {field.name: value[field.name] for field in fields(Manifest)}
         kwargs["tables"] = {name: TableInfo(**info) for name, info in kwargs["tables"].items()}
         kwargs["shards"] = [ShardInfo(**info) for info in kwargs["shards"]]
+        kwargs["jobs"] = [JobInfo(**info) for info in kwargs["jobs"]]
         manifest = Manifest(**kwargs)
         check_types(Manifest, kwargs)
         fingerprint = manifest.fingerprint
@@ -179,8 +232,10 @@ def _check_manifest(manifest: Manifest, path: str) -> None:
         raise _damaged(
             path, f"{manifest.num_features} features, but {len(manifest.mean)} means and {len(manifest.std)} deviations"
         )
-    if set(manifest.tables) != {BLOCKS_NAME, UTTERANCES_NAME}:
-        raise _damaged(path, f"tables {sorted(manifest.tables)}, expected {BLOCKS_NAME} and {UTTERANCES_NAME}")
+    _check_jobs(manifest, path)
+    expected = [manifest.blocks_name, manifest.utterances_name]
+    if sorted(manifest.tables) != expected:
+        raise _damaged(path, f"tables {sorted(manifest.tables)}, expected {' and '.join(expected)}")
     for number, shard in enumerate(manifest.shards):
         if shard.name != shard_name(number):
             raise _damaged(path, f"shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
@@ -188,6 +243,15 @@ def _check_manifest(manifest: Manifest, path: str) -> None:
         parts = sum(getattr(shard, what) for shard in manifest.shards)
         if parts != total:
             raise _damaged(path, f"its shards have {parts} {what} together, but the total says {total}")
+
+
+def _check_jobs(manifest: Manifest, path: str) -> None:
+    speakers = [0, *(job.num_speakers for job in manifest.jobs)]
+    if speakers != sorted(speakers) or speakers[-1] != len(manifest.speakers):
+        raise _damaged(path, f"{len(manifest.speakers)} speakers, but its jobs say {speakers[1:]}")
+    shards = [job.shards for job in manifest.jobs]
+    if not shards or min(shards) < 1 or sum(shards) != len(manifest.shards):
+        raise _damaged(path, f"{len(manifest.shards)} shards, but its jobs say {shards}")
 
 
 def _damaged(path: str, what: str) -> InputError:
@@ -201,13 +265,14 @@ def check_types(kind: type[Any], values: dict[str, Any]) -> None:
     """Compare parsed JSON `values` with the types of the dataclass `kind`'s fields of these names.
 
     Raises:
-        TypeError: a value is of another type, a whole number is not in [0, 2^63), or `source` names no kind.
+        TypeError: a value is of another type, a whole number is not in [0, 2^63), or a source names no kind.
     """
     types = {field.name: field.type for field in fields(kind)}
     for name, value in values.items():
         if not _has_type(value, types[name]):
             raise TypeError(f"{name} is {str(value)[:40]!r}, expected {types[name]}")
-    if kind is Manifest and not isinstance(values["source"].get("kind"), str):
+    sources = [job.source for job in values["jobs"]] if kind is Manifest else [values["source"]]
+    if not all(isinstance(source.get("kind"), str) for source in sources):
         raise TypeError('source has no "kind"')
 
 
@@ -216,13 +281,18 @@ def _has_type(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(_has_type(item, get_args(kind)[0]) for item in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_has_type(item, get_args(kind)[1]) for item in value.values())
-    if kind in (ShardInfo, TableInfo):
+    if kind in (ShardInfo, TableInfo, JobInfo):
         return isinstance(value, kind) and all(
             _has_type(getattr(value, field.name), field.type) for field in fields(kind)
         )
     if kind is int:
         return type(value) is int and 0 <= value < 2**63
     return kind is Any or isinstance(value, kind)
+
+
+def table_name(name: str, num_jobs: int) -> str:
+    """The file of the table BLOCKS_NAME or UTTERANCES_NAME of a dataset that so many jobs made."""
+    return name if num_jobs <= 1 else name.replace(".", f"-{num_jobs - 1:04d}.")
 
 
 def shard_name(shard: int) -> str:
@@ -238,7 +308,7 @@ def block_key(shard: int, block: int) -> str:
 def block_info(
     keys: Sequence[str], speakers: Sequence[str], source_kind: str, dataset: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """A block's JSON: its U utterances' keys and speakers; a shard's first block says what `dataset` it is of."""
+    """A block's JSON: its U utterances' keys and speakers; a shard's first block says what `dataset` it is of (`Origin`)."""
     info: dict[str, Any] = {"keys": list(keys), "speakers": list(speakers), "source": source_kind}
     return info if dataset is None else info | {"dataset": dataset}
 

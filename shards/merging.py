@@ -1,13 +1,15 @@
-"""The end of a job: the records of all tasks become tables and manifest, and the folder a dataset.
+"""The end of a job: the records of all tasks become tables and manifest, and the folder a dataset, or a larger one.
 
 One pass over the records, a few of them in memory at a time: of 10^5 shards the manifest's part, 50 MB, stays.
 """
 
 import json
+import re
 from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 
 from shards.assembly import assembling
+from shards.dataset import ShardDataset
 from shards.errors import InputError, UsageError
 from shards.folder import Folder
 from shards.layout import MANIFEST_NAME, Manifest, shard_name
@@ -16,6 +18,7 @@ from shards.plan import Job
 from shards.record import RECORDS_NAME, ShardRecord, record_name
 
 JOB_NAME = "job.json"
+TABLE_NAME = re.compile(r"(blocks|utterances)(-\d{4,})?\.npy")
 SHOWN_GAPS = 5
 READERS = 8  # records read at a time: a store takes its time for each
 
@@ -24,20 +27,32 @@ def merge(out: Folder) -> Manifest:
     """Publish the dataset of a job whose tasks are all done; one that is published already stays as it is.
 
     Raises:
-        InputError: `out` holds no job, a task is not done, a record is not of this job, or the disk is full.
+        InputError: `out` holds no job, a task is not done, a record is not of this job, it appends to another dataset, or
+            the disk is full.
     """
-    manifest = load_manifest(out)
-    if manifest is None:
-        job = load_job(out)
-        if job is None:
-            raise InputError(f"{out}: holds no conversion job; give the --out folder of `spkid shard --task`")
-        with assembling(out) as assembly:
+    manifest, job = load_manifest(out), load_job(out)
+    if job is not None and not (manifest is not None and job.is_in(manifest)):
+        check_base(job, manifest, out)
+        with assembling(out, job.part + 1) as assembly:
+            if job.part:
+                assembly.begin_with(ShardDataset(str(out)))
             for record in _all_records(job, out):
-                assembly.add(record)
-            manifest = assembly.finish(job.describe())
+                assembly.add(record, job.origin)
+            manifest = assembly.finish()
         out.write(MANIFEST_NAME, manifest.to_bytes())
-    remove_job_files(out)
+    if manifest is None:
+        raise InputError(f"{out}: holds no conversion job; give the --out folder of `spkid shard --task`")
+    remove_job_files(out, manifest)
     return manifest
+
+
+def check_base(job: Job, manifest: Manifest | None, out: Folder) -> None:
+    """Raise InputError where the job is not one that goes with the dataset in `out`, or with none."""
+    if job.base != ("" if manifest is None else manifest.fingerprint):
+        raise InputError(
+            f"{out}: the dataset is not the one that this job goes with; if something was appended to it since, delete "
+            f"{out.where(JOB_NAME)} and run the command again"
+        )
 
 
 def load_manifest(out: Folder) -> Manifest | None:
@@ -62,21 +77,22 @@ def load_job(out: Folder) -> Job | None:
 
 def _all_records(job: Job, out: Folder) -> Iterator[ShardRecord]:
     """The records of all shards, in order, checked."""
-    expected = {record_name(shard) for shard in range(job.num_shards)}
+    names = [record_name(shard) for shard in job.shards]
     sizes = out.sizes()
-    missing = missing_shards(range(job.num_shards), sizes)
+    missing = missing_shards(job.shards, sizes)
     if missing:
         shown = ", ".join(shard_name(shard) for shard in missing[:SHOWN_GAPS])
         raise InputError(
             f"{out}: {len(missing)} of {job.num_shards} shards are not done: {shown}"
             f"{', ...' if len(missing) > SHOWN_GAPS else ''}; run their tasks, then merge again"
         )
-    for name in sorted(name for name in sizes if name.startswith(RECORDS_NAME) and name not in expected):
+    # Records before the first are of a job that was finished, but not cleared away.
+    extra = (name for name in sizes if name.startswith(RECORDS_NAME) and name > names[-1])
+    for name in sorted(extra):
         raise InputError(
             f"{out.where(name)}: a record of a shard that this job of {job.num_shards} shards lacks; delete it"
         )
     found = 0
-    names = [record_name(shard) for shard in range(job.num_shards)]
     with closing(in_order(out.read, names, READERS)) as contents:
         for name, data in zip(names, contents, strict=True):
             record = ShardRecord.parse(data, out.where(name), job.identity)
@@ -106,9 +122,13 @@ def missing_shards(shards: Iterable[int], names: Container[str]) -> list[int]:
     return [shard for shard in shards if record_name(shard) not in names or shard_name(shard) not in names]
 
 
-def remove_job_files(out: Folder) -> None:
-    """Remove what only an unfinished job needs."""
+def remove_job_files(out: Folder, manifest: Manifest) -> None:
+    """Remove what only an unfinished job needs, and tables of before, unless a job is unfinished that appends."""
+    job = load_job(out)
+    if job is not None and not job.is_in(manifest):
+        return
     for name in out.sizes():
-        if name == JOB_NAME or name.startswith(RECORDS_NAME):
+        if name.startswith(RECORDS_NAME) or (TABLE_NAME.fullmatch(name) and name not in manifest.tables):
             out.remove(name)
+    out.remove(JOB_NAME)
     out.remove_unfinished()

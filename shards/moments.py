@@ -34,6 +34,11 @@ class Moments:
         offset = total / count
         return Moments(count, shift + offset, np.maximum(total_squared - count * offset * offset, 0.0))
 
+    @staticmethod
+    def from_std(count: int, mean: NDArray[np.float64], std: NDArray[np.float64]) -> "Moments":
+        """From what a manifest keeps, mean (D,) and standard deviation (D,)."""
+        return Moments(count, mean, std * std * count)
+
     def join(self, other: "Moments") -> "Moments":
         """The moments of both sets together."""
         count = self.count + other.count

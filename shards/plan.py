@@ -6,8 +6,8 @@ integers, and every block is a random sample of the corpus.
 
 The plan itself is a few numbers. Tasks are made in segments of consecutive shards of at most 2^20 utterances, each
 selected from the list by one scan (`shards.listing`), so memory is that of a segment whatever the list: 10^9 utterances
-in 10^5 shards are 954 segments of 105 shards. One of 1,000 machines scans the list twice, once to plan and once for its
-own 100 shards; one machine that does the whole job scans it 955 times, which takes longer than the conversion itself.
+in 10^5 shards are 962 segments of 104 shards. One of 1,000 machines scans the list twice, once to plan and once for its
+own 100 shards; one machine that does the whole job scans it 963 times, which takes longer than the conversion itself.
 Memory grows past that only where a single shard has more utterances.
 """
 
@@ -21,10 +21,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shards.appending import check_absent, check_options
 from shards.corpus import Utterance
+from shards.dataset import ShardDataset
 from shards.errors import UsageError
-from shards.layout import DTYPES, check_types
-from shards.listing import Listing, MemoryListing, UtteranceSum
+from shards.frames import check_shape
+from shards.layout import DTYPES, Manifest, Origin, check_types
+from shards.listing import Listing, MemoryListing
 from shards.sources import Source
 
 SEGMENT_UTTERANCES = 2**20  # selected from the list at a time
@@ -55,11 +58,17 @@ class Layout:
 class Job:
     """What all tasks of a conversion have in common.
 
-    `identity` names the list and all options that change bytes, `sample` (xxh3_128) the frames that were loaded for the
-    plan: it tells a job that is continued with other feature files.
+    `identity` names the list (by `utterances`, an `UtteranceSum`) and all options that change bytes, `sample` (xxh3_128)
+    the frames that were loaded for the plan: it tells a job that is continued with other feature files. A job that
+    appends is `part` 1 or more of its dataset, has shards from `first_shard` on, and goes with no dataset but that of the
+    fingerprint `base`.
     """
 
     identity: str
+    utterances: str
+    part: int
+    first_shard: int
+    base: str
     speakers: list[str]
     layout: Layout
     source: dict[str, Any]
@@ -69,9 +78,27 @@ class Job:
     first_read: str
     sample: str
 
-    def describe(self) -> dict[str, Any]:
+    @property
+    def shards(self) -> range:
+        """The numbers of its shards."""
+        return range(self.first_shard, self.first_shard + self.num_shards)
+
+    @property
+    def origin(self) -> Origin:
         """What each shard keeps of the whole, so that the manifest can be rebuilt from the tars alone."""
-        return {"job": self.identity, "source": self.source, "speakers": self.speakers} | asdict(self.layout)
+        options = asdict(self.layout)
+        return Origin(job=self.identity, part=self.part, source=self.source, speakers=self.speakers, **options)
+
+    def is_in(self, manifest: Manifest) -> bool:
+        """Whether it is finished: a job of this list and these options is in the dataset, in a place that it can have.
+
+        Speakers that the dataset has got since do not matter.
+        """
+        jobs = manifest.jobs[1:] if self.part else manifest.jobs[:1]
+        options = self.source, self.layout
+        return any(
+            info.job == job_identity(*options, self.speakers[: info.num_speakers], self.utterances) for info in jobs
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The job as JSON values, for `from_json`."""
@@ -104,10 +131,14 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion job and where its utterances are listed, cut into as many shares as shards."""
+    """A conversion job and where its utterances are listed, cut into as many shares as shards.
+
+    `onto` is the dataset that it appends to, None where it makes one.
+    """
 
     job: Job
     listing: Listing
+    onto: ShardDataset | None
 
     @property
     def utterances(self) -> list[Utterance]:
@@ -117,7 +148,8 @@ class Plan:
     def share(self, shard: int) -> range:
         """The utterances of one shard, as ranks in the order of storage."""
         total, num_shards = self.job.num_utterances, self.job.num_shards
-        return range(shard * total // num_shards, (shard + 1) * total // num_shards)
+        number = shard - self.job.first_shard
+        return range(number * total // num_shards, (number + 1) * total // num_shards)
 
     def task(self, shard: int) -> ShardTask:
         """The task of one shard. Raises InputError as `tasks`."""
@@ -127,11 +159,14 @@ class Plan:
         """The tasks of ascending `shards`, made a segment at a time.
 
         Raises:
-            InputError: an utterance is listed twice, or the list has changed since the plan was made.
+            InputError: an utterance is listed twice or in the dataset already, or the list has changed since the plan
+                was made.
         """
         for segment in self._segments(shards):
             first = self.share(segment[0]).start
             utterances = self.listing.select(range(first, self.share(segment[-1]).stop))
+            if self.onto is not None and self.job.num_utterances > SEGMENT_UTTERANCES:  # else checked by `make_plan`
+                check_absent(self.onto, utterances)
             for shard in segment:
                 share = self.share(shard)
                 yield ShardTask(self.job, shard, utterances[share.start - first : share.stop - first])
@@ -151,37 +186,66 @@ class Plan:
             yield segment
 
 
-def make_plan(listed: Listing | Sequence[Utterance], speakers: list[str], source: Source, layout: Layout) -> Plan:
+def make_plan(
+    listed: Listing | Sequence[Utterance],
+    speakers: list[str],
+    source: Source,
+    layout: Layout,
+    onto: ShardDataset | None = None,
+) -> Plan:
     """Plan the conversion of the utterances `listed`; a few of them are loaded to learn D and the mean size.
 
     A listing must be of the layout's seed. Where it is one segment, all of it is selected, and so checked, now.
 
+    Args:
+        listed: what to convert.
+        speakers: in class order; where it appends, `shards.appending.extended_speakers`.
+        source: where the frames come from.
+        layout: how they are stored.
+        onto: the dataset to append to; None to make one.
+
     Raises:
-        InputError: one of those few is missing or damaged, or an utterance is listed twice.
+        InputError: one of those few is missing or damaged, an utterance is listed twice, or in `onto` already; or D, the
+            dtype or the source is not that of `onto`.
     """
     listing = MemoryListing(listed, layout.seed) if isinstance(listed, Sequence) else listed
+    if onto is not None:
+        check_options(onto, source.describe(), layout.dtype)
+    plan = Plan(_make_job(listing, speakers, source, layout, onto), listing, onto)
+    total = listing.total.count
+    if total <= SEGMENT_UTTERANCES:
+        utterances = listing.select(range(total))
+        if onto is not None and not plan.job.is_in(onto.manifest):
+            check_absent(onto, utterances)
+    return plan
+
+
+def _make_job(listing: Listing, speakers: list[str], source: Source, layout: Layout, onto: ShardDataset | None) -> Job:
     total = listing.total
-    if total.count <= SEGMENT_UTTERANCES:
-        listing.select(range(total.count))
     sample = listing.first
     loaded = [source.load(utterance) for utterance in sample]
     num_features = loaded[0].shape[1]
+    first_read = source.where(sample[0])
+    if onto is not None:
+        check_shape(loaded[0], onto.manifest.num_features, f"the dataset {onto.folder} has", first_read)
     itemsize = np.dtype(layout.dtype).itemsize
     mean_bytes = itemsize * num_features * sum(len(frames) for frames in loaded) / len(loaded)
-    options = {"source": source.describe(), "speakers": list(speakers)} | asdict(layout)
     num_shards = math.ceil(max(1.0, total.count * mean_bytes / layout.shard_bytes))
-    job = Job(
-        identity=job_identity(options, total),
+    return Job(
+        identity=job_identity(source.describe(), layout, speakers, str(total)),
+        utterances=str(total),
+        part=0 if onto is None else len(onto.manifest.jobs),
+        first_shard=0 if onto is None else len(onto.manifest.shards),
+        base="" if onto is None else onto.fingerprint,
         speakers=speakers,
         layout=layout,
         source=source.describe(),
         num_features=num_features,
         num_utterances=total.count,
         num_shards=min(num_shards, total.count),
-        first_read=source.where(sample[0]),
+        first_read=first_read,
         sample=_digest(loaded),
     )
-    return Plan(job, listing)
 
 
 def _digest(arrays: Iterable[NDArray[np.float32]]) -> str:
@@ -191,7 +255,7 @@ def _digest(arrays: Iterable[NDArray[np.float32]]) -> str:
     return digest.hexdigest()
 
 
-def job_identity(options: Mapping[str, Any], total: UtteranceSum) -> str:
-    """The identity of a job: its options and its utterances, which `total` is the sum of."""
-    identity = dict(options) | {"utterances": str(total)}
-    return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
+def job_identity(source: Mapping[str, Any], layout: Layout, speakers: Sequence[str], utterances: str) -> str:
+    """The identity of a job: its options and its utterances, an `UtteranceSum` as text."""
+    options = {"source": source, "speakers": speakers, "utterances": utterances} | asdict(layout)
+    return xxhash.xxh3_128_hexdigest(json.dumps(options, sort_keys=True).encode())

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import BLOCKS_NAME, UTTERANCES_NAME, Manifest
+from shards.layout import Manifest
 from shards.members import TAR_RECORD, table_header
 
 
@@ -61,25 +61,25 @@ def wrong_tables(manifest: Manifest, blocks: NDArray[Any], utterances: NDArray[A
     shards = manifest.shards
     numbers = np.repeat(np.arange(len(shards)), np.array([info.blocks for info in shards], np.int64))
     if len(blocks) == 0 or not np.array_equal(blocks["shard"], numbers):
-        return BLOCKS_NAME, "its rows are not those of the manifest's shards in their order"
+        return manifest.blocks_name, "its rows are not those of the manifest's shards in their order"
     counts, frames = blocks["utterances"].astype(np.int64), blocks["frames"].astype(np.int64)
     if counts.min() < 1 or frames.min() < 1:
-        return BLOCKS_NAME, "it has blocks without utterances or frames"
+        return manifest.blocks_name, "it has blocks without utterances or frames"
     if counts.sum() != len(utterances) or (blocks["first_utterance"] != np.cumsum(counts) - counts).any():
-        return BLOCKS_NAME, f"its blocks are not the {len(utterances)} utterances in their order"
+        return manifest.blocks_name, f"its blocks are not the {len(utterances)} utterances in their order"
     totals = np.bincount(blocks["shard"], frames, len(shards))  # exact in float64, below 2^53
     if not np.array_equal(totals, [info.frames for info in shards]):
-        return BLOCKS_NAME, "its blocks have other numbers of frames than the manifest's shards"
+        return manifest.blocks_name, "its blocks have other numbers of frames than the manifest's shards"
     starts, extents = blocks["payload_offset"] - TAR_RECORD, blocks["extent_bytes"]
     room = np.array([info.bytes for info in shards], np.int64)[numbers]
     frames_bytes = frames * manifest.num_features * np.dtype(manifest.dtype).itemsize
     if ((starts < 0) | (starts > room) | (extents > room - starts) | (extents < frames_bytes)).any():
-        return BLOCKS_NAME, "its blocks do not lie within their shards"
+        return manifest.blocks_name, "its blocks do not lie within their shards"
     lengths, speakers = utterances["frames"], utterances["speaker"]
     if lengths.min() < 1:
-        return UTTERANCES_NAME, "it has utterances without frames"
+        return manifest.utterances_name, "it has utterances without frames"
     if not 0 <= speakers.min() <= speakers.max() < len(manifest.speakers):
-        return UTTERANCES_NAME, f"it has speakers beyond the manifest's {len(manifest.speakers)}"
+        return manifest.utterances_name, f"it has speakers beyond the manifest's {len(manifest.speakers)}"
     if not np.array_equal(np.add.reduceat(lengths, np.cumsum(counts) - counts, dtype=np.int64), frames):
-        return UTTERANCES_NAME, "its utterances do not add up to the frames of their blocks"
+        return manifest.utterances_name, "its utterances do not add up to the frames of their blocks"
     return None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.expected import ShardRows, wrong_rows
-from shards.layout import BLOCK_DTYPE, BLOCKS_NAME, MANIFEST_NAME, UTTERANCE_DTYPE, UTTERANCES_NAME, Manifest
+from shards.layout import BLOCK_DTYPE, MANIFEST_NAME, UTTERANCE_DTYPE, Manifest
 from shards.parallel import in_order
 from shards.shardcheck import CHUNK_BYTES, Defect, check_shard
 from shards.tables import map_table
@@ -68,8 +68,8 @@ def verify_dataset(
     note(found)
     if manifest is None:
         return Report(None, defects)
-    blocks = _check_table(folder, manifest, BLOCKS_NAME, quick, note)
-    utterances = _check_table(folder, manifest, UTTERANCES_NAME, quick, note)
+    blocks = _check_table(folder, manifest, manifest.blocks_name, quick, note)
+    utterances = _check_table(folder, manifest, manifest.utterances_name, quick, note)
     tables = None if blocks is None or utterances is None else _Tables(manifest, blocks, utterances)
     check = partial(_check_shard, folder, manifest, tables, quick)
     with closing(in_order(check, range(len(manifest.shards)), workers)) as results:
@@ -122,8 +122,8 @@ def _check_table(folder: Path, manifest: Manifest, name: str, quick: bool, note:
     """Map a table; None where it is not the one that was written."""
     info = manifest.tables[name]
     dtype, rows = {
-        BLOCKS_NAME: (BLOCK_DTYPE, manifest.num_blocks),
-        UTTERANCES_NAME: (UTTERANCE_DTYPE, manifest.num_utterances),
+        manifest.blocks_name: (BLOCK_DTYPE, manifest.num_blocks),
+        manifest.utterances_name: (UTTERANCE_DTYPE, manifest.num_utterances),
     }[name]
     try:
         table = map_table(folder / name, dtype, rows, info.bytes)

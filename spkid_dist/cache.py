@@ -18,7 +18,7 @@ from shards.conversion import Progress, convert
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.files import unreadable_feature_file
-from shards.layout import MANIFEST_NAME
+from shards.layout import FORMAT_VERSION, MANIFEST_NAME
 from shards.plan import Layout, make_plan
 from shards.sources.fmatrix import FmatrixSource
 from spkid_dist.maker import check_maker, maker_note
@@ -73,7 +73,7 @@ def _make(
 
 
 def _identity(utterances: list[Utterance], source: FmatrixSource, speakers: list[str]) -> str:
-    digest = xxhash.xxh3_64(repr((source.describe(), str(source.db_path.resolve()), speakers)).encode())
+    digest = xxhash.xxh3_64(repr((FORMAT_VERSION, source.describe(), str(source.db_path.resolve()), speakers)).encode())
     for utterance in utterances:
         path = source.where(utterance)
         try:

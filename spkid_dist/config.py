@@ -140,6 +140,8 @@ class ShardConfig(SpeakerFlags):
     """processes that make shards side by side; the bytes are the same for any number"""
     skip_bad: bool = False
     """leave out utterances that are missing or damaged, and list them; all are read once more for that"""
+    append: bool = False
+    """add the utterances to the finished dataset in --out, a local folder; its shards stay as they are, new ones follow"""
     task: str | None = None
     """i/N: only this share of the shards, of N from 0, to be joined by spkid merge; auto: as Slurm says; auto/N: Kubernetes"""
     slurm_array: int | None = None
@@ -152,6 +154,8 @@ class ShardConfig(SpeakerFlags):
         super().__post_init__()
         _at_least(1, workers=self.workers)
         self._check_shares()
+        if self.append and "://" in self.out:
+            raise UsageError(f"--append --out {self.out}: only a local folder is appended to; copy the dataset to one")
         if self.source not in SOURCES:
             raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
         if self.source != "audio" and self.features != FeatureOptions():

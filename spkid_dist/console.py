@@ -6,7 +6,17 @@ from pathlib import Path
 from typing import IO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from shards.conversion import Progress as ShardProgress
 from shards.errors import InputError
@@ -52,11 +62,21 @@ class RunLog:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn(unit),
+            RateColumn(),
             TimeRemainingColumn(),
         )
         hidden = not (self.shown and self.console.is_terminal)
         with Progress(*columns, console=self.console, disable=hidden, transient=True) as progress:
             yield Bar(progress, total)
+
+
+class RateColumn(ProgressColumn):
+    """Units a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        """The rate; nothing before it is known."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s", style="progress.data.speed")
 
 
 class Bar:

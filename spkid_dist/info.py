@@ -48,6 +48,7 @@ def dataset_facts(dataset: ShardDataset, frame_shift_ms: float) -> dict[str, Any
         "dtype": manifest.dtype,
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "shards": len(manifest.shards),
+        "shards_by_job": [job.shards for job in manifest.jobs],
         "blocks": manifest.num_blocks,
         "source": manifest.source,
         "seed": manifest.seed,

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from shards.appending import extended_speakers
 from shards.check import find_bad
 from shards.conversion import ConvertedShard, claim_folder, convert_tasks, process_pool
 from shards.corpus import Utterance, find_speakers, read_list, write_speakers
+from shards.dataset import ShardDataset
 from shards.errors import SpkidError
 from shards.folder import Folder, open_folder
 from shards.layout import Manifest
@@ -71,12 +73,16 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
     )
     source = open_source(config)
     list_path, listing = open_listing(config, layout.seed)
-    speakers = find_speakers(list_path, listing.examples, config.spk2idx)
+    onto = ShardDataset(config.out) if config.append else None
+    if onto is None:
+        speakers = find_speakers(list_path, listing.examples, config.spk2idx)
+    else:
+        speakers = extended_speakers(onto, list_path, listing.examples, config.spk2idx)
     num_listed = listing.total.count
     if config.skip_bad:
         good = _without_bad(listing.select(range(num_listed)), source, config.workers, log)
         listing = MemoryListing(good, layout.seed)
-    plan = make_plan(listing, speakers, source, layout)
+    plan = make_plan(listing, speakers, source, layout, onto)
     if write_speakers(config.spk2idx, speakers):
         log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
     return plan, source, num_listed - plan.job.num_utterances
@@ -85,20 +91,20 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
 def _convert_share(
     plan: Plan, source: Source, out: Folder, share: TaskShare, config: ShardConfig, log: RunLog
 ) -> list[ConvertedShard]:
-    shards = share.shards(plan.job.num_shards)
+    mine = share.shards(plan.job.num_shards)
+    shards = plan.job.shards[mine.start : mine.stop]
     with log.bar(sum(len(plan.share(number)) for number in shards), "utterances") as bar:
         return convert_tasks(plan, source, out, shards, shard_progress(bar), workers=config.workers)
 
 
 def _convert_by_array(plan: Plan, out: Folder, config: ShardConfig, count: int, log: RunLog) -> list[ConvertedShard]:
     """Have the shares that are not done yet done by the tasks of an array."""
-    names, num_shards = out.sizes(), plan.job.num_shards
-    shares = [TaskShare(index, count) for index in range(count)]
-    tasks = {
-        f"task {share.index} of {share.count}": partial(array_task, config, share)
-        for share in shares
-        if missing_shards(share.shards(num_shards), names)
-    }
+    names = out.sizes()
+    tasks = {}
+    for share in (TaskShare(index, count) for index in range(count)):
+        mine = share.shards(plan.job.num_shards)
+        if missing_shards(plan.job.shards[mine.start : mine.stop], names):
+            tasks[f"task {share.index} of {share.count}"] = partial(array_task, config, share)
     if not tasks:
         return []
     return [shard for done in run_array(tasks, config.slurm, config.workers, log) for shard in done]

@@ -128,7 +128,7 @@ def test_a_folder_that_is_no_dataset_is_refused(corpus, spkid):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda m: m | {"format_version": 2}, "format version 2, but this program reads version 1"),
+        (lambda m: m | {"format_version": 1}, "format version 1, but this program reads version 2"),
         (lambda m: m | {"num_frames": 12}, "its fingerprint is"),
         (lambda m: {k: v for k, v in m.items() if k != "shards"}, "a field is missing or of another type"),
         (lambda _: ["spkid"], "not a manifest of this project"),
