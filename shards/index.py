@@ -1,7 +1,7 @@
 """Rebuilds manifest and tables from the tars alone, byte for byte what the conversion wrote.
 
-Headers, lengths, labels and JSON must be as the writer makes them, and the job's identity, which covers every key in
-order, must be that which the tars name: a missing or exchanged shard is an error. What can't be told without the lost
+Headers, lengths, labels and JSON must be as the writer makes them, and the job's identity, which covers every key,
+must be that which the tars name: a missing or exchanged shard is an error. What can't be told without the lost
 checksums is whether the frames' values changed since; the manifest is therefore never replaced by another one that is
 intact.
 
@@ -11,7 +11,7 @@ Shapes: T frames of a block, U its utterances, D features per frame.
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from shards.assembly import assembling
 from shards.corpus import Utterance
 from shards.errors import InputError, UsageError
 from shards.folder import LocalFolder
+from shards.hashing import UtteranceSum, sum_utterances
+from shards.jobcheck import IndexedShard, JobChecks
 from shards.layout import (
     BLOCK_DTYPE,
     DTYPES,
@@ -38,30 +40,19 @@ from shards.layout import (
     key_hash,
     shard_name,
 )
-from shards.listing import UtteranceSum, sum_utterances
 from shards.members import TAR_RECORD, parse_npy
 from shards.moments import BlockMoments
 from shards.parallel import in_order
-from shards.plan import Layout, job_identity
+from shards.plan import Layout
 from shards.record import ShardRecord
 from shards.tarreader import RESTORE, TarReader
 
 
-@dataclass(frozen=True)
-class IndexedShard:
-    """What a shard's tar tells: its record, the job and dataset that it says it is of, and its utterances' sum."""
-
-    record: ShardRecord
-    origin: Origin
-    num_features: int
-    total: UtteranceSum
-
-
 def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None] = lambda _shards: None) -> Manifest:
-    """Write manifest.json, blocks.npy and utterances.npy of the tars in `folder`, and return the manifest.
+    """Write manifest and tables of the tars in `folder`, and return the manifest.
 
     Args:
-        folder: holds ``shard-000000.tar`` and so on, all of one job.
+        folder: holds ``shard-000000.tar`` and so on, of one job, or of one and those that appended to it.
         workers: threads, each at one shard; a block's frames are in memory for each.
         done: called with 1 for each shard that was read.
 
@@ -71,7 +62,7 @@ def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None]
     """
     names = _shard_names(folder)
     out = LocalFolder(folder)
-    jobs = _JobChecks(folder)
+    jobs = JobChecks(folder)
     num_jobs = _read_origin(folder, len(names) - 1).part + 1
     indexed = in_order(partial(index_shard, folder), range(len(names)), workers)
     with closing(indexed) as results, assembling(out, num_jobs) as assembly:
@@ -100,62 +91,6 @@ def _shard_names(folder: Path) -> list[str]:
             "restore it from a copy, or remove what is no shard of this dataset"
         )
     return names
-
-
-class _JobChecks:
-    """Follows the jobs whose shards are read, in order; a job's identity covers every utterance of its shards."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._first: IndexedShard | None = None  # of the job in hand
-        self._last_name = ""
-        self._total = UtteranceSum()
-
-    def add(self, shard: IndexedShard) -> None:
-        """Check that the next shard goes on with the job in hand, or that a job ends there and the next one begins."""
-        first = self._first
-        if first is None or shard.origin.part == first.origin.part + 1:
-            if first is not None:
-                self.close()
-            self._check_begin(shard)
-            self._first, self._total = shard, UtteranceSum()
-        else:
-            self._check_alike(shard, {"num_features": first.num_features} | asdict(first.origin))
-        self._total += shard.total
-        self._last_name = shard.record.info.name
-
-    def close(self) -> None:
-        """Check that no shard of the job in hand is missing at its end."""
-        assert self._first is not None
-        origin = self._first.origin
-        layout = Layout(**{field.name: getattr(origin, field.name) for field in fields(Layout)})
-        found = job_identity(origin.source, layout, origin.speakers, str(self._total))
-        if found != origin.job:
-            raise InputError(
-                f"{self._folder}: {self._first.record.info.name} to {self._last_name} make job {found}, but they say that "
-                f"they are of job {origin.job}: shards are missing at the end, or were exchanged; restore them from a copy"
-            )
-
-    def _check_begin(self, shard: IndexedShard) -> None:
-        """A job that appends keeps D, the dtype and the speakers' classes."""
-        if self._first is None:
-            self._check_alike(shard, {"part": 0})
-            return
-        before = self._first.origin
-        expected = {"num_features": self._first.num_features, "dtype": before.dtype}
-        if shard.origin.speakers[: len(before.speakers)] != before.speakers:
-            expected["speakers"] = before.speakers
-        self._check_alike(shard, expected)
-
-    def _check_alike(self, shard: IndexedShard, expected: dict[str, Any]) -> None:
-        name = self._first.record.info.name if self._first else "the first shard of a dataset"
-        found = {"num_features": shard.num_features} | asdict(shard.origin)
-        for field, value in expected.items():
-            if found[field] != value:
-                raise InputError(
-                    f"{self._folder / shard.record.info.name}: {field} is {_short(found[field])}, but {_short(value)} in "
-                    f"{name}: these are shards of two datasets; keep each in a folder of its own"
-                )
 
 
 def _check_old_manifest(folder: Path, manifest: Manifest) -> None:
@@ -277,6 +212,8 @@ class _ShardIndexer:
             if labels.min() < 0 or labels.max() >= len(names):
                 raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(names)} speakers")
             utterances = [Utterance(key, names[label]) for key, label in zip(info["keys"], labels, strict=True)]
+            if not all(isinstance(utterance.key, str) for utterance in utterances):
+                raise TypeError("a key is no text")
             speakers = [utterance.speaker for utterance in utterances]
             kind = self._origin.source["kind"]
             if text != block_json(block_info(info["keys"], speakers, kind, asdict(self._origin) if first else None)):
@@ -315,8 +252,3 @@ def _parse_origin(dataset: Any) -> Origin:
     except UsageError as error:
         raise ValueError(str(error)) from None
     return Origin(**dataset)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."

@@ -1,6 +1,7 @@
 """The index that is rebuilt from the tars is the one that the conversion wrote, or there is an error and no index."""
 
 import json
+import re
 import shutil
 import tarfile
 import tracemalloc
@@ -202,6 +203,11 @@ def changed_array(body: bytes, row: int, value: int) -> bytes:
     return body[:128] + array.tobytes()
 
 
+def nulls(keys: re.Match[bytes]) -> bytes:
+    """As many nulls as keys."""
+    return b'"keys": [' + b", ".join([b"null"] * (keys[0].count(b",") + 1)) + b"]"
+
+
 @pytest.mark.parametrize(
     ("member", "change", "match"),
     [
@@ -213,6 +219,7 @@ def changed_array(body: bytes, row: int, value: int) -> bytes:
         (2, lambda body: changed_array(body, 0, -1), "labels from -1 to"),
         (3, lambda _: b"[" * 100_000, "not the JSON of this block"),
         (3, lambda _: b"1" * 5000, "not the JSON of this block"),
+        (3, lambda body: re.sub(rb'"keys": \[[^]]*]', nulls, body), "a key is no text"),
         (3, lambda body: body.replace(b", ", b","), "not spelled as it was written"),
         (3, lambda body: body.replace(b'"seed": 3', b'"seed": "3"'), "seed is '3', expected"),
     ],

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from shards import FmatrixSource, InputError, Layout, Utterance, convert, make_plan, plan, read_list
 from shards import listing as listing_module
+from shards.hashing import UtteranceSum, sum_utterances
 from shards.lines import CHUNK_BYTES, numbered_lines, read_chunks
-from shards.listing import ListFile, MemoryListing, UtteranceSum, storage_order, sum_utterances
+from shards.listing import ListFile, MemoryListing, storage_order
 from shards.sources.fmatrix import write_fmatrix
 from shards.speakers import speaker_by_component, speaker_by_regex
 
