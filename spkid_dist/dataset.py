@@ -151,7 +151,7 @@ class WindowDataset(ResumableBatches):
         utterances = -(-manifest.num_utterances * windows // manifest.num_frames) + 2 * len(self.share.streams)
         arena = (windows + utterances * (self._in_frames - 1)) * row_bytes
         tables = 8 * windows
-        kept = BLOCKS_KEPT * len(self.share.streams) * manifest.block_frames * 2 * row_bytes
+        kept = BLOCKS_KEPT * len(self.share.streams) * 2 * max(job.block_frames for job in manifest.jobs) * row_bytes
         # In use: an arena and three tables; being filled: the same, and three tables in line order.
         return 2 * arena + 9 * tables + kept
 
