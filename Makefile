@@ -1,28 +1,45 @@
 # make demo   set up .venv, then shard, train and score a small synthetic corpus
 # make test   set up .venv, then what CI runs: ruff, mypy, pytest
 # make test-long  the tests that draw random moments, with many of them
+# make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
+# make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
 # make bench  the benchmarks
+# make recipes  utterance errors of training recipes, on a synthetic corpus
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long bench lint format clean
+.PHONY: demo test test-long test-cluster fuzz bench recipes lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py --kills 50
 	$(BIN)/python -m pytest tests/test_state.py --long
 	$(BIN)/python -m pytest tests/test_checkpoint.py tests/test_preemption.py --kills 30
 
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest --cluster tests/cluster
+
+FUZZ_SECONDS ?= 60
+
+fuzz: $(STAMP)
+	$(BIN)/python -m pip install --quiet -r requirements/fuzz.txt
+	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_shard.py
+	$(BIN)/python benchmarks/bench_plan.py
 	$(BIN)/python benchmarks/bench_stream.py
+	$(BIN)/python benchmarks/bench_score.py
+
+recipes: $(STAMP)
+	$(BIN)/python -W ignore benchmarks/recipes.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

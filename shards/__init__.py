@@ -7,6 +7,7 @@ from shards.errors import InputError, SpkidError, UsageError
 from shards.folder import open_folder
 from shards.merging import merge
 from shards.plan import Layout, Plan, make_plan
+from shards.retry import RetryPolicy
 from shards.sources import Source
 from shards.sources.audio import AudioSource
 from shards.sources.features import FeatureOptions
@@ -15,6 +16,7 @@ from shards.sources.kaldi import KaldiSource, read_kaldi_folder
 from shards.sources.npy import NpySource
 from shards.sources.registry import source_from_description
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
+from shards.store import StoreOptions
 
 __all__ = [
     "AudioSource",
@@ -25,10 +27,12 @@ __all__ = [
     "Layout",
     "NpySource",
     "Plan",
+    "RetryPolicy",
     "ShardDataset",
     "Source",
     "SpeakerRule",
     "SpkidError",
+    "StoreOptions",
     "UsageError",
     "Utterance",
     "check_speakers",

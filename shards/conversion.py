@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.blocks import BlockBuilder
-from shards.errors import InputError
+from shards.errors import InputError, SpkidError
 from shards.folder import Folder, open_folder
 from shards.layout import UTTERANCE_DTYPE, Manifest, ShardInfo, shard_name
 from shards.merging import JOB_NAME, load_job, load_manifest, merge, missing_shards, remove_job_files
@@ -67,7 +67,7 @@ def convert(
 
     Raises:
         InputError: a feature file is missing or damaged, `out` holds something else, the disk is full, or a worker
-            was killed.
+            was killed; with `executor`, also whatever else it raises.
     """
     folder = open_folder(out)
     finished = claim_folder(plan.job, folder)
@@ -95,10 +95,10 @@ def convert_tasks(
     missing = missing_shards(shards, out.sizes())
     convert_one = _Conversion(source, out)
     if executor is not None:
-        with _broken_workers_explained():
+        with _executor_failures_explained():
             return _run_tasks(plan, missing, convert_one, executor, workers, progress)
     if min(workers, len(missing)) <= 1:
-        return [convert_shard(plan.task(shard), source, out, progress) for shard in missing]
+        return [convert_shard(task, source, out, progress) for task in plan.tasks(missing)]
     with process_pool(min(workers, len(missing))) as pool:
         return _run_tasks(plan, missing, convert_one, pool, workers, progress)
 
@@ -126,11 +126,11 @@ def _run_tasks(
     """Hand the tasks to `executor`, a few ahead; the first error ends the job, and is raised."""
     results: list[ConvertedShard] = []
     waiting: set[Future[ConvertedShard]] = set()
-    todo = iter(shards)
+    todo = plan.tasks(shards)
     try:
         while True:
-            while len(waiting) < TASKS_AHEAD * workers and (shard := next(todo, None)) is not None:
-                waiting.add(executor.submit(convert_one, plan.task(shard)))
+            while len(waiting) < TASKS_AHEAD * workers and (task := next(todo, None)) is not None:
+                waiting.add(executor.submit(convert_one, task))
             if not waiting:
                 return results
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -151,6 +151,21 @@ def _broken_workers_explained() -> Iterator[None]:
         raise InputError(
             "a worker process ended abruptly (killed, or out of memory); finished shards are kept: run the same "
             "command again, perhaps with fewer --workers (a script of one's own needs a main guard)"
+        ) from error
+
+
+@contextmanager
+def _executor_failures_explained() -> Iterator[None]:
+    """Raise InputError where somebody else's executor fails, with errors of its own: Dask's KilledWorker for example."""
+    try:
+        with _broken_workers_explained():
+            yield
+    except SpkidError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the executor failed: {type(error).__name__}: {' '.join(str(error).split())}; finished shards are kept: run the "
+            "same command again"
         ) from error
 
 

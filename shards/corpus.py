@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.errors import InputError
 from shards.files import make_folder, read_text, write_json
+from shards.lines import numbered_lines
 from shards.speakers import SpeakerRule, speaker_by_component
 
 
@@ -26,7 +27,7 @@ class Utterance:
 def read_list(
     path: Path, speaker_component: int = 2, *, rule: SpeakerRule | None = None, speakers_known: bool = True
 ) -> list[Utterance]:
-    """Read an utterance list: one key a line; blank lines are ignored.
+    """Read an utterance list into memory: one key a line; `shards.lines` says what a line is.
 
     Args:
         path: the list, UTF-8 text.
@@ -39,27 +40,29 @@ def read_list(
         UsageError: `speaker_component` < 1.
     """
     rule = rule or speaker_by_component(speaker_component)
-    text = read_text(path, "the utterance list", "give a file with one utterance a line")
     first_line: dict[str, int] = {}
     utterances = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        key = line.strip()
-        if not key:
-            continue
+    for number, key in numbered_lines(path):
         if key in first_line:
-            raise InputError(
-                f"{path}:{number}: utterance {key!r} stands on line {first_line[key]} already; "
-                "an utterance may be listed once: remove one of the lines"
-            )
+            raise listed_twice(path, key, first_line[key], number)
         first_line[key] = number
-        _check_key(key, f"{path}:{number}")
+        check_key(key, f"{path}:{number}")
         utterances.append(Utterance(key, speaker_of(key, rule, f"{path}:{number}", known=speakers_known)))
     if not utterances:
         raise InputError(f"{path}: the utterance list is empty; give at least one utterance, one a line")
     return utterances
 
 
-def _check_key(key: str, where: str) -> None:
+def listed_twice(path: Path, key: str, first: int, second: int) -> InputError:
+    """The error of a key that stands on two lines of the list."""
+    return InputError(
+        f"{path}:{second}: utterance {key!r} stands on line {first} already; an utterance may be listed once: "
+        "remove one of the lines"
+    )
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise InputError where a key is no path below the feature folder; `where` it is listed is for the message."""
     if ".." in key.split("/") or key.startswith("/") or "\0" in key:
         raise InputError(f"{where}: utterance {key!r} leaves the feature folder; list paths below it")
 

@@ -1,78 +1,119 @@
-"""An open dataset: manifest and mapped tables, and its blocks read, checked against their checksums.
+"""An open dataset: manifest and tables, and its blocks read, checked against their checksums.
 
-Local shards are mapped, so reading a block copies nothing. Remote ones are not handled here.
+Where the bytes come from is `shards.store`'s and `shards.remotestore`'s: local shards are mapped, remote ones are read in
+ranges, several at a time.
 """
 
-import mmap
-from functools import lru_cache
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from shards.errors import InputError
+from shards.errors import InputError, StoreError
 from shards.layout import (
     BLOCK_DTYPE,
     BLOCKS_NAME,
     UTTERANCE_DTYPE,
     UTTERANCES_NAME,
     BlockArrays,
-    Manifest,
     block_arrays,
 )
-from shards.members import TAR_RECORD, table_header
-
-CHECKED_TABLE_BYTES = 256_000_000  # larger tables are left to `spkid verify`: opening must not cost seconds
-OPEN_SHARDS = 128  # maps kept open at once: far below the usual limit of 1,024 files
+from shards.members import TAR_RECORD
+from shards.parallel import in_order
+from shards.remotestore import open_store
+from shards.retry import WrongBytesError
+from shards.store import Extent, LocalStore, StoreOptions
+from shards.tables import parse_table, wrong_tables
 
 
 class ShardDataset:
     """A dataset's `folder`, `manifest`, `blocks` (BLOCK_DTYPE) and `utterances` (UTTERANCE_DTYPE).
 
+    Args:
+        folder: its folder; or a URL that fsspec reads, such as ``s3://bucket/train``; or ``pipe:COMMAND {name}``, a command
+            that writes the file ``{name}`` to its standard output.
+        options: how a remote one is read, and where its blocks are kept.
+
     Raises:
-        InputError: the folder holds no dataset, or a damaged one.
+        InputError: the folder holds no dataset, or a damaged one, or the store fails.
+        UsageError: the kind of URL is not known, its library is not installed, or it needs a cache.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder)
+    def __init__(self, folder: str | Path, options: StoreOptions | None = None) -> None:
+        self._options = options or StoreOptions()
+        self._store = open_store(folder, self._options)
+        self.folder: str | Path = self._store.folder if isinstance(self._store, LocalStore) else str(folder)
+        self.manifest = self._store.manifest
         self.blocks = self._table(BLOCKS_NAME, BLOCK_DTYPE, self.manifest.num_blocks)
         self.utterances = self._table(UTTERANCES_NAME, UTTERANCE_DTYPE, self.manifest.num_utterances)
         self.fingerprint = self.manifest.fingerprint
-        self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open_map)
+        if self._store.is_checked(BLOCKS_NAME) and self._store.is_checked(UTTERANCES_NAME):
+            wrong = wrong_tables(self.manifest, self.blocks, self.utterances)
+            if wrong is not None:
+                raise self._wrong_table(*wrong)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its folder: maps are opened again where it arrives."""
-        return (ShardDataset, (self.folder,))
+        """Pickled as its folder: it is opened again where it arrives."""
+        return (ShardDataset, (self.folder, self._options))
 
     def read_block(self, block: int) -> BlockArrays:
-        """The arrays of one block, views of the mapped file, after its checksum was compared.
+        """The arrays of one block, after its checksum was compared: views of the mapped file, or of memory of its own.
 
         Raises:
-            InputError: the shard is missing, truncated, or its bytes are not those that were written.
+            InputError: the shard is missing, truncated, or its bytes are not those that were written; the store fails.
         """
+        return self._read_block(threading.Event(), block)
+
+    def read_blocks(self, blocks: Sequence[int]) -> Generator[BlockArrays, None, None]:
+        """Yield the arrays of `blocks` in this order, as `read_block`; those of a remote dataset are read ahead."""
+        with closing(self.try_blocks(blocks)) as results:
+            for result in results:
+                if isinstance(result, InputError):
+                    raise result
+                yield result
+
+    def try_blocks(self, blocks: Sequence[int]) -> Generator[BlockArrays | InputError, None, None]:
+        """Yield the arrays of `blocks` in this order, or the error of one that is bad; remote blocks are read ahead.
+
+        Close the generator to give up the reads that have not begun.
+
+        Raises:
+            StoreError: the store fails; within the retry policy's `total_seconds` and one `timeout_seconds`.
+        """
+        stop = threading.Event()
+        read = partial(self._try_block, stop)
+        if self._store.reads_ahead == 1:
+            yield from map(read, blocks)
+            return
+        with closing(in_order(read, blocks, self._store.reads_ahead, stop.set)) as results:
+            yield from results
+
+    def _try_block(self, stop: threading.Event, block: int) -> BlockArrays | InputError:
+        try:
+            return self._read_block(stop, block)
+        except StoreError:
+            raise
+        except InputError as error:
+            return error
+
+    def _read_block(self, stop: threading.Event, block: int) -> BlockArrays:
         record = self.blocks[block]
-        shard = int(record["shard"])
-        if not 0 <= shard < len(self.manifest.shards):
+        extent = self._extent(block, record)
+        try:
+            data = self._store.read(extent, stop)
+        except WrongBytesError:
             raise InputError(
-                f"{self.folder / BLOCKS_NAME}: row {block} is of shard {shard}, but there are "
-                f"{len(self.manifest.shards)}; build it again: spkid index {self.folder}"
-            )
-        info = self.manifest.shards[shard]
-        start = int(record["payload_offset"]) - TAR_RECORD
-        end = start + int(record["extent_bytes"])
-        path = self.folder / info.name
-        data = self._map(info.name, info.bytes)
-        if start < 0 or end > len(data) or xxhash.xxh3_64_intdigest(data[start:end]) != int(record["checksum"]):
-            raise InputError(
-                f"{path}: block {block}, bytes {start} to {end}: not what was written (checksum differs); "
-                "restore the shard from a copy, or shard the corpus again"
-            )
+                f"{self._store.where(extent.shard.name)}: block {block}, bytes {extent.start} to {extent.end}: not what "
+                "was written (checksum differs); restore the shard from a copy, or shard the corpus again"
+            ) from None
         try:
             arrays = block_arrays(
-                data[start:end],
+                data,
                 int(record["frames"]),
                 int(record["utterances"]),
                 self.manifest.num_features,
@@ -80,10 +121,21 @@ class ShardDataset:
             )
             self._check_tables(record, arrays)
         except ValueError as error:
-            raise InputError(
-                f"{self.folder / BLOCKS_NAME}: row {block} does not fit its block: {error}; shard the corpus again"
-            ) from None
+            raise self._wrong_table(BLOCKS_NAME, f"row {block} does not fit its block: {error}") from None
         return arrays
+
+    def _extent(self, block: int, record: Any) -> Extent:
+        """Where a block lies, if that can be."""
+        shard, shards = int(record["shard"]), self.manifest.shards
+        if not 0 <= shard < len(shards):
+            raise self._wrong_table(BLOCKS_NAME, f"row {block} is of shard {shard}, but there are {len(shards)}")
+        start = int(record["payload_offset"]) - TAR_RECORD
+        end = start + int(record["extent_bytes"])
+        if not 0 <= start < end <= shards[shard].bytes:
+            raise self._wrong_table(
+                BLOCKS_NAME, f"row {block} is of bytes {start} to {end} of a shard of {shards[shard].bytes}"
+            )
+        return Extent(shards[shard], start, end, int(record["checksum"]))
 
     def _check_tables(self, record: Any, arrays: BlockArrays) -> None:
         """Raise ValueError where the tables, by which windows are counted, and the block itself disagree."""
@@ -97,47 +149,13 @@ class ShardDataset:
             )
 
     def _table(self, name: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
-        path = self.folder / name
-        info = self.manifest.tables[name]
         try:
-            table = map_table(path, dtype, rows, info.bytes)
-            if info.bytes <= CHECKED_TABLE_BYTES and xxhash.xxh3_128_hexdigest(path.read_bytes()) != info.digest:
-                raise ValueError("its digest is not that of the manifest")
-            return table
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{path}: damaged or missing: {error}; build it again: spkid index {self.folder}"
-            ) from None
+            return parse_table(self._store.table(name), dtype, rows)
+        except ValueError as error:
+            raise self._wrong_table(name, str(error)) from None
 
-    def _open_map(self, name: str, expected_bytes: int) -> memoryview:
-        path = self.folder / name
-        try:
-            with path.open("rb") as file:
-                size = path.stat().st_size
-                if size != expected_bytes:
-                    raise InputError(
-                        f"{path}: {size} bytes, but the manifest says {expected_bytes}; restore it from a copy, or "
-                        "shard the corpus again"
-                    )
-                if size == 0:
-                    return memoryview(b"")
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except OSError as error:
-            raise InputError(f"{path}: can't read this shard: {error.strerror}; restore it from a copy") from None
-
-
-def map_table(path: Path, dtype: np.dtype[Any], rows: int, expected_bytes: int) -> NDArray[Any]:
-    """Map a table of records, (rows,) of `dtype`; its header is compared, never evaluated.
-
-    Raises:
-        OSError: it can't be read.
-        ValueError: its size or its header is not that of such a table.
-    """
-    header = table_header(dtype, (rows,))
-    size = path.stat().st_size
-    if size != expected_bytes or size != len(header) + rows * dtype.itemsize:
-        raise ValueError(f"{size} bytes, expected {expected_bytes} for {rows} rows")
-    with path.open("rb") as file:
-        if file.read(len(header)) != header:
-            raise ValueError(f"its npy header is not that of {rows} rows of this table")
-    return np.memmap(path, dtype, "r", offset=len(header), shape=(rows,))
+    def _wrong_table(self, name: str, what: str) -> InputError:
+        remedy = (
+            f"build it again: spkid index {self.folder}" if isinstance(self.folder, Path) else "shard the corpus again"
+        )
+        return InputError(f"{self._store.where(name)}: damaged: {what}; {remedy}")

@@ -24,6 +24,10 @@ class InputError(SpkidError):
     """A file or folder is missing, damaged or not what was expected."""
 
 
+class StoreError(InputError):
+    """A remote store can't be reached or refuses, so that nothing is known of what it holds."""
+
+
 class UsageError(SpkidError):
     """An option has a value that it can't have."""
 

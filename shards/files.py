@@ -18,8 +18,10 @@ TEMPORARY_MARK = ".tmp-"
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that appears at `path` only when the block ends without an error.
+def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """Open a binary file, to write and read, that appears at `path` only when the block ends without an error.
+
+    `durable`: it is whole after a power cut too, which costs a flush of the disk.
 
     Raises:
         InputError: the file can't be written (no room, no permission); nothing is left at `path`.
@@ -30,11 +32,13 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
-        with temporary.open("wb", buffering=0) as file:
+        with temporary.open("w+b", buffering=0) as file:
             yield file
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: can't be written: {error.strerror or error}; free room or choose another folder, then run again"
@@ -42,6 +46,21 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether the file `name` is a temporary one of a process of this host that has ended."""
+    writer = name.rpartition(TEMPORARY_MARK)[2].rsplit("-", 2)
+    return len(writer) == 3 and writer[0] == socket.gethostname() and not _is_running(writer[1])
+
+
+def _is_running(process: str) -> bool:
+    """Whether a process of this host can still write; one that has ended may wait for its parent to notice."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def fsync_folder(folder: Path) -> None:

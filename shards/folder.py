@@ -6,7 +6,6 @@ is made piece by piece (a shard) lies in a local temporary file until it is uplo
 
 import contextlib
 import os
-import socket
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK, atomic_writer, make_folder, write_all
+from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, write_all
+from shards.remote import RemoteFiles, open_filesystem
 
 
 class Folder(ABC):
@@ -99,18 +99,8 @@ class LocalFolder(Folder):
         if not self.path.is_dir():
             return
         for path in self.path.rglob(f"*{TEMPORARY_MARK}*"):
-            host, process, _ = path.name.rpartition(TEMPORARY_MARK)[2].rsplit("-", 2)
-            if host == socket.gethostname() and not _is_running(process):
+            if is_left_behind(path.name):
                 path.unlink(missing_ok=True)
-
-
-def _is_running(process: str) -> bool:
-    """Whether a process of this host can still write; one that has ended may wait for its parent to notice."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
 
 
 @dataclass(frozen=True)
@@ -135,11 +125,7 @@ class RemoteFolder(Folder):
 
     def read(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError where there is none."""
-        with self._reached(self.where(name)) as (fs, root):
-            data = fs.cat_file(f"{root}/{name}") if fs.exists(f"{root}/{name}") else None
-        if data is None:
-            raise FileNotFoundError(self.where(name))
-        return bytes(data)
+        return RemoteFiles(self.url).read(name)
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
@@ -147,7 +133,7 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="spkid-upload-") as staging:
             path = Path(staging) / "file"
             try:
-                with path.open("wb", buffering=0) as file:
+                with path.open("w+b", buffering=0) as file:
                     yield file
             except OSError as error:
                 raise InputError(
@@ -168,11 +154,9 @@ class RemoteFolder(Folder):
     @contextlib.contextmanager
     def _reached(self, where: str) -> Iterator[tuple[Any, str]]:
         """The file system and the folder's path in it; what it raises becomes our error."""
-        import fsspec  # here, not above: most jobs write locally
-
+        fs, root = open_filesystem(self.url, repeats=True)
         try:
-            fs, root = fsspec.core.url_to_fs(self.url)
-            yield fs, str(root).rstrip("/")
+            yield fs, root
         except (ImportError, ValueError) as error:
             raise UsageError(f"{self.url}: can't be opened: {error}") from error
         except Exception as error:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.assembly import assembling
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.folder import LocalFolder
@@ -37,23 +38,23 @@ from shards.layout import (
     key_hash,
     shard_name,
 )
+from shards.listing import UtteranceSum, sum_utterances
 from shards.members import TAR_RECORD, parse_npy
-from shards.merging import assemble, publish
 from shards.moments import BlockMoments
 from shards.parallel import in_order
-from shards.plan import job_identity, listing
+from shards.plan import job_identity
 from shards.record import ShardRecord
 from shards.tarreader import RESTORE, TarReader
 
 
 @dataclass(frozen=True)
 class IndexedShard:
-    """What a shard's tar tells: its record, the dataset that it says it is of, and its utterances' `listing`."""
+    """What a shard's tar tells: its record, the dataset that it says it is of, and its utterances' sum."""
 
     record: ShardRecord
     dataset: dict[str, Any]
     num_features: int
-    listing: bytes
+    total: UtteranceSum
 
 
 def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None] = lambda _shards: None) -> Manifest:
@@ -69,17 +70,22 @@ def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None]
             shards. Nothing was written then.
     """
     names = _shard_names(folder)
-    shards: list[IndexedShard] = []
-    with closing(in_order(partial(index_shard, folder), range(len(names)), workers)) as results:
+    out = LocalFolder(folder)
+    first: IndexedShard | None = None
+    total = UtteranceSum()
+    indexed = in_order(partial(index_shard, folder), range(len(names)), workers)
+    with closing(indexed) as results, assembling(out) as assembly:
         for shard in results:
-            if shards:
-                _check_alike(folder, shards[0], shard)
-            shards.append(shard)
+            first = first or shard
+            _check_alike(folder, first, shard)
+            assembly.add(shard.record)
+            total += shard.total
             done(1)
-    _check_job(folder, shards)
-    manifest, tables = assemble([shard.record for shard in shards], shards[0].dataset, shards[0].num_features)
-    _check_old_manifest(folder, manifest)
-    publish(manifest, tables, LocalFolder(folder))
+        assert first is not None
+        _check_job(folder, first.dataset, total, names[-1])
+        manifest = assembly.finish(first.dataset)
+        _check_old_manifest(folder, manifest)
+    out.write(MANIFEST_NAME, manifest.to_bytes())
     return manifest
 
 
@@ -110,13 +116,13 @@ def _check_alike(folder: Path, first: IndexedShard, shard: IndexedShard) -> None
             )
 
 
-def _check_job(folder: Path, shards: list[IndexedShard]) -> None:
+def _check_job(folder: Path, dataset: dict[str, Any], total: UtteranceSum, last_name: str) -> None:
     """The job's identity covers every utterance: it tells whether shards are missing at the end."""
-    options = {name: value for name, value in shards[0].dataset.items() if name != "job"}
-    found, job = job_identity(options, (shard.listing for shard in shards)), shards[0].dataset["job"]
+    options = {name: value for name, value in dataset.items() if name != "job"}
+    found, job = job_identity(options, total), dataset["job"]
     if found != job:
         raise InputError(
-            f"{folder}: {shard_name(0)} to {shards[-1].record.info.name} make job {found}, but they say that they are "
+            f"{folder}: {shard_name(0)} to {last_name} make job {found}, but they say that they are "
             f"of job {job}: shards are missing at the end, or were exchanged; restore them from a copy"
         )
 
@@ -160,7 +166,7 @@ class _ShardIndexer:
         self._num_features = 0
         self._blocks: list[tuple[int, ...]] = []
         self._utterances: list[tuple[int, int, int, int]] = []
-        self._listing: list[bytes] = []
+        self._total = UtteranceSum()
 
     def run(self) -> IndexedShard:
         """Read all blocks."""
@@ -178,7 +184,7 @@ class _ShardIndexer:
         )
         blocks, utterances = np.array(self._blocks, BLOCK_DTYPE), np.array(self._utterances, UTTERANCE_DTYPE)
         record = ShardRecord(self._dataset["job"], info, blocks, utterances, moments)
-        return IndexedShard(record, self._dataset, self._num_features, b"".join(self._listing))
+        return IndexedShard(record, self._dataset, self._num_features, self._total)
 
     def _read_block(self, block: int) -> None:
         tar, key, start = self._tar, block_key(self._shard, block), self._tar.at
@@ -197,7 +203,7 @@ class _ShardIndexer:
             (key_hash(utterance.key), int(length), int(label), block)
             for utterance, length, label in zip(utterances, lengths, labels, strict=True)
         ]
-        self._listing.append(listing(utterances))
+        self._total += sum_utterances(utterances, self._dataset["seed"])
 
     def _array(self, member: str, dtypes: tuple[str, ...], dimensions: int) -> NDArray[Any]:
         payload = self._tar.member(member)

@@ -191,8 +191,9 @@ def _check_manifest(manifest: Manifest, path: str) -> None:
 
 
 def _damaged(path: str, what: str) -> InputError:
+    folder = "FOLDER, of a local copy" if "://" in str(path) or str(path).startswith("pipe:") else Path(path).parent
     return InputError(
-        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {Path(path).parent}"
+        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {folder}"
     )
 
 
@@ -254,11 +255,22 @@ def key_hash(key: str) -> int:
 
 @dataclass(frozen=True)
 class BlockArrays:
-    """The arrays of one block, views of its extent: frames (T, D), lengths (U,) int32, labels (U,) int32."""
+    """The arrays of one block, views of its extent: frames (T, D), lengths (U,) int32, labels (U,) int32.
+
+    `json` is the payload of KEY.json, which only scoring by keys parses.
+    """
 
     frames: NDArray[Any]
     lengths: NDArray[np.int32]
     labels: NDArray[np.int32]
+    json: memoryview
+
+    def keys(self) -> list[str]:
+        """The utterances' U keys. Raises ValueError where the JSON has not as many."""
+        keys = json.loads(bytes(self.json))["keys"]
+        if len(keys) != len(self.lengths):
+            raise ValueError(f"{len(keys)} keys of {len(self.lengths)} utterances")
+        return list(keys)
 
 
 def block_arrays(
@@ -275,4 +287,6 @@ def block_arrays(
     lengths = np.frombuffer(extent, "<i4", num_utterances, at)
     at += padded(NPY_HEADER + lengths.nbytes) + TAR_RECORD
     labels = np.frombuffer(extent, "<i4", num_utterances, at)
-    return BlockArrays(frames, lengths, labels)
+    at += padded(NPY_HEADER + labels.nbytes) - NPY_HEADER
+    size = int(bytes(extent[at + 124 : at + 135]), 8)  # where a tar header has its payload's bytes, in octal digits
+    return BlockArrays(frames, lengths, labels, extent[at + TAR_RECORD : at + TAR_RECORD + size])

@@ -6,6 +6,7 @@ message where the key was listed, or does without a speaker.
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards.errors import InputError, UsageError
@@ -18,6 +19,23 @@ GROUP = "speaker"
 REMEDY = "add it there, or remove the utterance from the list"
 
 
+@dataclass(frozen=True)
+class ComponentRule:
+    """The key's component, split at ``/`` and counted from 1; a class, so that lists are scanned by compiled loops."""
+
+    component: int
+
+    def __call__(self, key: str) -> str:
+        """The speaker. Raises InputError where the key has no such component, or an empty one."""
+        parts = key.split("/")
+        if len(parts) < self.component or not parts[self.component - 1]:
+            raise InputError(
+                f"utterance {key!r} has no component {self.component} to name its speaker; expected a line such as "
+                "BLOCK00/SES000/SA000S01, or set --speaker_component"
+            )
+        return parts[self.component - 1]
+
+
 def speaker_by_component(component: int = 2) -> SpeakerRule:
     """The key's component, split at ``/`` and counted from 1.
 
@@ -26,17 +44,7 @@ def speaker_by_component(component: int = 2) -> SpeakerRule:
     """
     if component < 1:
         raise UsageError(f"--speaker_component {component}: components count from 1; give 1 or more")
-
-    def rule(key: str) -> str:
-        parts = key.split("/")
-        if len(parts) < component or not parts[component - 1]:
-            raise InputError(
-                f"utterance {key!r} has no component {component} to name its speaker; expected a line such as "
-                "BLOCK00/SES000/SA000S01, or set --speaker_component"
-            )
-        return parts[component - 1]
-
-    return rule
+    return ComponentRule(component)
 
 
 def speaker_by_regex(pattern: str) -> SpeakerRule:

@@ -17,12 +17,12 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards.dataset import map_table
 from shards.errors import InputError
 from shards.expected import ShardRows, wrong_rows
 from shards.layout import BLOCK_DTYPE, BLOCKS_NAME, MANIFEST_NAME, UTTERANCE_DTYPE, UTTERANCES_NAME, Manifest
 from shards.parallel import in_order
 from shards.shardcheck import CHUNK_BYTES, Defect, check_shard
+from shards.tables import map_table
 
 Done = Callable[[Sequence[Defect]], None]
 """Called with the defects of each file, when it was checked."""

@@ -1,1 +1,51 @@
-"""Speaker identification trained at memory speed: streaming, training and scoring of sharded features."""
+"""Speaker identification trained at memory speed: streaming, training and scoring of sharded features.
+
+``from spkid_dist import train, TrainConfig, score, ScoreConfig`` is the programs' interface. Each name is imported when it is
+first used, so that importing the package loads no torch.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spkid_dist.config import ExportConfig as ExportConfig
+    from spkid_dist.config import ScoreConfig as ScoreConfig
+    from spkid_dist.config import TrainConfig as TrainConfig
+    from spkid_dist.dataset import WindowDataset as WindowDataset
+    from spkid_dist.export import export as export
+    from spkid_dist.score import ScoreResult as ScoreResult
+    from spkid_dist.score import score as score
+    from spkid_dist.train import TrainResult as TrainResult
+    from spkid_dist.train import train as train
+
+# name: the module that has it
+_MODULES = {
+    "ExportConfig": "config",
+    "ScoreConfig": "config",
+    "ScoreResult": "score",
+    "TrainConfig": "config",
+    "TrainResult": "train",
+    "WindowDataset": "dataset",
+    "export": "export",
+    "score": "score",
+    "train": "train",
+}
+__all__ = list(_MODULES)
+
+
+class _Package(ModuleType):
+    """The package, in which `train` is the function, not the module `spkid_dist.train`, whichever was imported first."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULES and isinstance(value, ModuleType)):  # what importing a module does to its package
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "info": (configs.InfoConfig, "spkid_dist.info", "info"),
     "train": (configs.TrainConfig, "spkid_dist.train", "train"),
     "score": (configs.ScoreConfig, "spkid_dist.score", "score"),
+    "export": (configs.ExportConfig, "spkid_dist.export", "export"),
     "results": (configs.ResultsConfig, "spkid_dist.results", "results"),
     "doctor": (configs.DoctorConfig, "spkid_dist.doctor", "doctor"),
     "demo": (configs.DemoConfig, "spkid_dist.demo", "demo"),

@@ -3,7 +3,9 @@
 What a value must be is checked once, here; what it must be together with the data is checked where the data is opened.
 """
 
+import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,8 +16,14 @@ from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
+from shards.store import StoreOptions
+from spkid_dist.normalization import Normalization
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.windows import EdgeRule, check_context
+
+Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
+EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")
+MOST_LAYERS = 1000
 
 
 def _num_cpus() -> int:
@@ -26,6 +34,13 @@ def _at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= minimum:  # not `<`: NaN is refused too
             raise UsageError(f"--{name} {value}: expected {minimum} or more")
+
+
+def _from_zero_below(bound: float, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value < bound:
+            expected = "a finite number" if bound == math.inf else f"less than {bound}"
+            raise UsageError(f"--{name} {value}: expected 0 or more, and {expected}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +79,38 @@ class SpeakerFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlurmFlags:
+    """How the tasks of --slurm_array are submitted."""
+
+    cluster: Literal["slurm", "local"] = "slurm"
+    """local: processes of this machine instead, to try it; sbatch's options mean nothing to them"""
+    partition: str | None = None
+    """partition of the tasks; not given: Slurm's default"""
+    timeout_min: int = 240
+    """minutes that a task may take"""
+    mem_gb: float | None = None
+    """memory of a task; not given: Slurm's default"""
+    sbatch: tuple[str, ...] = ()
+    """more options of sbatch, as NAME=VALUE, such as account=speech qos=long"""
+    log_dir: Path = Path("slurm_logs")
+    """folder of the tasks' logs and results, which all machines see"""
+
+    def __post_init__(self) -> None:
+        """Check the values; raises UsageError."""
+        _at_least(1, **{"slurm.timeout_min": self.timeout_min})
+        if self.mem_gb is not None and not 0 < self.mem_gb < float("inf"):
+            raise UsageError(f"--slurm.mem_gb {self.mem_gb}: expected more than 0")
+        for option in self.sbatch:
+            if not re.fullmatch(r"[a-z][a-z-]*=.+", option):
+                raise UsageError(f"--slurm.sbatch {option}: expected NAME=VALUE, such as qos=long")
+
+    def sbatch_options(self) -> dict[str, str]:
+        """Options of sbatch by name, besides time, memory and CPUs."""
+        partition = {} if self.partition is None else {"partition": self.partition}
+        return partition | dict(option.split("=", 1) for option in self.sbatch)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardConfig(SpeakerFlags):
     """Shard features or audio: write a dataset of tar shards, manifest and utterance table."""
 
@@ -95,20 +142,36 @@ class ShardConfig(SpeakerFlags):
     """leave out utterances that are missing or damaged, and list them; all are read once more for that"""
     task: str | None = None
     """i/N: only this share of the shards, of N from 0, to be joined by spkid merge; auto: as Slurm says; auto/N: Kubernetes"""
+    slurm_array: int | None = None
+    """submit this many tasks as a Slurm array, wait for them and join what they made"""
+    slurm: SlurmFlags = field(default_factory=SlurmFlags)
+    """how the array is submitted"""
 
     def __post_init__(self) -> None:
         """Check the source and the flags that go with it; raises UsageError."""
         super().__post_init__()
         _at_least(1, workers=self.workers)
-        if self.skip_bad and self.task is not None:
-            raise UsageError(
-                "--skip_bad reads the whole corpus first, so it does not go with --task; find the bad utterances with "
-                "--skip_bad on one machine, and remove them from the list"
-            )
+        self._check_shares()
         if self.source not in SOURCES:
             raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
         if self.source != "audio" and self.features != FeatureOptions():
             raise UsageError(f"--source {self.source}: the flags --features.* are for --source audio; leave them out")
+
+    def _check_shares(self) -> None:
+        if self.slurm_array is None and self.slurm != SlurmFlags():
+            raise UsageError("--slurm.*: these flags say how --slurm_array is submitted; give it too")
+        if self.slurm_array is not None:
+            _at_least(1, slurm_array=self.slurm_array)
+        given = [f"--{name}" for name in ("task", "slurm_array") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(
+                "--task and --slurm_array: the array's tasks find their shares themselves; give one of them"
+            )
+        if self.skip_bad and given:
+            raise UsageError(
+                f"--skip_bad reads the whole corpus first, so it does not go with {given[0]}; find the bad utterances with "
+                "--skip_bad on one machine, and remove them from the list"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +186,10 @@ class MergeConfig:
 class InfoConfig:
     """Print what is in a dataset."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
-    """folder of a dataset"""
+    folder: Annotated[str, tyro.conf.Positional]
+    """folder of a dataset, or URL that fsspec reads (s3://bucket/name)"""
+    shard_cache: Path | None = None
+    """folder for what is downloaded of a dataset at a URL"""
     frame_shift_ms: float = 10.0
     """time from one frame to the next, for the hours"""
     json: bool = False
@@ -199,15 +264,19 @@ class TrainConfig:
     save_path: Path = Path("ckpt")
     """where the model goes"""
 
-    tr_shards: Path | None = None
-    """train on this dataset of `spkid shard` instead of feature files"""
-    va_shards: Path | None = None
+    tr_shards: str | None = None
+    """train on this dataset of `spkid shard` instead of feature files: its folder, or URL that fsspec reads (s3://bucket/name)"""
+    va_shards: str | None = None
     """validate on this dataset instead of feature files"""
+    shard_cache: Path | None = None
+    """folder where what is downloaded of datasets at URLs is kept, for all processes of a machine; not given: nowhere"""
+    shard_cache_bytes: int = StoreOptions.cache_bytes
+    """what --shard_cache may take; the longest unread goes first"""
     cache_dir: Path = field(default_factory=lambda: Path.home() / ".cache" / "spkid-dist")
     """where feature files are sharded to, once"""
     speaker_component: int = 2
     """which component of a list line names the speaker, counted from 1"""
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """how the weights are moved"""
     edge: EdgeRule = "valid"
     """beyond an utterance's ends: zero frames, its edge frames, or only windows that fit (valid)"""
@@ -219,6 +288,42 @@ class TrainConfig:
     """windows in memory that are shuffled at a time, over all processes; as many again are read meanwhile"""
     mixed_precision: Literal["launcher", "no", "bf16", "fp16"] = "launcher"
     """arithmetic of the matrix products; `launcher`: what accelerate launch says, else float32"""
+
+    weight_decay: float = 0.0
+    """how strongly weights are drawn to zero: apart from the gradient by adamw, as a part of it by adam and sgd"""
+    schedule: Literal["constant", "step", "plateau", "cosine", "one_cycle"] = "constant"
+    """the learning rate over time: step and plateau multiply it by --step_factor, cosine and one_cycle end near zero"""
+    warmup: float | None = None
+    """share of all batches over which the rate rises to --lr; not given: 0, and 0.3 of one_cycle"""
+    step_factor: float = 0.5
+    """what --schedule step and plateau multiply the rate by"""
+    step_epochs: int = 3
+    """of --schedule step: epochs from one step to the next; of plateau: epochs without a better validation loss"""
+    clip_grad_norm: float | None = None
+    """largest norm of the gradient; a longer one is scaled down to it"""
+    label_smoothing: float = 0.0
+    """share of the target that goes to all speakers alike; the validation loss is without"""
+    num_layers: int = 3
+    """hidden layers"""
+    activation: Activation = "relu"
+    """what follows each hidden layer"""
+    dropout: float = 0.0
+    """share of the hidden units that are left out of a batch at random"""
+    batch_norm: bool = False
+    """normalise each hidden layer over the global batch, before its activation"""
+    normalize: Normalization = "none"
+    """features to mean 0 and deviation 1: of the training set (global; kept with the weights) or of each utterance"""
+    compile: bool = False
+    """compile the network (torch.compile): slow to start; needs a C++ compiler on CPUs, triton on GPUs"""
+
+    on_bad_block: Literal["stop", "skip"] = "stop"
+    """at a block of the training set that can't be read or is damaged: stop, or pass over its windows and count them"""
+    tr_speakers: tuple[str, ...] | None = None
+    """speakers of the training set to train on, by name; not given: all"""
+    tr_utterances: Path | None = None
+    """list of utterances of the training set to train on; not given: all"""
+    balance_speakers: bool = False
+    """take each speaker's utterances so often that all have about as many windows in an epoch"""
 
     accumulation: int = 1
     """parts in which each process takes its share of a batch, one after the other: less memory, the same gradient"""
@@ -238,20 +343,37 @@ class TrainConfig:
         check_context(self.in_frames, self.edge)
         _at_least(1, batch_size=self.batch_size, hsize=self.hsize, patience=self.patience, epoch=self.epoch)
         _at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, shuffle_windows=self.shuffle_windows)
+        _at_least(1, shard_cache_bytes=self.shard_cache_bytes)
         _at_least(0, momentum=self.momentum, seed=self.seed)
         if self.seed >= 2**63:
             raise UsageError(f"--seed {self.seed}: expected less than 2^63")
         if not self.lr > 0:
             raise UsageError(f"--lr {self.lr}: expected more than 0")
+        self._check_learning()
         if (self.tr_shards is None) != (self.va_shards is None):
             raise UsageError("--tr_shards and --va_shards go together: give both, or neither and feature files")
         _at_least(1, accumulation=self.accumulation, keep_checkpoints=self.keep_checkpoints)
+        if self.accumulation > 1 and self.batch_norm:
+            raise UsageError(
+                f"--accumulation {self.accumulation}: with --batch_norm a batch is normalised as a whole; leave one of them out"
+            )
         if self.checkpoint_steps is not None:
             _at_least(1, checkpoint_steps=self.checkpoint_steps)
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
             raise UsageError(f"--checkpoint_minutes {self.checkpoint_minutes}: expected more than 0")
         if not 0 < self.timeout_minutes <= 10_000:
             raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
+
+    def _check_learning(self) -> None:
+        _from_zero_below(1, label_smoothing=self.label_smoothing, dropout=self.dropout, warmup=self.warmup or 0.0)
+        _from_zero_below(math.inf, weight_decay=self.weight_decay)
+        _at_least(1, num_layers=self.num_layers, step_epochs=self.step_epochs)
+        if self.num_layers > MOST_LAYERS:
+            raise UsageError(f"--num_layers {self.num_layers}: expected {MOST_LAYERS} or less")
+        if not 0 < self.step_factor < 1:
+            raise UsageError(f"--step_factor {self.step_factor}: expected more than 0 and less than 1")
+        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
+            raise UsageError(f"--clip_grad_norm {self.clip_grad_norm}: expected a finite number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,31 +403,81 @@ class DoctorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(SpeakerFlags):
-    """Score utterances with a trained model: the speaker of each, and error rates where the speakers are known."""
+    """Score utterances with a trained model: the speaker of each, and error rates where the speakers are known.
+
+    Under `accelerate launch -m spkid_dist.score` each process scores a share.
+    """
 
     db_path: Path = Path("mcp")
     """folder of feature files, or of what else the model was trained on: audio becomes features as for the training"""
-    te_list_file: Path = Path("spk_rec.test")
-    """list of the utterances to score, one a line, no extension"""
+    te_list_file: Path | None = None
+    """list of the utterances to score, one a line, no extension; where not given: spk_rec.test, or all of --te_shards"""
+    te_shards: Path | None = None
+    """score this dataset of `spkid shard` instead of feature files; it names the speakers"""
     weights_ckpt: Path
     """weights file, such as ckpt/bestval_e19_weights.ckpt"""
     log_file: Path = Path("spk_classification.log")
-    """results: a line UTTERANCE<TAB>SPEAKER each"""
+    """results: a line UTTERANCE<TAB>SPEAKER each; beside it go a .json of all figures, and pictures"""
     train_cfg: Path = Path("ckpt/train.opts")
     """train.opts of the training that made the weights"""
-    ext: str = "mcp"
-    """extension of the feature files; of a model trained on NumPy files or audio, theirs unless it is given"""
+    ext: str | None = None
+    """extension of the files; as in the training where not given (mcp for feature files)"""
     verbose: bool = False
     """print each utterance's speaker too"""
-    batch_size: int = 16384
-    """windows that go through the model at a time"""
+    batch_size: int | None = None
+    """windows that go through the model at a time; where not given: 2048 on a CPU, else 16384"""
     spk2idx: Path | None = None
     """speaker names, where train.opts has none: speaker name -> class index (JSON)"""
+    workers: int = 4
+    """threads of a process that read ahead"""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """arithmetic of the matrix products; sums are float64 with any"""
+    pictures: bool = True
+    """draw confusions, errors by length and the DET curve, where the true speakers are known"""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
-        _at_least(1, batch_size=self.batch_size)
+        _at_least(1, workers=self.workers)
+        if self.batch_size is not None:
+            _at_least(1, batch_size=self.batch_size)
+        if self.log_file.suffix in (".json", ".png"):
+            raise UsageError(
+                f"--log_file {self.log_file}: its name with .json and .png is for the figures and pictures beside it; "
+                "give another ending, such as .log"
+            )
+        given = [name for name in ("ext", *SpeakerFlags.__annotations__) if getattr(self, name) is not None]
+        if self.te_shards is not None and given:
+            raise UsageError(f"--{given[0]} with --te_shards: a dataset has its own speakers and files; leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Export a trained model for other programs: its weights or graph, and a model.json of all that a caller needs."""
+
+    weights_ckpt: Path
+    """weights file, such as ckpt/bestval_e19_weights.ckpt"""
+    out: Path
+    """folder to make; it must not exist, or be empty"""
+    train_cfg: Path = Path("ckpt/train.opts")
+    """train.opts of the training that made the weights"""
+    format: str = "safetensors,torch_export"
+    """what to write, separated by commas: safetensors, torch_export (.pt2), onnx (needs the extra [onnx])"""
+    spk2idx: Path | None = None
+    """speaker names, where train.opts has none: speaker name -> class index (JSON)"""
+
+    def __post_init__(self) -> None:
+        """Check the formats' names; raises UsageError."""
+        unknown = [name for name in self.formats if name not in EXPORT_FORMATS]
+        if unknown:
+            raise UsageError(
+                f"--format {unknown[0]!r}: expected some of {','.join(EXPORT_FORMATS)}, separated by commas"
+            )
+
+    @property
+    def formats(self) -> list[str]:
+        """The formats, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.format.split(",")))
 
 
 @dataclass(frozen=True, kw_only=True)

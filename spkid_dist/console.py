@@ -34,11 +34,14 @@ class RunLog:
             self._file.close()
 
     def line(self, text: str) -> None:
-        """Say one line."""
+        """Say one line. Raises InputError where the log can't be written."""
         if self.shown:
             print(text, flush=True)  # a live bar redirects it; the console's own print would turn tabs into spaces
         if self._file is not None:
-            self._file.write(text + "\n")
+            try:
+                self._file.write(text + "\n")
+            except OSError as error:
+                raise InputError(f"{self._file.name}: can't write the log: {error.strerror}; free room") from None
 
     @contextmanager
     def bar(self, total: int, unit: str) -> Iterator["Bar"]:

@@ -13,7 +13,9 @@ import torch
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
+from shards.store import StoreOptions
 from spkid_dist.ledger import Ledger
+from spkid_dist.normalization import Normalization
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
 from spkid_dist.pool import BLOCKS_KEPT, PoolFiller
 from spkid_dist.rankstream import RankStream
@@ -27,7 +29,7 @@ class WindowDataset(ResumableBatches):
     """Streams a sharded dataset as batches of context windows, each window once an epoch over all ranks.
 
     Args:
-        shards: folder of a dataset that `spkid shard` made.
+        shards: folder of a dataset that `spkid shard` made, or its URL.
         in_frames: C, the frames of a window.
         edge: what stands beyond an utterance's first and last frame: ``zero``, ``edge`` or ``valid``.
         batch_size: windows of a global batch, of all ranks together.
@@ -39,15 +41,18 @@ class WindowDataset(ResumableBatches):
         selection: speakers or utterances to take, or balance among speakers; everything by default.
         on_bad_block: ``stop`` raises the error of a block that can't be read or is damaged, ``skip`` passes over its
             windows; all ranks stay in step, `bad_blocks` and `skipped_windows` tell.
-        dtype: of x: ``float32``, or ``stored`` for the dataset's own.
+        normalize: ``utterance`` brings each utterance's features to mean 0 and deviation 1, before windows are cut;
+            ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.normalization`.)
+        dtype: of x: ``float32``, or ``stored`` for the dataset's own where it is not normalised.
         device: where the batches are stacked and yielded; the host's memory by default.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
+        store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
 
     Attributes:
         epoch, position: the state: the epoch, and the windows of it consumed by all ranks together.
 
     Raises:
-        InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block.
+        InputError: no dataset at `shards`, or no window in it; while iterating: a damaged block, or a store that fails.
         UsageError: an argument out of range.
         LedgerError: at the end of an epoch, where a window was lost or came twice.
     """
@@ -65,10 +70,12 @@ class WindowDataset(ResumableBatches):
         shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS,
         selection: Selection | None = None,
         on_bad_block: Literal["stop", "skip"] = "stop",
+        normalize: Normalization = "none",
         dtype: Literal["float32", "stored"] = "float32",
         device: str | torch.device | None = None,
         rank: int | None = None,
         world_size: int | None = None,
+        store: StoreOptions | None = None,
     ) -> None:
         rank, world_size = find_rank(rank, world_size)
         super().__init__(batch_size, rank, world_size)
@@ -82,12 +89,13 @@ class WindowDataset(ResumableBatches):
             )
         for text, name, known in (
             (on_bad_block, "on_bad_block", ("stop", "skip")),
+            (normalize, "normalize", ("none", "utterance")),
             (dtype, "dtype", ("float32", "stored")),
         ):
             if text not in known:
                 raise UsageError(f"--{name} {text}: expected one of {', '.join(known)}")
         selection = selection or Selection()
-        self.data = ShardDataset(shards)
+        self.data = ShardDataset(shards, store)
         self.windows = DatasetWindows(self.data, in_frames, edge, selection)
         self.order = EpochOrder(self.windows.total, num_streams, max(1, shuffle_windows // num_streams))
         self.share = RankShare(self.order, rank, world_size)
@@ -96,7 +104,8 @@ class WindowDataset(ResumableBatches):
         self._in_frames = in_frames
         self._options = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
         self._selection = selection.identity
-        self._x_dtype = torch.float32 if dtype == "float32" else getattr(torch, self.data.manifest.dtype)
+        as_stored = dtype == "stored" and normalize == "none"
+        self._x_dtype = getattr(torch, self.data.manifest.dtype) if as_stored else torch.float32
         self._device = None if device is None else torch.device(device)
         self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device)
         self._filler = PoolFiller(
@@ -107,6 +116,7 @@ class WindowDataset(ResumableBatches):
             edge=EDGE_CODES[edge],
             seed=seed,
             shuffle=shuffle,
+            normalize=normalize == "utterance",
             skip_bad=on_bad_block == "skip",
         )
 

@@ -41,11 +41,15 @@ def demo(config: DemoConfig) -> None:
                 out=str(out / "shards" / name),
             )
         )
-    info(InfoConfig(folder=out / "shards/train"))
+    info(InfoConfig(folder=f"{out}/shards/train"))
     log.line("--- spkid train")
     result = train(
         TrainConfig(
-            tr_shards=out / "shards/train", va_shards=out / "shards/test", epoch=10, log_freq=80, save_path=out / "ckpt"
+            tr_shards=f"{out}/shards/train",
+            va_shards=f"{out}/shards/test",
+            epoch=10,
+            log_freq=80,
+            save_path=out / "ckpt",
         )
     )
     log.line("--- spkid score")

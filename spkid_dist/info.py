@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.dataset import ShardDataset
+from shards.store import StoreOptions
 from spkid_dist.config import InfoConfig
 
 HISTOGRAM_BINS = 10
@@ -20,13 +21,13 @@ def info(config: InfoConfig) -> None:
     Raises:
         InputError: the folder holds no dataset, or a damaged one.
     """
-    dataset = ShardDataset(config.folder)
+    dataset = ShardDataset(config.folder, StoreOptions(cache_dir=config.shard_cache))
     facts = dataset_facts(dataset, config.frame_shift_ms)
     console = Console(highlight=False, soft_wrap=True)
     if config.json:
         console.out(json.dumps(facts))
         return
-    table = Table(title=str(config.folder), title_justify="left", show_header=False, box=None)
+    table = Table(title=config.folder, title_justify="left", show_header=False, box=None)
     for name, value in facts.items():
         table.add_row(name.replace("_", " "), _readable(name, value, config.frame_shift_ms))
     console.print(table)

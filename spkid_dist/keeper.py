@@ -87,14 +87,10 @@ class Keeper:
             self._stop_if(seen)
 
     def _save(self, best: bool) -> None:
-        tallies = self._state.tallies()
-        identity = {"data": self._data, "options": options_of(self._config)}
+        values = self._state.values() | {"data": self._data, "options": options_of(self._config)}
         place = self._state.place
         path = by_main(
-            self._accelerator,
-            lambda: self._folder.save(
-                place["epoch"], self._state.values(tallies) | identity, self._state.tensors(), best
-            ),
+            self._accelerator, lambda: self._folder.save(place["epoch"], values, self._state.tensors(), best)
         )
         self._lookout.saved()
         self._log.line(f"checkpoint: epoch {place['epoch']}, window {place['position']}: {path}")

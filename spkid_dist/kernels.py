@@ -15,6 +15,7 @@ from spkid_dist.intrinsics import copy_bytes, prefetch
 # Edge rules, as the kernels take them; `spkid_dist.windows` has their meaning.
 ZERO, EDGE, VALID = 0, 1, 2
 
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
 CACHE_LINE = 64  # bytes
 GATHER_AHEAD = 4  # windows; 2 to 8 are as fast
 
@@ -175,3 +176,29 @@ def interleave(
         table_starts[at] = starts[window]
         table_labels[at] = labels[window]
         table_ids[at] = ids[window]
+
+
+@njit(cache=True, nogil=True)
+def normalize_utterances(frames: NDArray[np.float32], lengths: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+    """Bring each feature of each utterance to mean 0 and (population) deviation 1; sums in float64.
+
+    `frames` (T, D) has the utterances of `lengths` (U,) end to end; `out` (T, D) may be `frames` itself. A feature whose
+    deviation is below what float32 resolves of its mean is constant, as all of a single frame are, and becomes 0.
+    """
+    first = 0
+    for u in range(len(lengths)):
+        end = first + lengths[u]
+        for d in range(frames.shape[1]):
+            total = 0.0
+            for t in range(first, end):
+                total += frames[t, d]
+            mean = total / lengths[u]
+            squares = 0.0
+            for t in range(first, end):
+                deviation = frames[t, d] - mean
+                squares += deviation * deviation
+            std = np.sqrt(squares / lengths[u])
+            scale = 1.0 / std if std > FLOAT32_EPS * abs(mean) else 0.0
+            for t in range(first, end):
+                out[t, d] = (frames[t, d] - mean) * scale
+        first = end

@@ -80,7 +80,7 @@ class MixedDataset(ResumableBatches):
         """How many of the first `num_windows` windows of the mixture, over all epochs, are of each dataset."""
         return shares(self._borders, num_windows)
 
-    def check_epoch(self, consumed: Ledger) -> None:
+    def check_epoch(self, consumed: Ledger, epoch: int) -> None:
         """Nothing: the ledgers are the datasets' own, whose epochs end elsewhere."""
 
     def _open(self, epoch: int, position: int) -> "MixedCursor":

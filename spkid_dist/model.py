@@ -1,37 +1,172 @@
-"""The classic context-window MLP: C*D inputs, three hidden ReLU layers, log-softmax over the speakers."""
+"""The context-window MLP: C*D inputs, hidden layers, log-softmax over the speakers.
 
+The classic network, and the default, is three hidden ReLU layers. Its options are those of `train.opts`, from which
+`model_from_options` makes the same network for training, scoring and export. Whatever the options, the network is a plain
+`nn.Sequential` numbered from 0, with one layer named ``normalize`` before it under ``--normalize global``.
+
+Shapes: B windows, C frames a window, D features a frame, H units of a hidden layer.
+"""
+
+import os
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from shards.errors import InputError
+from shards.errors import InputError, UsageError
+from spkid_dist.batchnorm import GlobalBatchNorm
+from spkid_dist.config import MOST_LAYERS, Activation
+from spkid_dist.normalization import Normalization
 
-HIDDEN_LAYERS = 3
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "leaky_relu": nn.LeakyReLU,
+}
+BYTES_A_PARAMETER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """What describes the network, by the names of `train.opts`; the defaults are the classic network."""
+
+    input_dim: int
+    in_frames: int
+    num_spks: int
+    hsize: int = 100
+    num_layers: int = 3
+    activation: Activation = "relu"
+    dropout: float = 0.0
+    batch_norm: bool = False
+    normalize: Normalization = "none"
+
+    @property
+    def num_parameters(self) -> int:
+        """Values that are learnt."""
+        hidden = self.num_layers * (self.hsize + (2 * self.hsize if self.batch_norm else 0))
+        weights = self.input_dim * self.in_frames * self.hsize + (self.num_layers - 1) * self.hsize**2
+        return weights + hidden + (self.hsize + 1) * self.num_spks
+
+
+def network_options(options: Mapping[str, Any], where: str = "train.opts") -> NetworkOptions:
+    """The network's options among those of a training, which may lack what is newer than it.
+
+    Raises:
+        InputError: one of them can't be; `where` is for messages.
+    """
+    given = {field.name: options[field.name] for field in fields(NetworkOptions) if field.name in options}
+    for name, value in given.items():
+        expected = _expectation(name, value)
+        if expected:
+            raise InputError(f"{where}: {name} is {value!r}, expected {expected}; give the train.opts of a training")
+    return NetworkOptions(**given)
+
+
+def _expectation(name: str, value: Any) -> str | None:
+    """What the option's value should have been; None where it can be."""
+    choices = {"activation": get_args(Activation), "normalize": get_args(Normalization)}.get(name)
+    if choices is not None:
+        return None if value in choices else f"one of {', '.join(choices)}"
+    if name == "batch_norm":
+        return None if isinstance(value, bool) else "true or false"
+    if name == "dropout":
+        return None if isinstance(value, int | float) and 0 <= value < 1 else "a number from 0, below 1"
+    if type(value) is not int or value < 1:
+        return "a whole number from 1"
+    return f"{MOST_LAYERS} or less" if name == "num_layers" and value > MOST_LAYERS else None
+
+
+def model_from_options(options: Mapping[str, Any], where: str = "train.opts") -> nn.Sequential:
+    """The network that a training's options describe, with random weights: (B, C*D) -> (B, num_spks) log-probabilities.
+
+    Raises:
+        InputError: an option of the network can't be.
+        UsageError: the network does not fit into this machine's memory.
+    """
+    network = network_options(options, where)
+    _check_memory(network)
+    width, layers = network.input_dim * network.in_frames, list[nn.Module]()
+    for _ in range(network.num_layers):
+        layers.append(nn.Linear(width, network.hsize))
+        if network.batch_norm:
+            layers.append(GlobalBatchNorm(network.hsize))
+        layers.append(ACTIVATIONS[network.activation]())
+        if network.dropout:
+            layers.append(nn.Dropout(network.dropout))
+        width = network.hsize
+    layers += [nn.Linear(width, network.num_spks), nn.LogSoftmax(dim=1)]
+    named = [(str(number), layer) for number, layer in enumerate(layers)]
+    if network.normalize == "global":
+        named.insert(0, ("normalize", Normalize(network.input_dim, network.in_frames)))
+    return nn.Sequential(OrderedDict(named))
 
 
 def build_model(inputs: int, hsize: int, num_spks: int) -> nn.Sequential:
-    """The network, (B, inputs) -> (B, num_spks) log-probabilities.
+    """The classic network, (B, inputs) -> (B, num_spks) log-probabilities.
 
     Its state_dict has the keys ``0.weight, 0.bias, 2.weight, ...`` of a plain sequence of layers.
     """
-    layers: list[nn.Module] = []
-    width = inputs
-    for _ in range(HIDDEN_LAYERS):
-        layers += [nn.Linear(width, hsize), nn.ReLU()]
-        width = hsize
-    return nn.Sequential(*layers, nn.Linear(width, num_spks), nn.LogSoftmax(dim=1))
+    return model_from_options({"input_dim": inputs, "in_frames": 1, "hsize": hsize, "num_spks": num_spks})
+
+
+class Normalize(nn.Module):
+    """Windows (B, C*D) to mean 0 and deviation 1 of each feature, by the buffers `mean` and `std` (D,) float32."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, num_features: int, in_frames: int) -> None:
+        super().__init__()
+        self.in_frames = in_frames
+        self.register_buffer("mean", torch.zeros(num_features))
+        self.register_buffer("std", torch.ones(num_features))
+
+    def set_moments(self, mean: list[float], std: list[float]) -> None:
+        """Take the D means and deviations of a manifest; a feature without deviation becomes 0 everywhere."""
+        self.mean.copy_(torch.tensor(mean))
+        deviations = torch.tensor(std)
+        smallest = torch.finfo(torch.float32).tiny
+        self.std.copy_(torch.where(deviations < smallest, torch.ones(()), deviations))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x (B, C*D)."""
+        return (x - self.mean.repeat(self.in_frames)) / self.std.repeat(self.in_frames)
+
+
+def set_moments(model: nn.Sequential, mean: list[float], std: list[float]) -> None:
+    """Give the layer ``normalize``, where the network has one, the D means and deviations of the training set."""
+    for layer in model:
+        if isinstance(layer, Normalize):
+            layer.set_moments(mean, std)
+
+
+def _check_memory(network: NetworkOptions) -> None:
+    """Raise UsageError where the weights alone are more than the machine's memory."""
+    needed = network.num_parameters * BYTES_A_PARAMETER
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UsageError(
+            f"--hsize {network.hsize}, --num_layers {network.num_layers}: a network of {network.num_parameters:,} "
+            f"parameters takes {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB; give a smaller --hsize"
+        )
 
 
 def describe_model(model: nn.Sequential) -> list[tuple[str, str, int]]:
     """A row a layer with parameters: its name, how they are counted (inputs x units + units), and their number."""
-    return [
-        (f"{name} Linear", f"{layer.in_features} x {layer.out_features} + {layer.out_features}", _parameters(layer))
-        for name, layer in model.named_children()
-        if isinstance(layer, nn.Linear)
-    ]
+    rows = []
+    for name, layer in model.named_children():
+        if isinstance(layer, nn.Linear):
+            formula = f"{layer.in_features} x {layer.out_features} + {layer.out_features}"
+            rows.append((f"{name} Linear", formula, _parameters(layer)))
+        elif isinstance(layer, nn.BatchNorm1d):
+            rows.append((f"{name} BatchNorm", f"2 x {layer.num_features}", _parameters(layer)))
+    return rows
 
 
 def _parameters(module: nn.Module) -> int:

@@ -31,7 +31,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1
 
 # Domains keep apart the generators of different purposes.
-SHARDS_DOMAIN, BLOCKS_DOMAIN, POOL_DOMAIN = 1, 2, 3
+SHARDS_DOMAIN, BLOCKS_DOMAIN, POOL_DOMAIN, DROPOUT_DOMAIN = 1, 2, 3, 4
 
 
 def generator_key(seed: int, *parts: int) -> int:

@@ -7,7 +7,8 @@ next generation is filled by a thread while one is used.
 A dataset that fits into one generation of a single rank is laid out once and stays; later epochs only order it anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.layout import BlockArrays
 from spkid_dist.kernels import interleave, lay_out
+from spkid_dist.normalization import normalize_block
 from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, permutation, starts_of
 from spkid_dist.windows import DatasetWindows
 
@@ -68,6 +70,7 @@ class PoolFiller:
         edge: int,
         seed: int,
         shuffle: bool,
+        normalize: bool,
         skip_bad: bool,
     ) -> None:
         self.bad_blocks: dict[int, str] = {}
@@ -78,7 +81,10 @@ class PoolFiller:
         self._edge = edge
         self._seed = seed
         self._shuffle = shuffle
+        self._normalize = normalize
         self._skip_bad = skip_bad
+        # A stream's consecutive pools share the block at their border; what is kept are views of mapped files, downloads,
+        # or, where they are normalised, frames of our own.
         self._kept: dict[int, BlockArrays] = {}
         self._line: tuple[int, EpochLine] | None = None
         self._resident: LineWindows | None = None
@@ -131,14 +137,14 @@ class PoolFiller:
         num_windows = sum(segment.last - segment.first for segment in segments)
         repeats = [self._counts.repeats_of(segment.block) for segment in segments]
         num_utterances = sum(int(counts.sum()) for counts in repeats)
-        arena = np.empty((num_windows + num_utterances * (self._in_frames - 1), manifest.num_features), manifest.dtype)
+        rows = num_windows + num_utterances * (self._in_frames - 1)
+        arena = np.empty((rows, manifest.num_features), "float32" if self._normalize else manifest.dtype)
         starts, labels = np.empty(num_windows, np.int64), np.empty(num_windows, np.int64)
         bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
         has_gaps = False
         at = row = 0
-        for segment, times in zip(segments, repeats, strict=True):
+        for segment, times, block in zip(segments, repeats, self._read_blocks(segments), strict=True):
             end = at + segment.last - segment.first
-            block = self._read_block(segment.block)
             if block is None:
                 starts[at:end], labels[at:end], has_gaps = NO_WINDOW, NO_WINDOW, True
             else:
@@ -159,16 +165,33 @@ class PoolFiller:
             at = end
         return LineWindows(arena[:row], starts, labels, _ids_of(segments), has_gaps)
 
-    def _read_block(self, block: int) -> BlockArrays | None:
-        """A block's arrays; None where it is bad and is to be skipped."""
-        if block in self.bad_blocks:
-            return None
-        try:
-            arrays = self._kept.pop(block, None) or self._dataset.read_block(block)
-        except InputError as error:
+    def _read_blocks(self, segments: Sequence[Segment]) -> Iterator[BlockArrays | None]:
+        """The segments' blocks, one a segment; those that are not kept are read ahead of their use. None for bad ones."""
+        known = self._kept.keys() | self.bad_blocks.keys()
+        unread = dict.fromkeys(segment.block for segment in segments if segment.block not in known)
+        with closing(self._dataset.try_blocks(list(unread))) as reads:
+            for segment in segments:
+                if segment.block in unread:
+                    del unread[segment.block]
+                    yield self._keep(segment.block, self._prepared(next(reads)))
+                elif segment.block in self.bad_blocks:
+                    yield None
+                else:  # kept; or kept once, and dropped since
+                    kept: BlockArrays | InputError | None = self._kept.pop(segment.block, None)
+                    if kept is None:
+                        kept = self._prepared(next(self._dataset.try_blocks([segment.block])))
+                    yield self._keep(segment.block, kept)
+
+    def _prepared(self, arrays: BlockArrays | InputError) -> BlockArrays | InputError:
+        """A block as it is laid out."""
+        return normalize_block(arrays) if self._normalize and isinstance(arrays, BlockArrays) else arrays
+
+    def _keep(self, block: int, arrays: BlockArrays | InputError) -> BlockArrays | None:
+        """Keep a block that was read; one that is bad is an error, or noted and None."""
+        if isinstance(arrays, InputError):
             if not self._skip_bad:
-                raise
-            self.bad_blocks[block] = str(error)
+                raise arrays
+            self.bad_blocks[block] = str(arrays)
             return None
         self._kept[block] = arrays  # the last used is the last in the dictionary
         if len(self._kept) > BLOCKS_KEPT * len(self._share.streams):

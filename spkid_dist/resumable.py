@@ -126,13 +126,13 @@ class ResumableBatches(IterableDataset[Batch], ABC):
             self._ledger = Ledger.join([self._ledger, self._cursor.collect()])
         return self._ledger
 
-    def check_epoch(self, consumed: Ledger) -> None:
-        """Compare what all ranks together consumed of the epoch that ended last; a single rank does so by itself.
+    def check_epoch(self, consumed: Ledger, epoch: int) -> None:
+        """Compare what all ranks together consumed of an epoch with what it has; a single rank does so by itself.
 
         Raises:
             LedgerError: a window is missing, or came twice.
         """
-        check_epoch(consumed, self.num_windows, self.epoch - 1)
+        check_epoch(consumed, self.num_windows, epoch)
 
     # The state
 
@@ -218,16 +218,22 @@ class ResumableBatches(IterableDataset[Batch], ABC):
                     self._position = until
             ended = True
         finally:
-            if not ended and self._cursor is cursor:
+            if not ended and self._cursor is cursor and self._position < self.num_windows:
                 self.close()
-        self._end_epoch(alone=worker is None and self.world_size == 1)
+        self.end_epoch()
 
-    def _end_epoch(self, *, alone: bool) -> None:
+    def end_epoch(self) -> None:
+        """Go from the end of an epoch to the start of the next one, as an iteration does that comes to its end.
+
+        Raises:
+            LedgerError: a window was lost or came twice; where this is the only rank.
+        """
+        assert self._position == self.num_windows, "the epoch is not at its end"
         self.ended_ledger = self.ledger
         self._epoch, self._position = self._epoch + 1, 0
         self._ledger, self._skip_batches = Ledger(), None
-        if alone and self.ended_ledger is not None:
-            self.check_epoch(self.ended_ledger)
+        if self.ended_ledger is not None and self.world_size == 1 and get_worker_info() is None:
+            self.check_epoch(self.ended_ledger, self._epoch - 1)
 
 
 def _refuse_accelerates_loader() -> None:

@@ -21,7 +21,7 @@ from spkid_dist.state import TrainingState
 
 # Where data and results lie: what the data are is told by their fingerprints.
 _PLACES = {"db_path", "tr_list_file", "va_list_file", "ext", "spk2idx", "speaker_component"}
-_PLACES |= {"tr_shards", "va_shards", "cache_dir", "save_path"}
+_PLACES |= {"tr_shards", "va_shards", "cache_dir", "shard_cache", "shard_cache_bytes", "save_path"}
 # How the training is run.
 _RUN = {"log_freq", "accumulation", "resume", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}
 _RUN |= {"timeout_minutes"}
@@ -104,6 +104,11 @@ def _check_options(checkpoint: Checkpoint, config: TrainConfig) -> None:
                 f"--{name} {_shown(now[name])}: the checkpoint {checkpoint.path} was trained with {_shown(before)}; go on with "
                 "that, or give another --save_path, or --resume never"
             )
+    if then["epoch"] != config.epoch and (config.warmup or config.schedule in ("cosine", "one_cycle")):
+        raise UsageError(
+            f"--epoch {config.epoch}: the learning rates of the checkpoint {checkpoint.path} follow from its {then['epoch']} "
+            f"epochs (--schedule {config.schedule}); go on with that number"
+        )
     epochs = len(checkpoint.values["statistics"]["va_loss"])
     if config.epoch < epochs:
         raise UsageError(

@@ -1,80 +1,171 @@
-"""The command `spkid score`: whole utterances through the model, a speaker for each.
+"""The command `spkid score`: whole utterances through the model, a speaker for each, by one process or many.
 
-An utterance's speaker is the argmax of the sum of its windows' log-probabilities. Utterances are laid out together until
-they make a batch, so the model sees thousands of windows at a time.
+An utterance's speaker is the argmax of the sum of its windows' log-probabilities, in float64. Each process scores its share
+and the shares are joined once, at the end; rank 0 writes.
 """
 
-from collections.abc import Iterator, Sequence
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from shards.corpus import Utterance, read_list, read_speakers
-from shards.errors import InputError
-from shards.files import make_folder, write_atomic
-from shards.frames import check_finite, check_shape
+from shards.corpus import read_list
+from shards.errors import InputError, UsageError
+from shards.files import make_folder, write_atomic, write_json
 from shards.sources import Source
-from shards.sources.fmatrix import FmatrixSource
 from shards.sources.kaldi import UTT2SPK_NAME
 from shards.sources.registry import source_from_description
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_utt2spk
 from spkid_dist.config import ScoreConfig
-from spkid_dist.confusion import print_errors
-from spkid_dist.console import RunLog
-from spkid_dist.kernels import EDGE, VALID, lay_out
-from spkid_dist.model import build_model, load_weights
-from spkid_dist.report import read_options
-from spkid_dist.windows import EDGE_CODES
+from spkid_dist.confusion import ErrorRates, error_rates
+from spkid_dist.console import Bar, RunLog
+from spkid_dist.pictures import draw_pictures
+from spkid_dist.processes import Processes
+from spkid_dist.scorer import GroupScores, Scorer
+from spkid_dist.trained import TrainedModel, load_trained
+from spkid_dist.trials import DetCurve, TrialCounts, det_curve
+from spkid_dist.utterances import UNKNOWN, ListedFiles, ShardedUtterances, Utterances
 
-ONCE = np.ones(1, np.int32)
-UNKNOWN = -1  # true class of an utterance whose list line names no speaker of the map
+DEFAULT_LIST = Path("spk_rec.test")
+LINE_SECONDS = 30  # between lines that say how far it is
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The outcome for U utterances: speakers in class order; arrays (U,) of the class found, the true class (-1 where it is
-    not known), the windows, and the windows whose own class was wrong."""
+class ScoreResult:
+    """The outcome for U utterances, in the order of the list: the same on every rank.
+
+    Attributes:
+        keys: of the utterances, U.
+        speakers: the model's, in class order.
+        found: the class found, (U,) int64.
+        mean_log_probs: the found class's log-probability, mean over the utterance's windows, (U,) float64.
+        true: the true class, (U,) int64; -1 where it is not known.
+        frames, windows: of each utterance, (U,) int64.
+        wrong_windows: windows whose largest log-probability is another class's, (U,) int64; 0 where `true` is -1.
+        rates: error rates; None where no true speaker is known.
+        det: the DET curve of claimed speakers (`spkid_dist.trials`); None where there is none.
+        seconds: until the last rank had scored its share.
+    """
 
     keys: list[str]
     speakers: list[str]
     found: NDArray[np.int64]
+    mean_log_probs: NDArray[np.float64]
     true: NDArray[np.int64]
+    frames: NDArray[np.int64]
     windows: NDArray[np.int64]
     wrong_windows: NDArray[np.int64]
+    rates: ErrorRates | None
+    det: DetCurve | None
+    seconds: float
 
 
-def score(config: ScoreConfig) -> Scores:
-    """Score the utterances of a list, write the results file, and print the error rates.
+def score(config: ScoreConfig) -> ScoreResult:
+    """Score utterances, write the results file, the figures and the pictures, and print the error rates.
+
+    Called by every process of a launch; rank 0 writes.
 
     Raises:
         InputError: list, features, weights or train.opts missing, damaged or not fitting together.
+        UsageError: an option that can't be on this machine.
     """
-    log = RunLog(shown=True)
-    options = read_options(config.train_cfg)
-    speakers = _speakers(config, options)
-    model = build_model(options["input_dim"] * options["in_frames"], options["hsize"], options["num_spks"])
-    load_weights(model, config.weights_ckpt)
-    source = open_source(config, options)
-    utterances = read_list(config.te_list_file, rule=_speaker_rule(config, options), speakers_known=False)
-    with log.bar(len(utterances), "utterances") as bar:
-        results = []
-        for part in _score_all(model, options, utterances, source, config.batch_size, speakers):
-            results.append(part)
-            bar.advance(len(part.keys))
-    scores = _join(results, speakers)
+    processes = Processes("score")
+    log = RunLog(shown=processes.is_main)
+    if config.mixed_precision == "fp16" and processes.device.type == "cpu":
+        raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
+    model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
+    utterances = open_utterances(config, model)
     make_folder(config.log_file.parent)
-    lines = [f"{key}\t{speakers[found]}\n" for key, found in zip(scores.keys, scores.found, strict=True)]
-    write_atomic(config.log_file, "".join(lines).encode())
-    if config.verbose:
-        for line in lines:
-            log.line(line.rstrip())
-    print_errors(scores.true, scores.found, scores.windows, scores.wrong_windows, speakers, log.line)
-    log.line(f"{len(lines)} utterances scored: {config.log_file}")
-    return scores
+    log.line(f"{utterances.count} utterances, {processes.world_size} process(es) on {processes.device.type}")
+    scorer = Scorer(model, processes.device, batch_size=config.batch_size, precision=config.mixed_precision)
+    share = Share(utterances.count)
+    began = time.perf_counter()
+    with log.bar(utterances.share_size(processes.rank, processes.world_size), "utterances") as bar:
+        for scores in scorer.score(utterances.groups(processes.rank, processes.world_size, config.workers)):
+            share.add(scores)
+            share.say_progress(bar, log, began)
+    result = share.join(processes, model.speakers, began)
+    if processes.is_main:
+        _write(config, result, processes.world_size, log)
+    return result
+
+
+class Share:
+    """What this process has scored of all `count` utterances; the others' rows are 0 until the shares are joined."""
+
+    COLUMNS = ("found", "mean_log_probs", "true", "frames", "windows", "wrong_windows")
+
+    def __init__(self, count: int) -> None:
+        self._rows = np.zeros((count, len(self.COLUMNS)))
+        self._keys: list[str] = []
+        self._positions: list[NDArray[np.int64]] = []
+        self._trials = TrialCounts()
+        self._said = time.perf_counter()
+
+    def add(self, scores: GroupScores) -> None:
+        """Keep the outcome of a group."""
+        group = scores.group
+        found = scores.means.argmax(axis=1)
+        best = scores.means[np.arange(len(found)), found]
+        columns = (found, best, group.true, group.lengths, scores.windows, scores.wrong_windows)
+        self._rows[group.positions] = np.stack(columns, axis=1)
+        self._keys += group.keys
+        self._positions.append(group.positions)
+        known = group.true != UNKNOWN
+        self._trials.add(scores.means[known], group.true[known])
+
+    def say_progress(self, bar: Bar, log: RunLog, began: float) -> None:
+        """Move the bar, and say a line now and then for who has no terminal."""
+        bar.advance(len(self._positions[-1]))
+        now = time.perf_counter()
+        if now - self._said >= LINE_SECONDS:
+            self._said = now
+            log.line(f"scored {len(self._keys):,} utterances, {len(self._keys) / (now - began):,.0f}/s a process")
+
+    def join(self, processes: Processes, speakers: list[str], began: float) -> ScoreResult:
+        """All processes' shares together; waits for all. Each row is one process's, so that sums are exact."""
+        positions = np.concatenate(self._positions).tolist() if self._positions else []
+        keys = sorted(processes.gather(list(zip(positions, self._keys, strict=True))))
+        if len(keys) != len(self._rows):
+            raise InputError(
+                f"{len(keys)} of {len(self._rows)} utterances were found in the dataset's blocks, but its table has all; "
+                "build the table again: spkid index"
+            )
+        rows = processes.sum(self._rows)
+        columns = dict(zip(self.COLUMNS, rows.T, strict=True))
+        seconds = time.perf_counter() - began
+        trials = processes.sum(np.stack((self._trials.targets, self._trials.others)).astype(np.float64))
+        self._trials.targets, self._trials.others = trials.astype(np.int64)
+        whole = {name: column.astype(np.int64) for name, column in columns.items() if name != "mean_log_probs"}
+        return ScoreResult(
+            keys=[key for _, key in keys],
+            speakers=speakers,
+            mean_log_probs=columns["mean_log_probs"],
+            rates=error_rates(whole["true"], whole["found"], whole["frames"], whole["windows"], whole["wrong_windows"]),
+            det=det_curve(self._trials),
+            seconds=seconds,
+            **whole,
+        )
+
+
+def open_utterances(config: ScoreConfig, model: TrainedModel) -> Utterances:
+    """What the flags name: a dataset, all of it or a list's part, or the files of a list.
+
+    Raises:
+        InputError: dataset or list missing or damaged, or not of this model's features.
+        UsageError: a library that the kind of source needs is not installed.
+    """
+    if config.te_shards is None:
+        list_path = config.te_list_file or DEFAULT_LIST
+        listed = read_list(list_path, rule=_speaker_rule(config, model.options), speakers_known=False)
+        return ListedFiles(listed, open_source(config, model.options), model)
+    if config.te_list_file is None:
+        return ShardedUtterances(config.te_shards, model, None, None)
+    listed = read_list(config.te_list_file, speakers_known=False)
+    return ShardedUtterances(config.te_shards, model, listed, config.te_list_file)
 
 
 def open_source(config: ScoreConfig, options: dict[str, Any]) -> Source:
@@ -84,12 +175,10 @@ def open_source(config: ScoreConfig, options: dict[str, Any]) -> Source:
         InputError: train.opts describes no source that can be read, or the folder lacks what it needs.
         UsageError: a library that this kind of source needs is not installed.
     """
-    description = options.get("source", {"kind": "fmatrix"})
+    description = options.get("source", {"kind": "fmatrix", "ext": options.get("ext", "mcp")})
     if not isinstance(description, dict):
         raise InputError(f"{config.train_cfg}: source is {description!r}, expected a JSON object; train again")
-    if description.get("kind") == "fmatrix":
-        return FmatrixSource(config.db_path, config.ext)
-    given = {} if config.ext == ScoreConfig.ext else {"ext": config.ext}
+    given = {} if config.ext is None else {"ext": config.ext}
     return source_from_description(description | given, config.db_path)
 
 
@@ -99,112 +188,66 @@ def _speaker_rule(config: ScoreConfig, options: dict[str, Any]) -> SpeakerRule:
     if rule is not None:
         return rule
     utt2spk = config.db_path / UTT2SPK_NAME
-    if options.get("source", {}).get("kind") == "kaldi" and utt2spk.exists():
+    source = options.get("source")
+    if isinstance(source, dict) and source.get("kind") == "kaldi" and utt2spk.exists():
         return speaker_by_utt2spk(utt2spk)
-    return speaker_by_component(options.get("speaker_component", 2))
+    return speaker_by_component(options.get("speaker_component") or 2)
 
 
-def _speakers(config: ScoreConfig, options: dict[str, Any]) -> list[str]:
-    """Speaker names in class order: of train.opts, or of the map that it or the flag names."""
-    if config.spk2idx is None and isinstance(options.get("speakers"), list):
-        speakers = [str(name) for name in options["speakers"]]
+def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLog) -> None:
+    """Write results, figures and pictures, and say the figures."""
+    lines = [f"{key}\t{result.speakers[found]}\n" for key, found in zip(result.keys, result.found, strict=True)]
+    write_atomic(config.log_file, "".join(lines).encode())
+    for line in lines if config.verbose else ():
+        log.line(line.rstrip())
+    if result.rates is None:
+        log.line("no true speaker is known, so no error rate: the list's lines name no speaker of the model")
     else:
-        speakers = read_speakers(config.spk2idx or Path(str(options.get("spk2idx", "cfg/spk2idx.json"))))
-    if len(speakers) != options["num_spks"]:
-        raise InputError(
-            f"{config.train_cfg}: num_spks is {options['num_spks']}, but there are {len(speakers)} speaker names; "
-            "give --spk2idx as it was in the training"
+        result.rates.say(result.speakers, log.line)
+    if result.det is not None:
+        rate, threshold = result.det.equal_error
+        log.line(
+            f"equal error rate of claimed speakers: {rate:.2%} at a mean log-probability of {threshold:.3f} a window "
+            f"({result.det.num_targets:,} targets, {result.det.num_others:,} others)"
         )
-    return speakers
-
-
-def _score_all(
-    model: torch.nn.Module,
-    options: dict[str, Any],
-    utterances: Sequence[Utterance],
-    source: Source,
-    batch_size: int,
-    speakers: Sequence[str],
-) -> Iterator[Scores]:
-    classes = {name: index for index, name in enumerate(speakers)}
-    edge = EDGE_CODES[options.get("edge", "valid")]
-    batch: list[tuple[Utterance, NDArray[np.float32]]] = []
-    num_frames = 0
-    for utterance in utterances:
-        frames = source.load(utterance)
-        check_shape(frames, options["input_dim"], "the model was trained on", source.where(utterance))
-        check_finite(frames, source.where(utterance))
-        batch.append((utterance, frames))
-        num_frames += len(frames)
-        if num_frames >= batch_size:
-            yield _score_batch(model, batch, options["in_frames"], edge, classes, batch_size)
-            batch, num_frames = [], 0
-    if batch:
-        yield _score_batch(model, batch, options["in_frames"], edge, classes, batch_size)
-
-
-@torch.no_grad()
-def _score_batch(
-    model: torch.nn.Module,
-    batch: Sequence[tuple[Utterance, NDArray[np.float32]]],
-    in_frames: int,
-    edge: int,
-    classes: dict[str, int],
-    batch_size: int,
-) -> Scores:
-    """Score utterances together; one without a window of its own gets its edge frames repeated."""
-    num_frames = sum(len(frames) for _, frames in batch)
-    num_features = batch[0][1].shape[1]
-    arena = np.empty((num_frames + len(batch) * (in_frames - 1), num_features), np.float32)
-    starts, owner = np.empty(num_frames, np.int64), np.empty(num_frames, np.int64)
-    row = at = 0
-    for index, (_, frames) in enumerate(batch):
-        rule, windows = _edge_rule(edge, len(frames), in_frames)
-        lengths, label = np.array([len(frames)], np.int32), np.array([index], np.int32)
-        end = at + windows
-        starts_here, owner_here = starts[at:end], owner[at:end]
-        frames = np.ascontiguousarray(frames)
-        row = lay_out(frames, lengths, label, ONCE, 0, windows, in_frames, rule, arena, row, starts_here, owner_here)
-        at = end
-    rows = torch.from_numpy(arena).as_strided((len(arena) - in_frames + 1, in_frames * num_features), (num_features, 1))
-    true = np.array([classes.get(utterance.speaker, UNKNOWN) for utterance, _ in batch], np.int64)
-    sums = torch.zeros(len(batch), len(classes), dtype=torch.float64)
-    wrong = np.empty(at, np.int64)
-    for first in range(0, at, batch_size):  # an utterance may be longer than a batch
-        piece = slice(first, min(first + batch_size, at))
-        log_probs = model(rows.index_select(0, torch.from_numpy(starts[piece])))
-        sums.index_add_(0, torch.from_numpy(owner[piece]), log_probs.double())
-        wrong[piece] = log_probs.argmax(dim=1).numpy() != true[owner[piece]]
-    return Scores(
-        keys=[utterance.key for utterance, _ in batch],
-        speakers=list(classes),
-        found=sums.argmax(dim=1).numpy(),
-        true=true,
-        windows=np.bincount(owner[:at], minlength=len(batch)),
-        wrong_windows=np.bincount(owner[:at], weights=wrong, minlength=len(batch)).astype(np.int64),
+    write_json(config.log_file.with_suffix(".json"), _facts(config, result, world_size))
+    pictures = (
+        draw_pictures(result.true, result.found, result.speakers, result.rates, result.det) if config.pictures else {}
     )
+    for name, picture in pictures.items():
+        write_atomic(config.log_file.with_suffix(f".{name}.png"), picture)
+    rates = f"{len(lines) / result.seconds:,.0f} utterances/s, {result.windows.sum() / result.seconds:,.0f} windows/s"
+    beside = ", ".join((".json", *(f".{name}.png" for name in pictures)))
+    log.line(f"{len(lines)} utterances scored, {rates}: {config.log_file}; beside it {beside}")
 
 
-def _edge_rule(edge: int, num_frames: int, in_frames: int) -> tuple[int, int]:
-    """The edge rule for an utterance, and how many windows it has under it."""
-    if edge == VALID and num_frames >= in_frames:
-        return VALID, num_frames - in_frames + 1
-    return (EDGE if edge == VALID else edge), num_frames
-
-
-def _join(parts: Sequence[Scores], speakers: list[str]) -> Scores:
-    return Scores(
-        keys=[key for part in parts for key in part.keys],
-        speakers=speakers,
-        found=np.concatenate([part.found for part in parts]),
-        true=np.concatenate([part.true for part in parts]),
-        windows=np.concatenate([part.windows for part in parts]),
-        wrong_windows=np.concatenate([part.wrong_windows for part in parts]),
-    )
+def _facts(config: ScoreConfig, result: ScoreResult, world_size: int) -> dict[str, Any]:
+    """All printed figures, as JSON values."""
+    facts: dict[str, Any] = {
+        "weights_ckpt": str(config.weights_ckpt),
+        "utterances": len(result.keys),
+        "windows": int(result.windows.sum()),
+        "processes": world_size,
+        "mixed_precision": config.mixed_precision,
+        "seconds": round(result.seconds, 3),
+        "utterances_per_second": round(len(result.keys) / result.seconds, 1),
+        "windows_per_second": round(int(result.windows.sum()) / result.seconds),
+    }
+    if result.rates is not None:
+        facts |= result.rates.facts(result.speakers)
+    if result.det is not None:
+        rate, threshold = result.det.equal_error
+        facts["claimed_speakers"] = {
+            "equal_error_rate": rate,
+            "threshold": threshold,
+            "targets": result.det.num_targets,
+            "others": result.det.num_others,
+        }
+    return facts
 
 
 def main() -> None:
-    """The entry of ``python -m spkid_dist.score``."""
+    """The entry of ``python -m spkid_dist.score`` and ``accelerate launch -m spkid_dist.score``."""
     from spkid_dist.cli import run_command
 
     run_command("score")

@@ -3,6 +3,7 @@
 import json
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ import numpy as np
 from shards.check import find_bad
 from shards.conversion import ConvertedShard, claim_folder, convert_tasks, process_pool
 from shards.corpus import Utterance, find_speakers, read_list, write_speakers
-from shards.folder import open_folder
+from shards.errors import SpkidError
+from shards.folder import Folder, open_folder
 from shards.layout import Manifest
+from shards.listing import ListFile, Listing, MemoryListing
 from shards.merging import merge as merge_job
-from shards.plan import Layout, make_plan
+from shards.merging import missing_shards
+from shards.plan import Layout, Plan, make_plan
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.registry import source_from_description
-from shards.speakers import speaker_by_utt2spk
+from shards.speakers import speaker_by_component, speaker_by_utt2spk
 from shards.tasks import TaskShare, parse_share
 from spkid_dist.config import MergeConfig, ShardConfig
 from spkid_dist.console import RunLog, shard_progress
+from spkid_dist.slurm import run_array
 
 DEFAULT_LIST = Path("cfg/all.train")
 
@@ -32,41 +37,84 @@ def shard(config: ShardConfig) -> Manifest | None:
     Returns the manifest; None where this was one of several tasks, which `spkid merge` joins.
 
     Raises:
-        InputError: bad input, or an output folder that can't be used; the folder is no dataset then.
+        InputError: bad input, an output folder that can't be used, or a task of the Slurm array failed; the folder is no
+            dataset then.
         UsageError: an option out of range.
     """
     log = RunLog(shown=True)
-    layout = Layout(
-        dtype=config.dtype, seed=config.seed, block_frames=config.block_frames, shard_bytes=config.shard_bytes
-    )
     share = TaskShare(0, 1) if config.task is None else parse_share(config.task)
-    source = open_source(config)
-    list_path, utterances = list_utterances(config)
-    speakers = find_speakers(list_path, utterances, config.spk2idx)
     began = time.perf_counter()
-    num_listed = len(utterances)
-    if config.skip_bad:
-        utterances = _without_bad(utterances, source, config.workers, log)
-    plan = make_plan(utterances, speakers, source, layout)
-    if write_speakers(config.spk2idx, speakers):
-        log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
+    plan, source, num_skipped = _plan(config, log)
     out = open_folder(config.out)
     manifest = claim_folder(plan.job, out)
     if manifest is not None:
         log.line(f"{config.out}: finished already; nothing was read or written")
     else:
-        shards = share.shards(plan.job.num_shards)
-        with log.bar(sum(len(plan.share(number)) for number in shards), "utterances") as bar:
-            done = convert_tasks(plan, source, out, shards, shard_progress(bar), workers=config.workers)
+        if config.slurm_array is None:
+            done = _convert_share(plan, source, out, share, config, log)
+        else:
+            done = _convert_by_array(plan, out, config, config.slurm_array, log)
         seconds = time.perf_counter() - began
-        skipped = {"skipped": num_listed - len(utterances)}
-        log.line(json.dumps(skipped | _summary(done, layout, seconds)))
+        log.line(json.dumps({"skipped": num_skipped} | _summary(done, plan.job.layout, seconds)))
     if share.count > 1:
         log.line(f"task {share.index} of {share.count} is done; when all are: spkid merge {config.out}")
         return manifest
     manifest = manifest or merge_job(out)
     _say_done(log, config.out, manifest)
     return manifest
+
+
+def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
+    """The job, where its frames come from, and how many bad utterances it leaves out."""
+    layout = Layout(
+        dtype=config.dtype, seed=config.seed, block_frames=config.block_frames, shard_bytes=config.shard_bytes
+    )
+    source = open_source(config)
+    list_path, listing = open_listing(config, layout.seed)
+    speakers = find_speakers(list_path, listing.examples, config.spk2idx)
+    num_listed = listing.total.count
+    if config.skip_bad:
+        good = _without_bad(listing.select(range(num_listed)), source, config.workers, log)
+        listing = MemoryListing(good, layout.seed)
+    plan = make_plan(listing, speakers, source, layout)
+    if write_speakers(config.spk2idx, speakers):
+        log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
+    return plan, source, num_listed - plan.job.num_utterances
+
+
+def _convert_share(
+    plan: Plan, source: Source, out: Folder, share: TaskShare, config: ShardConfig, log: RunLog
+) -> list[ConvertedShard]:
+    shards = share.shards(plan.job.num_shards)
+    with log.bar(sum(len(plan.share(number)) for number in shards), "utterances") as bar:
+        return convert_tasks(plan, source, out, shards, shard_progress(bar), workers=config.workers)
+
+
+def _convert_by_array(plan: Plan, out: Folder, config: ShardConfig, count: int, log: RunLog) -> list[ConvertedShard]:
+    """Have the shares that are not done yet done by the tasks of an array."""
+    names, num_shards = out.sizes(), plan.job.num_shards
+    shares = [TaskShare(index, count) for index in range(count)]
+    tasks = {
+        f"task {share.index} of {share.count}": partial(array_task, config, share)
+        for share in shares
+        if missing_shards(share.shards(num_shards), names)
+    }
+    if not tasks:
+        return []
+    return [shard for done in run_array(tasks, config.slurm, config.workers, log) for shard in done]
+
+
+def array_task(config: ShardConfig, share: TaskShare) -> list[ConvertedShard] | SpkidError:
+    """What a task of an array does: its share, or the user's mistake that it met."""
+    log = RunLog(shown=True)
+    try:
+        plan, source, _ = _plan(config, log)
+        out = open_folder(config.out)
+        if claim_folder(plan.job, out) is not None:
+            return []
+        return _convert_share(plan, source, out, share, config, log)
+    except SpkidError as error:
+        return error
 
 
 def _without_bad(utterances: list[Utterance], source: Source, workers: int, log: RunLog) -> list[Utterance]:
@@ -132,8 +180,10 @@ def open_source(config: ShardConfig) -> Source:
     )
 
 
-def list_utterances(config: ShardConfig) -> tuple[Path, list[Utterance]]:
+def open_listing(config: ShardConfig, seed: int) -> tuple[Path, Listing]:
     """The utterances to shard, and where they are listed; a Kaldi folder lists its own, with their speakers.
+
+    A list that is a file is not read into memory; one that can be read only once, a pipe, is.
 
     Raises:
         InputError: the list or the speakers' table is missing or damaged, or an utterance has no speaker.
@@ -142,7 +192,10 @@ def list_utterances(config: ShardConfig) -> tuple[Path, list[Utterance]]:
     rule = config.speaker_rule()
     if config.source == "kaldi":
         if config.list_file is None:
-            return config.db_path / SCP_NAME, read_kaldi_folder(config.db_path, rule)
+            return config.db_path / SCP_NAME, MemoryListing(read_kaldi_folder(config.db_path, rule), seed)
         rule = rule or speaker_by_utt2spk(config.db_path / UTT2SPK_NAME)
     list_path = config.list_file or DEFAULT_LIST
-    return list_path, read_list(list_path, rule=rule)
+    rule = rule or speaker_by_component()
+    if list_path.is_fifo():
+        return list_path, MemoryListing(read_list(list_path, rule=rule), seed)
+    return list_path, ListFile(list_path, rule, seed)

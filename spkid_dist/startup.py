@@ -14,6 +14,7 @@ from shards.corpus import check_speakers, find_speakers, read_list, write_speake
 from shards.errors import InputError, UsageError
 from shards.files import make_folder
 from shards.sources.fmatrix import FmatrixSource
+from shards.store import StoreOptions
 from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog, shard_progress
@@ -23,6 +24,7 @@ from spkid_dist.model import describe_model
 from spkid_dist.preemption import STOP_NAME
 from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
 from spkid_dist.report import options_of
+from spkid_dist.selection import Selection
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
 
@@ -100,11 +102,25 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         folders = config.tr_shards, config.va_shards
     else:
         folders = _shard_features(config, accelerator, log)
-    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    windows = {"in_frames": config.in_frames, "edge": config.edge, "num_streams": config.num_streams}
-    pools = {"shuffle_windows": config.shuffle_windows, "seed": config.seed}
-    tr_data = WindowDataset(folders[0], batch_size=config.batch_size, **windows, **pools, **place)  # type: ignore[arg-type]
-    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **windows, **pools, **place)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "in_frames": config.in_frames,
+        "edge": config.edge,
+        "num_streams": config.num_streams,
+        "shuffle_windows": config.shuffle_windows,
+        "seed": config.seed,
+        "normalize": "utterance" if config.normalize == "utterance" else "none",
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes),
+    }
+    tr_data = WindowDataset(
+        folders[0],
+        batch_size=config.batch_size,
+        selection=_selection(config),
+        on_bad_block=config.on_bad_block,
+        **options,
+    )
+    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **options)
     tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
     for what, ours, theirs in (
         ("features per frame", tr_manifest.num_features, va_manifest.num_features),
@@ -119,7 +135,14 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
     return tr_data, va_data
 
 
-def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[Path, Path]:
+def _selection(config: TrainConfig) -> Selection:
+    utterances = None
+    if config.tr_utterances is not None:
+        utterances = [u.key for u in read_list(config.tr_utterances, config.speaker_component, speakers_known=False)]
+    return Selection(speakers=config.tr_speakers, utterances=utterances, balance=config.balance_speakers)
+
+
+def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[str, str]:
     source = FmatrixSource(config.db_path, config.ext)
     paths = config.tr_list_file, config.va_list_file
     listed = [read_list(path, config.speaker_component) for path in paths]
@@ -141,7 +164,7 @@ def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) 
         folders.append(folder)
     if accelerator.is_main_process and write_speakers(config.spk2idx, speakers):
         log.line(f"{config.spk2idx}: made from the speakers of {paths[0]}")
-    return folders[0], folders[1]
+    return str(folders[0]), str(folders[1])
 
 
 def check_ranks_alike(config: TrainConfig, data: dict[str, str]) -> None:

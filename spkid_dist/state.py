@@ -16,6 +16,7 @@ from accelerate.utils import gather_object
 from shards.errors import InputError
 from spkid_dist.checkpoint import Checkpoint
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.ledger import Ledger
 from spkid_dist.report import TrainStatistics
 from spkid_dist.tally import Tally
 
@@ -49,13 +50,11 @@ class TrainingState:
         """Where the training stands: the epoch, and the windows of it consumed by all ranks together."""
         return {"epoch": self.data.epoch, "position": self.data.position}
 
-    def tallies(self) -> list[list[float]]:
-        """The tally of each rank; called by all."""
-        return list(gather_object([self.tally.to_list()]))
-
-    def values(self, tallies: list[list[float]]) -> dict[str, Any]:
-        """What is plain values."""
-        return {"stream": self.data.state_dict(), "tallies": tallies, "statistics": vars(self.statistics)}
+    def values(self) -> dict[str, Any]:
+        """What is plain values, of all ranks together; called by all."""
+        tallies = gather_object([self.tally.to_list()])
+        stream = self.data.state_dict(ledger=joined_ledger(self.data))
+        return {"stream": stream, "tallies": tallies, "statistics": vars(self.statistics)}
 
     def tensors(self) -> bytes:
         """The `parts`, as a file of torch.
@@ -92,6 +91,13 @@ class TrainingState:
         self.tally.restore(values["tallies"], accelerator.process_index, accelerator.num_processes)
         for name, history in values["statistics"].items():
             setattr(self.statistics, name, list(history))
+
+
+def joined_ledger(data: WindowDataset) -> Ledger | None:
+    """What all ranks together have consumed of the epoch; None where a rank does not know. Called by all."""
+    parts = gather_object([data.ledger])
+    known = [part for part in parts if part is not None]
+    return Ledger.join(known) if len(known) == len(parts) else None
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, Any]:

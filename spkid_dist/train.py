@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch.nn import functional
 
 from shards.errors import SpkidError, Stopped
@@ -27,13 +28,15 @@ from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.finite import FiniteGuard
 from spkid_dist.keeper import Keeper
-from spkid_dist.model import build_model
+from spkid_dist.learning import Schedule, compile_model, make_optimizer, seed_dropout, training_loss
+from spkid_dist.ledger import LedgerError
+from spkid_dist.model import model_from_options, set_moments
 from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
-from spkid_dist.ranks import by_main, explain_lost_ranks
-from spkid_dist.report import TrainStatistics, save_options, weights_name
+from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
+from spkid_dist.report import TrainStatistics, options_of, save_options, weights_name
 from spkid_dist.resume import go_on
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
-from spkid_dist.state import TrainingState
+from spkid_dist.state import TrainingState, joined_ledger
 from spkid_dist.tally import Tally
 
 PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
@@ -50,7 +53,7 @@ class TrainResult:
     epochs: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A training and all that it consists of; `model` and `optimizer` as accelerate prepared them."""
 
@@ -59,6 +62,7 @@ class Run:
     log: RunLog
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    schedule: Schedule
     tr_data: WindowDataset
     va_data: WindowDataset
     state: TrainingState
@@ -111,12 +115,15 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     check_ranks_alike(config, identity)
 
     manifest = tr_data.data.manifest
-    model = build_model(tr_data.input_dim, config.hsize, len(manifest.speakers))
+    model = model_from_options(options_of(config) | _decided_by_data(tr_data))
+    set_moments(model, manifest.mean, manifest.std)
     log_start(log, config, accelerator, tr_data, va_data, model)
-    optimizer = _make_optimizer(config, model)
+    if config.compile:
+        compile_model(model, accelerator.device)
+    optimizer, schedule = make_optimizer(config, model), Schedule(config, len(tr_data))
     model, optimizer = accelerator.prepare(model, optimizer)
     # What else changes while training and has a state belongs among the parts: checkpoints carry them.
-    parts = {"model": accelerator.unwrap_model(model), "optimizer": optimizer}
+    parts = {"model": accelerator.unwrap_model(model), "optimizer": optimizer, "schedule": schedule}
     if accelerator.scaler is not None:
         parts["scaler"] = accelerator.scaler
     state = TrainingState(parts=parts, data=tr_data, tally=Tally(accelerator.device), statistics=TrainStatistics())
@@ -128,7 +135,20 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     keeper = Keeper(
         config, accelerator, log, state=state, guard=guard, request=request, folder=checkpoints, data=identity
     )
-    run = Run(config, accelerator, log, model, optimizer, tr_data, va_data, state, guard, keeper, Pace(PLOT_SECONDS))
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        log=log,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        tr_data=tr_data,
+        va_data=va_data,
+        state=state,
+        guard=guard,
+        keeper=keeper,
+        plots=Pace(PLOT_SECONDS),
+    )
 
     request.hold(config.save_path / STOP_NAME)
     if _is_finished(run):
@@ -136,9 +156,12 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     while not _is_finished(run):
         epoch = state.statistics.epochs
         _train_epoch(run)
+        _check_epoch(run, epoch)
         _validate_epoch(run, epoch)
-        tr_data.set_epoch(epoch + 1)
+        tr_data.end_epoch()
         keeper.after_epoch(best=state.statistics.best_epoch == epoch, finished=_is_finished(run))
+    tr_data.close()
+    va_data.close()
     return _result(run)
 
 
@@ -161,12 +184,6 @@ def _is_finished(run: Run) -> bool:
 
 def _epochs_since_best(statistics: TrainStatistics) -> int:
     return statistics.epochs - 1 - statistics.best_epoch if statistics.epochs else 0
-
-
-def _make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.Optimizer:
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, fused=True)
-    return torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
 
 
 def _train_epoch(run: Run) -> None:
@@ -210,6 +227,10 @@ def _step(run: Run, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> 
     # DDP takes the mean over ranks: times W / G it is the mean over the global batch.
     global_windows = min(config.batch_size, run.tr_data.order.num_windows - step * config.batch_size)
     weight = accelerator.num_processes / global_windows
+    whole_step = epoch * len(run.tr_data) + step
+    run.schedule.set_lr(run.optimizer, whole_step)
+    if config.dropout:
+        seed_dropout(config.seed, whole_step, accelerator.process_index)
     run.optimizer.zero_grad()
     parts = list(zip(x.tensor_split(config.accumulation), y.tensor_split(config.accumulation), strict=True))
     for number, (x_part, y_part) in enumerate(parts, start=1):  # a part may be empty: ranks differ in their shares
@@ -217,11 +238,28 @@ def _step(run: Run, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> 
         with contextlib.nullcontext() if last else accelerator.no_sync(model):  # the ranks meet in the last one
             x_part, y_part = x_part.to(device, non_blocking=True), y_part.to(device, non_blocking=True)
             log_probs = model(x_part)
-            loss_sum = functional.nll_loss(log_probs, y_part, reduction="sum")
+            loss_sum = training_loss(log_probs, y_part, config.label_smoothing)
             accelerator.backward(run.guard.weigh(loss_sum, weight))
             run.state.tally.add(log_probs, y_part, loss_sum)
     run.guard.before_optimizer(epoch, step)
+    if config.clip_grad_norm is not None:
+        accelerator.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
     run.optimizer.step()
+
+
+def _check_epoch(run: Run, epoch: int) -> None:
+    """Compare what all ranks have consumed with the epoch, and tell of windows that were passed over."""
+    consumed, data = joined_ledger(run.tr_data), run.tr_data
+    if consumed is not None:
+        try:
+            data.check_epoch(consumed, epoch)
+        except LedgerError as error:
+            raise_everywhere(error)
+    for rank, (skipped, reasons) in enumerate(gather_object([(data.skipped_windows, list(data.bad_blocks.values()))])):
+        if skipped:
+            run.log.line(
+                f"rank {rank}: {skipped} windows passed over so far, of {len(reasons)} bad blocks: {reasons[0]}"
+            )
 
 
 def _validate_epoch(run: Run, epoch: int) -> None:
@@ -241,6 +279,8 @@ def _validate_epoch(run: Run, epoch: int) -> None:
             statistics.plot(save_path)
 
     by_main(run.accelerator, save)
+    if run.schedule.after_validation(va_loss):
+        run.log.line(f"learning rate: multiplied by {run.config.step_factor}")
     run.log.line(
         f"VALIDATION: epoch {epoch} loss: {va_loss:.4f} acc: {va_acc:.4f} "
         f"{'better' if best else 'not better'}, saved {path}"

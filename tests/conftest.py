@@ -1,10 +1,12 @@
 """Corpora that tests share."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from shards import FmatrixSource, Layout, ShardDataset, convert, find_speakers, make_plan, read_list
@@ -45,6 +47,15 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
     SyntheticCorpus(num_speakers=5, train_utterances=6, test_utterances=2, mean_frames=60, num_features=8).write(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Trainings in this process as those in processes of one thread: other numbers of threads differ in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

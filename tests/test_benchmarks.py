@@ -15,8 +15,14 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
     ("name", "arguments", "ratios"),
     [
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 2),
+        ("bench_plan.py", ("--keys", 5000, "--tasks", 3, "--shards", 20, "--repeats", 1), 2),
         ("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4),
         ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
+        (
+            "bench_score.py",
+            ("--utterances", 40, "--mean_frames", 40, "--speakers", 5, "--peer_utterances", 5, "--repeats", 1),
+            6,
+        ),
     ],
 )
 def test_a_benchmark_ends_in_json(name, arguments, ratios, tmp_path):
@@ -45,3 +51,11 @@ def test_pools_larger_than_the_corpus_shuffle_as_a_permutation_of_all_windows_do
     # Pools of an eighth of the windows still mix a batch out of what they hold: about an eighth of the utterances and more,
     # since a stream's pool begins and ends within one.
     assert small["utterances"] > uniform["utterances"] / 8
+
+
+def test_recipes_are_compared_by_their_wrong_utterances(tmp_path):
+    sizes = ("--num_speakers", 3, "--train_utterances", 2, "--test_utterances", 4, "--mean_frames", 40, "--epoch", 1)
+    recipes = ("--recipe", "defaults", "--recipe", "utterance, batch_norm")
+    result = run_benchmark("recipes.py", (*sizes, *recipes, "--list", "test"), tmp_path)
+    assert list(result["wrong"]) == ["defaults", "utterance, batch_norm"]
+    assert all(0 <= wrong <= 6 for (wrong,) in result["wrong"].values())

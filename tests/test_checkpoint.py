@@ -20,17 +20,8 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.train import train
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in `environment`: sums of other numbers of threads differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(one_thread, tmp_path_factory):  # noqa: ARG001 - it must be set before
     return make_shards(tmp_path_factory.mktemp("corpus") / "c")
 
 

@@ -1,5 +1,7 @@
 """The conversion job: the same bytes whoever does it, and nothing lost or misleading when somebody is killed."""
 
+import contextlib
+import io
 import json
 import os
 import random
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +33,7 @@ from shards import (
 from shards.check import find_bad
 from shards.conversion import convert_shard, process_pool
 from shards.folder import LocalFolder
-from shards.layout import MANIFEST_NAME
+from shards.layout import BLOCK_DTYPE, MANIFEST_NAME
 from shards.record import ShardRecord, record_name
 from shards.sources.fmatrix import write_fmatrix
 from shards.tasks import TaskShare, parse_share
@@ -127,14 +130,82 @@ def test_records_that_are_not_of_the_job_are_refused(corpus, tmp_path):
     extra.unlink()
     whole = (out / record_name(1)).read_bytes()
     (out / record_name(1)).write_bytes(whole[:-40])
-    with pytest.raises(InputError, match=r"shard-000001\.npz: this record is missing or damaged"):
+    with pytest.raises(InputError, match=r"shard-000001\.npz: this record is damaged"):
         merge(LocalFolder(out))
     other, _ = plan_of(corpus, seed=1)
-    record = ShardRecord.load(LocalFolder(out), 0, plan.job.identity)
+    data = (out / record_name(0)).read_bytes()
+    record = ShardRecord.parse(data, "0", plan.job.identity)
     with pytest.raises(InputError, match=r"a record of job .*expected"):
-        ShardRecord.load(LocalFolder(out), 0, other.job.identity)
+        ShardRecord.parse(data, "0", other.job.identity)
     assert record.info.name == "shard-000000.tar"
     assert not (out / MANIFEST_NAME).exists()
+
+
+def rewritten(data, **members):
+    """The .npz file `data` with some members' bytes exchanged."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, old in contents.items():
+            archive.writestr(name, members.get(name.removesuffix(".npy"), old))
+    return buffer.getvalue()
+
+
+def npy_bytes(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def lying_header(rows):
+    buffer = io.BytesIO()
+    header = {"descr": np.lib.format.dtype_to_descr(BLOCK_DTYPE), "fortran_order": False, "shape": (rows,)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+DAMAGED_RECORDS = {
+    "an empty file": lambda _: b"",
+    "text": lambda _: b"nothing of the kind",
+    "a header that asks for terabytes": lambda data: rewritten(data, blocks=lying_header(10**12)),
+    "blocks of another type": lambda data: rewritten(data, blocks=npy_bytes(np.ones(3))),
+    "blocks that are missing": lambda data: rewritten(data, blocks=npy_bytes(np.zeros(0, BLOCK_DTYPE))),
+    "moments of other features": lambda data: rewritten(data, mean=npy_bytes(np.ones(3))),
+    "a head that is no JSON": lambda data: rewritten(data, head=npy_bytes(np.zeros(3, np.uint8))),
+    "brackets nested too deep": lambda data: rewritten(data, head=npy_bytes(np.full(99_999, ord("["), np.uint8))),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_RECORDS)
+def test_a_damaged_record_is_an_input_error(corpus, tmp_path, case):
+    plan, _ = unfinished_job(corpus, tmp_path)
+    path = tmp_path / record_name(0)
+    path.write_bytes(DAMAGED_RECORDS[case](path.read_bytes()))
+    with pytest.raises(InputError, match=r"shard-000000\.npz: this record is damaged .*run its task again"):
+        ShardRecord.parse(path.read_bytes(), str(path), plan.job.identity)
+
+
+DAMAGED_JOBS = {
+    "no JSON": lambda _: "{",
+    "a list": lambda _: "[]",
+    "brackets nested too deep": lambda _: "[" * 99_999,
+    "shards of another type": lambda job: json.dumps(job | {"num_shards": "3"}),
+    "no shards' number": lambda job: json.dumps({name: value for name, value in job.items() if name != "num_shards"}),
+    "more shards than utterances": lambda job: json.dumps(job | {"num_shards": 10**15}),
+    "speakers that are no names": lambda job: json.dumps(job | {"speakers": [1]}),
+    "a layout that can't be": lambda job: json.dumps(job | {"layout": job["layout"] | {"dtype": "int8"}}),
+    "a seed of another type": lambda job: json.dumps(job | {"layout": job["layout"] | {"seed": 1.5}}),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_JOBS)
+def test_a_damaged_job_is_an_input_error(corpus, tmp_path, case):
+    unfinished_job(corpus, tmp_path)
+    path = tmp_path / "job.json"
+    path.write_text(DAMAGED_JOBS[case](json.loads(path.read_text())))
+    with pytest.raises(InputError, match=r"job\.json: damaged \(.*\); delete the folder and shard again"):
+        merge(LocalFolder(tmp_path))
 
 
 def test_a_workers_error_reaches_the_user(corpus, tmp_path):
@@ -190,6 +261,60 @@ def test_a_job_killed_at_any_moment_is_completed_by_a_rerun(corpus, reference, t
         rerun = subprocess.run(command(corpus, out, "--workers", workers), capture_output=True, text=True)
         assert rerun.returncode == 0, rerun.stderr
         assert folder_bytes(out) == reference
+
+
+def workers_of(job):
+    """The worker processes that a running job has started so far."""
+    search = ("pgrep", "-P", str(job.pid), "-f", "multiprocessing.spawn")
+    return [int(line) for line in subprocess.run(search, capture_output=True, text=True).stdout.split()]
+
+
+def test_a_worker_killed_at_any_moment_is_made_good_by_a_rerun(corpus, reference, tmp_path, request):
+    draw = random.Random(3)
+    out = tmp_path / "out"
+    for _ in range(request.config.getoption("--kills") // 2):
+        subprocess.run(["rm", "-rf", out], check=True)
+        arguments = command(corpus, out, "--workers", 3)
+        job = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        done = draw.randrange(len(reference) - 3)  # shards, besides manifest and tables
+        while job.poll() is None and (len(list(out.glob("*.tar"))) < done or not workers_of(job)):
+            time.sleep(draw.uniform(0, 0.02))
+        if victims := workers_of(job):
+            with contextlib.suppress(ProcessLookupError):  # it may just have ended
+                os.kill(draw.choice(victims), signal.SIGKILL)
+        _, error = job.communicate(timeout=60)
+        # A worker that had nothing left to do is not missed.
+        assert job.returncode == 0 or re.fullmatch(r"spkid: error: a worker process ended abruptly.*\n", error), error
+        rerun = subprocess.run(arguments, capture_output=True, text=True)
+        assert rerun.returncode == 0, rerun.stderr
+        assert folder_bytes(out) == reference
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_is_full_at_any_moment_is_made_good_by_a_rerun_on_a_larger_one(
+    corpus, reference, tmp_path, request
+):
+    draw = random.Random(4)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    needed = sum(map(len, reference.values()))
+    for _ in range(request.config.getoption("--kills") // 2):
+        size = round(draw.uniform(0.05, 0.9) * needed)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True)
+        if mounted.returncode != 0:
+            pytest.skip("mounting is not permitted here")
+        try:
+            arguments = command(corpus, disk / "out", "--workers", 2)
+            full = subprocess.run(arguments, capture_output=True, text=True)
+            assert full.returncode == 1
+            assert re.fullmatch(r"spkid: error: .*can't be written: No space left on device; free.*\n", full.stderr)
+            assert not (disk / "out" / MANIFEST_NAME).exists()
+            assert list((disk / "out").rglob("*.tmp-*")) == []
+            subprocess.run(["mount", "-o", f"remount,size={4 * needed}", disk], check=True)
+            subprocess.run(arguments, check=True, capture_output=True)
+            assert folder_bytes(disk / "out") == reference
+        finally:
+            subprocess.run(["umount", disk], check=True)
 
 
 def test_workers_end_when_their_job_is_killed(tmp_path):

@@ -5,8 +5,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from shards.kernels import append_frames
-from spkid_dist.kernels import EDGE, VALID, ZERO, count_windows, gather, interleave, lay_out, permute
+from shards.kernels import (
+    add_unseen,
+    append_frames,
+    find_component,
+    find_outside,
+    hash_slices,
+    split_lines,
+    sum_pairs,
+)
+from spkid_dist.kernels import (
+    EDGE,
+    VALID,
+    ZERO,
+    count_windows,
+    gather,
+    interleave,
+    lay_out,
+    normalize_utterances,
+    permute,
+)
 from spkid_dist.order import GOLDEN, MASK, _mix
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -162,3 +180,119 @@ def test_gather_equals_numpy(rows, num_features, context, dtype, data):
     gather(arena, starts, num_features, out)
     twin = [arena[start * num_features : (start + context) * num_features] for start in starts]
     assert out.tolist() == [value for window in twin for value in window]
+
+
+def twin_normalize(utterance):
+    """One utterance (T, D) float32 to mean 0 and deviation 1; what float32 can't tell from constant to 0."""
+    wide = utterance.astype(np.float64)
+    mean, std = wide.mean(axis=0), wide.std(axis=0)
+    constant = std <= np.finfo(np.float32).eps * abs(mean)
+    return np.where(constant, 0, (wide - mean) / np.where(constant, 1, std)).astype(np.float32)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(1, 4), st.booleans(), st.data())
+def test_normalize_utterances_equals_numpy(lengths, num_features, in_place, data):
+    frames = data.draw(hnp.arrays(np.float32, (sum(lengths), num_features), elements=st.integers(-1000, 1000)))
+    expected = np.concatenate([twin_normalize(part) for part in np.split(frames, np.cumsum(lengths)[:-1])])
+    out = frames if in_place else np.full_like(frames, np.nan)
+    normalize_utterances(frames, np.array(lengths, np.int32), out)
+    np.testing.assert_allclose(out, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_normalize_utterances_makes_a_constant_feature_zero():
+    frames = np.stack([np.full(1000, 0.1), np.full(1000, 1e-30), np.full(1000, 3e38)], axis=1).astype(np.float32)
+    normalize_utterances(frames, np.array([999, 1], np.int32), frames)
+    assert (frames == 0).all()
+
+
+def test_normalize_utterances_takes_the_largest_and_the_smallest_values():
+    frames = np.array([[3e38, 1e-44], [-3e38, -1e-44]], np.float32)
+    normalize_utterances(frames, np.array([2], np.int32), frames)
+    np.testing.assert_allclose(frames, [[1, 1], [-1, -1]])
+
+
+strings = st.lists(st.binary(max_size=20), max_size=8)
+list_bytes = st.lists(
+    st.sampled_from([b"\n", b"\r", b"\r\n", b" ", b"\t", b"/", b"..", b".", b"a", "é".encode(), b"\0"])
+)
+
+
+def slices_of(parts):
+    """Byte strings end to end: data, starts, ends."""
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return np.frombuffer(b"".join(parts) + b"\n", np.uint8), ends - np.array([len(p) for p in parts], np.int64), ends
+
+
+@given(list_bytes)
+def test_split_lines_equals_python(parts):
+    data = b"".join(parts)
+    starts, ends = np.empty(len(data) // 2 + 1, np.int64), np.empty(len(data) // 2 + 1, np.int64)
+    count = split_lines(np.frombuffer(data + b"\n", np.uint8)[:-1], starts, ends)
+    found = [data[start:end] for start, end in zip(starts[:count], ends[:count], strict=True)]
+    assert found == [line.strip() for line in data.replace(b"\r", b"\n").split(b"\n") if line.strip()]
+
+
+def twin_hash(string, seed):
+    state = _mix(seed + GOLDEN)
+    whole = len(string) // 8 * 8
+    words = [int.from_bytes(string[at : at + 8], "little") for at in range(0, whole, 8)]
+    words.append(int.from_bytes(string[whole:], "little") | (len(string) % 256) << 56)
+    for word in words:
+        state = _mix(state ^ word)
+    return state
+
+
+@given(strings, st.integers(0, MASK))
+def test_hash_slices_equals_python(parts, seed):
+    hashes = np.empty(len(parts), np.uint64)
+    hash_slices(*slices_of(parts), np.uint64(seed), hashes)
+    assert hashes.tolist() == [twin_hash(part, seed) for part in parts]
+
+
+def test_hash_slices_keeps_its_golden_values():
+    hashes = np.empty(3, np.uint64)
+    hash_slices(*slices_of([b"", b"B/anna/a", b"BLOCK00/SES000/SA000S01"]), np.uint64(3), hashes)
+    assert hashes.tolist() == [15474746157786732217, 8959156831816463214, 12476747202452040578]
+
+
+@given(strings, st.integers(1, 4))
+def test_find_component_equals_python(parts, component):
+    parts = [part.replace(b"a", b"/") + b"/" * (len(part) % 2) for part in parts]
+    firsts, lasts = np.empty(len(parts), np.int64), np.empty(len(parts), np.int64)
+    data, starts, ends = slices_of(parts)
+    find_component(data, starts, ends, component, firsts, lasts)
+    found = [data[first:last].tobytes() for first, last in zip(firsts, lasts, strict=True)]
+    assert found == [dict(enumerate(part.split(b"/"), 1)).get(component, b"") for part in parts]
+
+
+@given(st.lists(list_bytes.map(b"".join)))
+def test_find_outside_equals_python(keys):
+    outside = [b".." in key.split(b"/") or key.startswith(b"/") or b"\0" in key for key in keys]
+    assert find_outside(*slices_of(keys)) == (outside.index(True) if any(outside) else -1)
+
+
+hashes_of_few = st.lists(st.sampled_from([0, 1, 2, 5, 2**63, MASK]))
+
+
+@given(hashes_of_few)
+def test_sum_pairs_equals_python_in_any_order(values):
+    pairs = list(zip(values, values[::-1], strict=True))
+    keys, speakers = (np.array(column, np.uint64) for column in (values, values[::-1]))
+    sums = np.zeros(2, np.uint64)
+    sum_pairs(keys[::-1], speakers[::-1], sums)
+    mixed = [_mix(key ^ _mix(speaker + GOLDEN)) for key, speaker in pairs]
+    assert sums.tolist() == [sum(mixed) & MASK, sum(_mix(value + GOLDEN) for value in mixed) & MASK]
+
+
+@given(hashes_of_few, hashes_of_few)
+def test_add_unseen_equals_a_set(first, second):
+    table, unseen, seen = np.zeros(16, np.uint64), np.empty(200, np.int64), set()
+    for values in (first[:100], second[:100]):
+        expected = []
+        for index, value in enumerate(max(1, value) for value in values):
+            if value not in seen:
+                expected.append(index)
+            seen.add(value)
+        count = add_unseen(np.array(values, np.uint64), table, unseen)
+        assert unseen[:count].tolist() == expected
+    assert set(table[table != 0].tolist()) == seen

@@ -43,7 +43,7 @@ def test_a_stream_that_loses_a_window_fails_at_the_end_of_the_epoch(tmp_path):
     batches = iter(data)
     next(batches)
     stream = data._cursor._stream
-    stream.collect()
+    assert data.ledger.count == 5
     stream._at = stream._collected = (
         stream._at + 1
     )  # what a bug in the arithmetic would do: the next epoch's first instead

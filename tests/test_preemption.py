@@ -20,7 +20,7 @@ from spkid_dist.train import train
 
 
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory):
+def shards(one_thread, tmp_path_factory):  # noqa: ARG001 - it must be set before
     return make_shards(tmp_path_factory.mktemp("corpus") / "c")
 
 
@@ -170,13 +170,13 @@ def test_ranks_with_other_options_are_refused_by_name(options, tmp_path):
 BAD_RANK = """
 import os
 import torch
-from spkid_dist.rankstream import RankStream
-take, calls = RankStream.take, []
-def bad(self, size):
-    calls.append(size)
-    x, y = take(self, size)
+from spkid_dist.dataset import WindowCursor
+take, calls = WindowCursor.take, []
+def bad(self, until):
+    calls.append(until)
+    x, y = take(self, until)
     return (x * float("inf"), y) if os.environ["RANK"] == "1" and len(calls) == 6 else (x, y)
-RankStream.take = bad
+WindowCursor.take = bad
 from spkid_dist.train import main
 main()
 """

@@ -1,9 +1,11 @@
-"""Sharding to an object store: a real S3 API on loopback, the same bytes, the manifest last."""
+"""Sharding to an object store and streaming from it: a real S3 API on loopback, the same bytes, the manifest last."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -98,3 +100,66 @@ def test_a_missing_bucket_ends_in_one_clear_line(s3, corpus):
 def test_an_unknown_kind_of_url_is_refused():
     with pytest.raises(UsageError, match=r"nosuch://x: can't be opened: Protocol not known"):
         open_folder("nosuch://x").sizes()
+
+
+STREAM = """
+import sys
+from pathlib import Path
+import fsspec, torch
+from shards import StoreOptions
+from spkid_dist.dataset import WindowDataset
+fsspec.filesystem("s3").put(f"{sys.argv[2]}/", sys.argv[1], recursive=True)
+batches = [
+    list(WindowDataset(place, in_frames=3, batch_size=7, num_streams=2, shuffle_windows=16, store=store))
+    for place, store in ((sys.argv[1], StoreOptions(cache_dir=Path(sys.argv[3]))), (sys.argv[2], None))
+]
+assert len(batches[0]) == len(batches[1]) > 5
+for (x, y), (other_x, other_y) in zip(*batches):
+    assert torch.equal(x, other_x) and torch.equal(y, other_y)
+"""
+
+
+def test_an_object_store_streams_the_same_batches(s3, corpus, tmp_path):
+    run(s3, STREAM, "s3://corpora/stream", corpus.dataset.folder, tmp_path / "cache")
+
+
+OPEN = """
+import sys, time
+from shards import InputError, RetryPolicy, ShardDataset, StoreOptions
+policy = RetryPolicy(attempts=3, total_seconds=60)
+for url in sys.argv[1:]:
+    try:
+        ShardDataset(url, StoreOptions(retry=policy))
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_an_object_store_that_is_gone_is_tried_as_often_as_we_say(s3):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        counted = []
+
+        def count():
+            while True:
+                connection, _ = listening.accept()
+                counted.append(connection)
+                if connection.recv(65536) == b"":
+                    return
+                connection.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                connection.close()
+
+        thread = threading.Thread(target=count)
+        thread.start()
+        options = json.dumps({"endpoint_url": f"http://127.0.0.1:{port}", "key": "testing", "secret": "testing"})
+        printed = run(s3 | {"FSSPEC_S3": options}, OPEN, "s3://corpora/gone").stdout
+        socket.create_connection(("127.0.0.1", port)).close()
+        thread.join()
+    assert printed.startswith("s3://corpora/gone/manifest.json: the store failed (attempts: 3, in ")
+    assert len(counted) - 1 == 3  # the libraries' own attempts do not multiply
+
+
+def test_a_dataset_that_is_not_in_the_object_store_is_one_clear_line(s3):
+    urls = "s3://corpora/nothing", "s3://no-such-bucket/x"
+    for url, line in zip(urls, run(s3, OPEN, *urls).stdout.splitlines(), strict=True):
+        assert line.startswith(f"{url}/manifest.json: there is no such file; give the URL of a dataset")

@@ -1,18 +1,24 @@
 """Scoring equals the plain computation, and says what it does not know."""
 
+import itertools
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import shard_folder
 from test_kernels import twin_windows
 
-from shards import InputError
+from shards import InputError, Layout, UsageError
 from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.config import ScoreConfig
-from spkid_dist.confusion import ratio_interval, wilson_interval, worst_pairs
+from spkid_dist.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
 from spkid_dist.model import build_model
-from spkid_dist.score import score
+from spkid_dist.score import open_utterances, score
+from spkid_dist.trained import load_trained
 from spkid_dist.windows import EDGE_CODES
 
 
@@ -105,6 +111,10 @@ def break_options(**changes):
         (lambda f: torch.save({"a": torch.ones(1)}, f / "w.ckpt"), r"w\.ckpt: holds a, expected 0\.weight"),
         (break_options(hsize=17), r"w\.ckpt: 0\.weight is \(16, 24\), but the options make it \(17, 24\)"),
         (break_options(hsize="x"), r"train\.opts: hsize is 'x', expected a whole number"),
+        (break_options(activation="step"), r"train\.opts: activation is 'step', expected one of relu, gelu"),
+        (break_options(normalize=None), r"train\.opts: normalize is None, expected one of none, global, utterance"),
+        (break_options(dropout=1), r"train\.opts: dropout is 1, expected a number from 0, below 1"),
+        (break_options(batch_norm=True), r"w\.ckpt: holds .*, expected 0\.weight, 0\.bias, 1\.weight"),
         (break_options(num_spks=6), r"num_spks is 6, but there are 5 speaker names"),
         (lambda f: (f / "train.opts").write_text("{"), r"train\.opts:1: not JSON"),
         (lambda f: (f / "train.opts").unlink(), r"train\.opts: can't read the training options"),
@@ -116,6 +126,156 @@ def test_files_that_do_not_fit_are_refused(model, config, tmp_path, damage, mess
     with pytest.raises(InputError, match=message):
         score(ScoreConfig(**config))
     assert not config["log_file"].exists()
+
+
+def test_an_utterance_that_does_not_exist_is_refused(model, config, tmp_path):
+    model(3, "zero")
+    (tmp_path / "list").write_text("SYN/spk0000/spk0000_0000\nSYN/spk0000/nobody\n")
+    with pytest.raises(InputError, match=r"nobody\.mcp: can't read this feature file: No such file"):
+        score(ScoreConfig(**(config | {"te_list_file": tmp_path / "list"})))
+    assert not config["log_file"].exists()
+
+
+@pytest.fixture
+def shards(synthetic, tmp_path):
+    """The test utterances as a dataset of some blocks."""
+    layout = Layout(block_frames=150)
+    return shard_folder(synthetic, synthetic / "cfg/all.test", tmp_path / "shards", layout).folder
+
+
+@pytest.mark.parametrize("edge", ["zero", "valid"])
+def test_shards_score_as_their_files_do(model, config, shards, edge):
+    model(70, edge)  # some utterances are shorter
+    from_files = score(ScoreConfig(**config))
+    config["log_file"].unlink()
+    both = score(ScoreConfig(**(config | {"te_shards": shards})))
+    assert config["log_file"].read_text().split("\n")[0].split("\t")[0] == from_files.keys[0]
+    assert (both.keys, both.found.tolist()) == (from_files.keys, from_files.found.tolist())
+    np.testing.assert_allclose(both.mean_log_probs, from_files.mean_log_probs, rtol=1e-5)
+    np.testing.assert_array_equal(both.frames, from_files.frames)
+    np.testing.assert_array_equal(both.true, from_files.true)
+    whole = score(ScoreConfig(**(config | {"te_shards": shards, "te_list_file": None})))
+    assert sorted(whole.keys) == sorted(from_files.keys)
+    assert dict(zip(whole.keys, whole.found, strict=True)) == dict(zip(from_files.keys, from_files.found, strict=True))
+
+
+def test_a_list_chooses_and_orders_the_utterances_of_shards(model, config, shards, tmp_path):
+    model(3, "zero")
+    keys = config["te_list_file"].read_text().split()[7:2:-2]
+    (tmp_path / "list").write_text("\n".join(keys))
+    result = score(ScoreConfig(**(config | {"te_shards": shards, "te_list_file": tmp_path / "list"})))
+    assert result.keys == keys
+    assert [line.split("\t")[0] for line in config["log_file"].read_text().splitlines()] == keys
+    (tmp_path / "list").write_text("SYN/spk0000/nobody\n" + keys[0])
+    with pytest.raises(
+        InputError, match=r"list: utterance 'SYN/spk0000/nobody' is not in the dataset .*\(1 of 2 are not\)"
+    ):
+        score(ScoreConfig(**(config | {"te_shards": shards, "te_list_file": tmp_path / "list"})))
+
+
+def test_shards_of_other_features_are_refused(model, config, shards, tmp_path):
+    model(3, "zero")
+    break_options(input_dim=4)(tmp_path)
+    torch.save(build_model(12, 16, 5).state_dict(), tmp_path / "w.ckpt")
+    with pytest.raises(InputError, match=r"shards: its features per frame are 8, but the model was trained on 4"):
+        score(ScoreConfig(**(config | {"te_shards": shards})))
+
+
+def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
+    model(7, "valid")
+    one = score(ScoreConfig(**config, pictures=False))
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_machines", "1")
+    command = [*launch, "--num_processes", 2, "--main_process_port", "0", "-m", "spkid_dist.score", "--no-pictures"]
+    for name, value in (config | {"te_shards": shards, "log_file": tmp_path / "two.log"}).items():
+        command += [f"--{name}", value]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "two.log").read_text() == config["log_file"].read_text()
+    facts = json.loads((tmp_path / "two.json").read_text())
+    assert facts["processes"] == 2
+    assert facts["utterance_errors"]["errors"] == one.rates.utterances.errors
+    assert facts["frame_errors"]["errors"] == one.wrong_windows.sum()
+    assert facts["claimed_speakers"]["equal_error_rate"] == pytest.approx(one.det.equal_error[0])
+
+
+@pytest.mark.parametrize("kind", ["files", "shards", "some of the shards"])
+@pytest.mark.parametrize("world_size", [1, 3, 20])
+def test_ranks_share_the_utterances_out(model, config, shards, kind, world_size):
+    model(3, "zero")
+    if kind != "files":
+        config |= {"te_shards": shards}
+    if kind == "shards":
+        config |= {"te_list_file": None}
+    trained = load_trained(config["weights_ckpt"], config["train_cfg"], None)
+    utterances = open_utterances(ScoreConfig(**config), trained)
+    positions = []
+    for rank in range(world_size):
+        groups = list(utterances.groups(rank, world_size, workers=2))
+        assert sum(len(group.keys) for group in groups) == utterances.share_size(rank, world_size)
+        positions += [position for group in groups for position in group.positions]
+    assert sorted(positions) == list(range(10)) == list(range(utterances.count))
+
+
+def test_figures_and_pictures_lie_beside_the_results(model, config, capsys):
+    model(3, "zero")
+    result = score(ScoreConfig(**config))
+    facts = json.loads(config["log_file"].with_suffix(".json").read_text())
+    printed = capsys.readouterr().out
+    assert f"{facts['utterance_errors']['errors']} of {facts['utterance_errors']['total']}" in printed
+    assert f"equal error rate of claimed speakers: {facts['claimed_speakers']['equal_error_rate']:.2%}" in printed
+    assert facts["windows"] == result.windows.sum()
+    for name in ("confusion", "lengths", "det"):
+        assert config["log_file"].with_suffix(f".{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bfloat16_scores_nearly_the_same(model, config):
+    model(7, "valid")
+    exact, rounded = (score(ScoreConfig(**config, pictures=False, mixed_precision=name)) for name in ("no", "bf16"))
+    assert (exact.mean_log_probs != rounded.mean_log_probs).any()
+    np.testing.assert_allclose(rounded.mean_log_probs, exact.mean_log_probs, atol=0.05)
+
+
+def test_an_extension_that_is_given_counts_for_every_kind_of_source(model, config, synthetic, tmp_path):
+    network = model(3, "zero")
+    assert network is not None
+    key = config["te_list_file"].read_text().split()[0]
+    (tmp_path / "list").write_text(key)
+    options = config | {"db_path": tmp_path / "db", "te_list_file": tmp_path / "list"}
+    frames = read_fmatrix(f"{synthetic}/mcp/{key}.mcp")
+    for ext in ("mcp", "other"):
+        path = tmp_path / f"db/{key}.{ext}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            np.save(file, frames)
+    break_options(source={"kind": "npy", "ext": "other"})(tmp_path)
+    assert score(ScoreConfig(**options, pictures=False, ext="mcp")).frames == len(frames)
+    (tmp_path / f"db/{key}.mcp").unlink()
+    assert score(ScoreConfig(**options, pictures=False)).frames == len(frames)
+    with pytest.raises(InputError, match=r"\.mcp: can't read this feature file"):
+        score(ScoreConfig(**options, ext="mcp"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"log_file": "x.json"}, r"--log_file x\.json: .*give another ending"),
+        ({"te_shards": "x", "speaker_component": 1}, r"--speaker_component with --te_shards: a dataset has its own"),
+        ({"te_shards": "x", "ext": "mcp"}, r"--ext with --te_shards"),
+        ({"batch_size": 0}, r"--batch_size 0: expected 1 or more"),
+        ({"workers": 0}, r"--workers 0: expected 1 or more"),
+    ],
+)
+def test_flags_that_can_not_be_are_refused(config, changes, message):
+    paths = {name: type(config["log_file"])(value) for name, value in changes.items() if isinstance(value, str)}
+    with pytest.raises(UsageError, match=message):
+        ScoreConfig(**(config | changes | {name: paths[name] for name in paths if name != "ext"}))
+
+
+def test_half_precision_needs_a_gpu(model, config):
+    model(3, "zero")
+    with pytest.raises(UsageError, match="fp16: needs a GPU"):
+        score(ScoreConfig(**config, mixed_precision="fp16"))
 
 
 def test_features_of_another_size_are_refused(model, config, tmp_path):
@@ -147,3 +307,17 @@ def test_ratio_interval_covers_the_truth_as_often_as_it_says():
 def test_worst_pairs_come_first():
     true, found = np.array([0, 0, 1, 1, 1, 2]), np.array([1, 1, 0, 1, 0, 0])
     assert worst_pairs(true, found) == [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
+
+
+def test_groups_of_lengths_are_disjoint_complete_and_of_equal_size():
+    frames = np.random.default_rng(0).integers(10, 400, size=1000)
+    groups = rates_by_length(frames, frames < 50)
+    assert sum(group.utterances.total for group in groups) == 1000
+    assert sum(group.utterances.errors for group in groups) == (frames < 50).sum()
+    assert all(a.last < b.first for a, b in itertools.pairwise(groups))
+    assert all(110 <= group.utterances.total <= 140 for group in groups)
+    assert [group.utterances.errors for group in groups][1:] == [0] * 7
+
+
+def test_utterances_of_one_length_are_one_group():
+    assert [(group.first, group.last) for group in rates_by_length(np.full(5, 30), np.zeros(5, bool))] == [(30, 30)]

@@ -54,8 +54,8 @@ def test_blocks_without_a_chosen_utterance_are_not_read(corpus):
     key = next(iter(corpus.frames))
     data = stream(corpus, Selection(utterances=[key]))
     read = []
-    read_block = data.data.read_block
-    data.data.read_block = lambda block: read.append(block) or read_block(block)
+    try_blocks = data.data.try_blocks
+    data.data.try_blocks = lambda blocks: read.extend(blocks) or try_blocks(blocks)
     list(data)
     data.close()
     assert len(set(read)) == 1

@@ -161,8 +161,8 @@ def train_and_score(folder: Path, db_path: Path, lists: dict[str, Path], **flags
         )
     result = train(
         TrainConfig(
-            tr_shards=folder / "train",
-            va_shards=folder / "test",
+            tr_shards=str(folder / "train"),
+            va_shards=str(folder / "test"),
             save_path=folder / "ckpt",
             epoch=3,
             in_frames=11,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from spkid_dist.config import TrainConfig
-from spkid_dist.score import read_options
+from spkid_dist.report import read_options
 from spkid_dist.train import train
 
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_machines", "1")

@@ -1,4 +1,4 @@
-"""Libraries that only some sources need: imported when such a source is made, not before."""
+"""Libraries that only some sources, options and exports need: imported when one is used, not before."""
 
 from importlib import import_module
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 from shards.errors import UsageError
 
 
-def import_extra(module: str, extra: str) -> Any:
-    """The module, which the optional dependencies `extra` of this project bring.
+def import_extra(module: str, extra: str, needed_by: str = "this source") -> Any:
+    """The module, which the optional dependencies `extra` of this project bring; `needed_by` is for the message.
 
     Raises:
         UsageError: it is not installed, or does not load.
@@ -16,5 +16,5 @@ def import_extra(module: str, extra: str) -> Any:
         return import_module(module)
     except (ImportError, OSError) as error:  # OSError: soundfile without its C library
         raise UsageError(
-            f"{module} can't be imported ({error}), and this source needs it: run pip install 'spkid-dist[{extra}]'"
+            f"{module} can't be imported ({error}), and {needed_by} needs it: run pip install 'spkid-dist[{extra}]'"
         ) from None

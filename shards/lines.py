@@ -1,0 +1,68 @@
+"""The lines of an utterance list, read some MB at a time: a list may be larger than memory.
+
+A line ends with LF, CR or CRLF. ASCII white space around it is no part of it, and blank lines do not count.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from shards.errors import InputError
+
+CHUNK_BYTES = 2**22  # also the longest line
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows begin a file with it
+LINE_END = re.compile(r"\r\n|\r|\n")
+WHITE_SPACE = " \t\n\v\f\r"
+REMEDY = "give a file with one utterance a line"
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """The list in pieces of whole lines, UTF-8 text; the last one may lack its line's end.
+
+    Raises:
+        InputError: the list is missing, unreadable, not UTF-8, or has a line of more than 4 MB.
+    """
+    offset = 0
+    for chunk in _whole_lines(path):
+        try:
+            if not chunk.isascii():
+                chunk.decode()
+        except UnicodeDecodeError as error:
+            at = offset + error.start
+            raise InputError(
+                f"{path}: the utterance list must be UTF-8 text: {error.reason} at byte {at}; {REMEDY}"
+            ) from None
+        offset += len(chunk)
+        yield chunk.removeprefix(BYTE_ORDER_MARK) if offset == len(chunk) else chunk
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    """The file cut behind LF, or behind CR where it has no LF."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            rest = b""
+            while block := file.read(CHUNK_BYTES):
+                # A CR at the very end may be half of a CRLF.
+                cut = 1 + (block.rfind(b"\n") if b"\n" in block else block.rfind(b"\r", 0, -1))
+                if cut:
+                    yield rest + block[:cut]
+                    rest = b""
+                rest += block[cut:]
+                if len(rest) > CHUNK_BYTES:
+                    raise InputError(f"{path}: a line has more than {CHUNK_BYTES} bytes; {REMEDY}")
+            if rest:
+                yield rest
+    except OSError as error:
+        raise InputError(f"{path}: can't read the utterance list: {error.strerror}; {REMEDY}") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1. Raises InputError as `read_chunks`."""
+    number = 1
+    for chunk in read_chunks(path):
+        lines = LINE_END.split(chunk.decode())
+        for index, line in enumerate(lines):
+            key = line.strip(WHITE_SPACE)
+            if key:
+                yield number + index, key
+        number += len(lines) - 1  # what follows the last line's end is the next chunk's

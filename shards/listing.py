@@ -1,0 +1,316 @@
+"""Lists of utterances in their order of storage, without all of them in memory.
+
+An utterance's place follows from a 64-bit hash of its key and the seed: the order of storage is that of (hash, key).
+`ListFile` reads a list of any length in pieces. The first scan counts the utterances of each of 2^16 prefixes of the
+hash, so that any range of ranks is known to lie in a range of prefixes; `select` scans again and keeps those alone.
+
+The arithmetic, n utterances of about 40 bytes a line:
+
+- a scan splits and hashes about 0.3 GB/s or more, which is about 10 M utterances/s: n = 10^9, 40 GB, is some minutes; it
+  keeps the histogram (2^16 counts, 0.5 MB), a chunk (4 MB), one utterance of each speaker, and the first 64;
+- a selection keeps what it selects as Python objects, about 250 bytes each while it sorts, and what else is in the prefixes
+  at its two ends: n / 2^16 each, 15 thousand of n = 10^9;
+- 64 bits: among n = 10^9 keys two have equal hashes with a chance of n^2 / 2^65 = 3 %; they are ordered by their keys.
+
+A scan also sums two hashes of each (key, speaker), modulo 2^64: equal for the same utterances in whatever order, so that
+it can be computed from the tars too. It is in the job's identity. Two sets that differ have equal sums with a chance of
+about 2^-64, the chance that single keys have equal hashes; against an adversary it is no protection.
+
+Where the speaker is a component of the key, all of this is compiled; any other rule is called for each key, about 1 us.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.corpus import Utterance, check_key, listed_twice, speaker_of
+from shards.errors import InputError
+from shards.kernels import add_unseen, find_component, find_outside, hash_slices, split_lines, sum_pairs
+from shards.lines import CHUNK_BYTES, numbered_lines, read_chunks
+from shards.speakers import ComponentRule, SpeakerRule
+
+SAMPLE_UTTERANCES = 64  # the first ones: loaded beforehand to estimate the size of a shard's share
+PREFIX_BITS = 16
+MASK = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Byte strings in one array: string i is ``data[starts[i]:ends[i]]``; `data` uint8, the others (n,) int64."""
+
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    @staticmethod
+    def of(strings: Sequence[str]) -> "Slices":
+        """The strings as UTF-8."""
+        encoded = [string.encode() for string in strings]
+        lengths = np.array([len(string) for string in encoded], np.int64)
+        ends = np.cumsum(lengths)
+        return Slices(np.frombuffer(b"".join(encoded), np.uint8), ends - lengths, ends)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def strings(self, indices: NDArray[np.int64]) -> list[str]:
+        """The strings of these indices (m,)."""
+        if not len(indices):
+            return []
+        text = self.data.tobytes()
+        bounds = zip(self.starts[indices].tolist(), self.ends[indices].tolist(), strict=True)
+        return [text[start:end].decode() for start, end in bounds]
+
+    def hashes(self, seed: int) -> NDArray[np.uint64]:
+        """The strings' hashes (n,)."""
+        hashes = np.empty(len(self), np.uint64)
+        hash_slices(self.data, self.starts, self.ends, np.uint64(seed), hashes)
+        return hashes
+
+    def component(self, number: int) -> "Slices":
+        """A component of each string, split at ``/`` and counted from 1; empty where it is missing."""
+        firsts, lasts = np.empty_like(self.starts), np.empty_like(self.ends)
+        find_component(self.data, self.starts, self.ends, number, firsts, lasts)
+        return Slices(self.data, firsts, lasts)
+
+
+@dataclass(frozen=True)
+class UtteranceSum:
+    """What a set of utterances is known by, in whatever order: their number, and two sums of hashes modulo 2^64."""
+
+    count: int = 0
+    sums: tuple[int, int] = (0, 0)
+
+    def __add__(self, other: "UtteranceSum") -> "UtteranceSum":
+        first, second = ((mine + theirs) & MASK for mine, theirs in zip(self.sums, other.sums, strict=True))
+        return UtteranceSum(self.count + other.count, (first, second))
+
+    def __str__(self) -> str:
+        return f"{self.count}:{self.sums[0]:016x}{self.sums[1]:016x}"
+
+    @staticmethod
+    def of(keys: NDArray[np.uint64], speakers: NDArray[np.uint64]) -> "UtteranceSum":
+        """From the hashes (n,) of keys and of speakers."""
+        sums = np.zeros(2, np.uint64)
+        sum_pairs(keys, speakers, sums)
+        return UtteranceSum(len(keys), (int(sums[0]), int(sums[1])))
+
+
+def sum_utterances(utterances: Sequence[Utterance], seed: int) -> UtteranceSum:
+    """The sum of utterances in memory."""
+    if not utterances:
+        return UtteranceSum()
+    keys, speakers = (Slices.of([getattr(u, name) for u in utterances]) for name in ("key", "speaker"))
+    return UtteranceSum.of(keys.hashes(seed), speakers.hashes(seed))
+
+
+class Listing(Protocol):
+    """Utterances in the order of (hash of key, key), which depends on a seed."""
+
+    @property
+    def total(self) -> UtteranceSum:
+        """Their number and sum."""
+        ...
+
+    @property
+    def first(self) -> list[Utterance]:
+        """The first 64, or all."""
+        ...
+
+    @property
+    def examples(self) -> list[Utterance]:
+        """An utterance of each speaker."""
+        ...
+
+    def select(self, ranks: range) -> list[Utterance]:
+        """The utterances of these ranks, in order.
+
+        Raises:
+            InputError: one occurs twice.
+        """
+        ...
+
+
+class MemoryListing:
+    """Utterances that are in memory; at least one.
+
+    Raises:
+        InputError: one occurs twice.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], seed: int) -> None:
+        keys = [utterance.key for utterance in utterances]
+        order, twice = storage_order(Slices.of(keys).hashes(seed), keys)
+        if twice is not None:
+            raise InputError(f"utterance {twice!r} is listed twice; expected once: remove one")
+        self._ordered = [utterances[index] for index in order]
+        self.total = sum_utterances(utterances, seed)
+        self.first = self._ordered[:SAMPLE_UTTERANCES]
+        self.examples = list({utterance.speaker: utterance for utterance in utterances}.values())
+
+    def select(self, ranks: range) -> list[Utterance]:
+        """The utterances of these ranks."""
+        return self._ordered[ranks.start : ranks.stop]
+
+
+def storage_order(hashes: NDArray[np.uint64], keys: Sequence[str]) -> tuple[list[int], str | None]:
+    """The indices (n,) that sort by (hash, key), and a key that occurs twice, if one does."""
+    order: list[int] = np.argsort(hashes, kind="stable").tolist()
+    ordered = hashes[order]
+    if not (ordered[1:] == ordered[:-1]).any():
+        return order, None
+    values = hashes.tolist()
+    order.sort(key=lambda index: (values[index], keys[index]))
+    return order, next((keys[a] for a, b in pairwise(order) if keys[a] == keys[b]), None)
+
+
+class ListFile:
+    """The utterances that a file lists; it is scanned when this is made, and for each selection.
+
+    Args:
+        path: the list, a file that can be read again.
+        rule: names the speakers.
+        seed: of the order.
+
+    Raises:
+        InputError: the list is missing, empty or not UTF-8; a key has no speaker or leaves the folder.
+    """
+
+    def __init__(self, path: Path, rule: SpeakerRule, seed: int) -> None:
+        self._path, self._rule, self._seed = path, rule, seed
+        self._selected: tuple[range, list[Utterance]] = (range(0), [])
+        self.total = UtteranceSum()
+        self.examples: list[Utterance] = []
+        first = _FirstKeys()
+        speakers = _HashSet()
+        histogram = np.zeros(2**PREFIX_BITS, np.int64)
+        for keys in self._key_chunks():
+            named = self._speakers(keys)
+            hashes, speaker_hashes = keys.hashes(seed), named.hashes(seed)
+            self.total += UtteranceSum.of(hashes, speaker_hashes)
+            histogram += np.bincount(_prefixes(hashes), minlength=len(histogram))
+            first.add(hashes, keys)
+            new = speakers.add(speaker_hashes)
+            self.examples += map(Utterance, keys.strings(new), named.strings(new))
+        if not self.total.count:
+            raise InputError(f"{path}: the utterance list is empty; give at least one utterance, one a line")
+        self._first_rank = np.concatenate([[0], np.cumsum(histogram)])  # of each prefix
+        self.first = [Utterance(key, rule(key)) for _, key in first.keys]
+
+    def select(self, ranks: range) -> list[Utterance]:
+        """The utterances of these ranks; what was selected last is kept, and not read again.
+
+        Raises:
+            InputError: one occurs twice, or the list has changed since it was scanned.
+        """
+        kept, utterances = self._selected
+        if not kept.start <= ranks.start <= ranks.stop <= kept.stop:
+            del utterances
+            self._selected = (range(0), [])  # before the next one takes as much memory
+            utterances, kept = self._read(ranks), ranks
+            self._selected = (kept, utterances)
+        return utterances[ranks.start - kept.start : ranks.stop - kept.start]
+
+    def _read(self, ranks: range) -> list[Utterance]:
+        low = int(np.searchsorted(self._first_rank, ranks.start, "right")) - 1
+        high = int(np.searchsorted(self._first_rank, ranks.stop, "left"))  # the first prefix that is not needed
+        selected: list[str] = []
+        parts = []
+        for keys in self._key_chunks():
+            hashes = keys.hashes(self._seed)
+            prefixes = _prefixes(hashes)
+            chosen = np.flatnonzero((prefixes >= low) & (prefixes < high))
+            selected += keys.strings(chosen)
+            parts.append(hashes[chosen])
+        first, last = (int(rank) for rank in self._first_rank[[low, high]])
+        if len(selected) != last - first:
+            raise InputError(f"{self._path}: it changed while it was read; run again when it is complete")
+        order, twice = storage_order(np.concatenate(parts), selected)
+        if twice is not None:
+            raise self._twice(twice)
+        wanted = order[ranks.start - first : ranks.stop - first]
+        names: dict[str, str] = {}  # one string a speaker, not one an utterance
+        speakers = (self._rule(selected[index]) for index in wanted)
+        return [Utterance(selected[i], names.setdefault(s, s)) for i, s in zip(wanted, speakers, strict=True)]
+
+    def _key_chunks(self) -> Iterator[Slices]:
+        """The keys, some thousand at a time; a chunk's arrays are used again for the next."""
+        room = CHUNK_BYTES + 1  # a chunk is at most two reads long
+        starts, ends = np.empty(room, np.int64), np.empty(room, np.int64)
+        for chunk in read_chunks(self._path):
+            data = np.frombuffer(chunk, np.uint8)
+            count = split_lines(data, starts, ends)
+            keys = Slices(data, starts[:count], ends[:count])
+            if find_outside(data, keys.starts, keys.ends) >= 0:
+                self._name_mistake()
+            yield keys
+
+    def _speakers(self, keys: Slices) -> Slices:
+        """The keys' speakers."""
+        if isinstance(self._rule, ComponentRule):
+            speakers = keys.component(self._rule.component)
+            if (speakers.starts == speakers.ends).any():
+                self._name_mistake()
+            return speakers
+        try:
+            return Slices.of([self._rule(key) for key in keys.strings(np.arange(len(keys)))])
+        except InputError:
+            self._name_mistake()
+
+    def _name_mistake(self) -> NoReturn:
+        """Raise InputError for the first line that is wrong."""
+        for number, key in numbered_lines(self._path):
+            check_key(key, f"{self._path}:{number}")
+            speaker_of(key, self._rule, f"{self._path}:{number}")
+        raise InputError(f"{self._path}: it changed while it was read; run again when it is complete")
+
+    def _twice(self, key: str) -> InputError:
+        numbers = [number for number, other in numbered_lines(self._path) if other == key]
+        return listed_twice(self._path, key, *numbers[:2])
+
+
+def _prefixes(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return (hashes >> np.uint64(64 - PREFIX_BITS)).astype(np.int64)
+
+
+class _FirstKeys:
+    """The first keys by (hash, key) of all that were added: `keys`, (hash, key) each."""
+
+    def __init__(self) -> None:
+        self.keys: list[tuple[int, str]] = []
+        self._bound = MASK
+
+    def add(self, hashes: NDArray[np.uint64], keys: Slices) -> None:
+        """Add a chunk's."""
+        if len(hashes) > SAMPLE_UTTERANCES:
+            self._bound = min(self._bound, int(np.partition(hashes, SAMPLE_UTTERANCES - 1)[SAMPLE_UTTERANCES - 1]))
+        chosen = np.flatnonzero(hashes <= np.uint64(self._bound))
+        new = zip(hashes[chosen].tolist(), keys.strings(chosen), strict=True)
+        self.keys = sorted([*self.keys, *new])[:SAMPLE_UTTERANCES]
+        if len(self.keys) == SAMPLE_UTTERANCES:
+            self._bound = self.keys[-1][0]
+
+
+class _HashSet:
+    """A set of 64-bit hashes that grows."""
+
+    def __init__(self) -> None:
+        self._table = np.zeros(2**12, np.uint64)
+        self._count = 0
+
+    def add(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Add hashes (n,), and return the indices of those that are new."""
+        needed = 2 * (self._count + len(hashes))
+        if needed > len(self._table):
+            held = self._table[self._table != 0]
+            self._table = np.zeros(2 ** needed.bit_length(), np.uint64)
+            add_unseen(held, self._table, np.empty(len(held), np.int64))
+        unseen = np.empty(len(hashes), np.int64)
+        count = add_unseen(hashes, self._table, unseen)
+        self._count += count
+        return unseen[:count]

@@ -1,0 +1,108 @@
+"""Requests to a store, repeated: exponential backoff with full jitter, up to a number of attempts and a total time.
+
+Jitter keeps the readers of a job from coming back to a store all at once (M. Brooker, "Exponential Backoff And Jitter",
+AWS Architecture Blog, 2015).
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from shards.errors import StoreError, UsageError
+
+FIRST_DELAY_SECONDS = 0.25  # the bound of the first random delay; each later one's is twice as large
+LARGEST_DELAY_SECONDS = 15.0
+SLOWEST_BYTES_PER_SECOND = 1_000_000  # an answer of n bytes may take n / this longer than an empty one
+WRONG_READS = 3  # so often bytes may differ from what was written until it is damage, not a bad transfer
+MESSAGE_CHARACTERS = 300
+
+Result = TypeVar("Result")
+_jitter = random.SystemRandom()  # not the module's generator, which may be seeded by the user
+
+
+class WrongBytesError(Exception):
+    """A store's answer is not what was written: its length or its checksum differs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How long a store may fail before a read is given up.
+
+    `timeout_seconds` is for one request; `attempts` and `total_seconds` for a read, with all its requests and pauses.
+    To both times comes a second for each megabyte that is asked for.
+
+    Raises:
+        UsageError: a value out of range.
+    """
+
+    attempts: int = 10
+    timeout_seconds: float = 30.0
+    total_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges."""
+        if self.attempts < 1:
+            raise UsageError(f"attempts {self.attempts}: expected 1 or more")
+        for value, name in ((self.timeout_seconds, "timeout_seconds"), (self.total_seconds, "total_seconds")):
+            if not value > 0:
+                raise UsageError(f"{name} {value}: expected more than 0")
+
+
+def retry(
+    request: Callable[[float], Result],
+    policy: RetryPolicy,
+    *,
+    where: str,
+    is_final: Callable[[Exception], bool],
+    num_bytes: int = 0,
+    stop: threading.Event | None = None,
+) -> Result:
+    """The result of ``request(seconds)``, which may take that many seconds, repeated while it fails.
+
+    Args:
+        request: one attempt.
+        policy: how often, and how long.
+        where: what is read, for messages.
+        is_final: whether an error would come again.
+        num_bytes: about the size of the answer.
+        stop: no attempt begins once it is set.
+
+    Raises:
+        StoreError: the attempts or the time are used up.
+        WrongBytesError: the request raised it `WRONG_READS` times, or for the last attempt.
+        Exception: one that is final, as the request raised it.
+    """
+    stop = stop or threading.Event()
+    began = time.monotonic()
+    more_seconds = num_bytes / SLOWEST_BYTES_PER_SECOND
+    deadline = began + policy.total_seconds + more_seconds
+    wrong_reads = attempt = 0
+    while True:
+        attempt += 1
+        if stop.is_set():
+            raise StoreError(f"{where}: not read: given up, since another read had failed")
+        try:
+            return request(min(policy.timeout_seconds + more_seconds, deadline - time.monotonic()))
+        except Exception as error:
+            wrong_reads += isinstance(error, WrongBytesError)
+            if is_final(error) or wrong_reads == WRONG_READS:
+                raise
+            bound = min(LARGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** min(attempt - 1, 10))
+            delay = _jitter.uniform(0, bound)
+            is_last = attempt == policy.attempts or time.monotonic() + delay >= deadline
+            if is_last and isinstance(error, WrongBytesError):
+                raise
+            if is_last or stop.wait(delay):
+                raise StoreError(
+                    f"{where}: the store failed (attempts: {attempt}, in {time.monotonic() - began:.1f} s), lastly with "
+                    f"{in_one_line(error)}; check the network and the store, then run again"
+                ) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of a library as a part of a message."""
+    text = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."

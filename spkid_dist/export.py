@@ -1,0 +1,148 @@
+"""The command `spkid export`: a trained model for programs that have nothing of ours.
+
+The folder holds the network in the formats asked for, and `model.json`, which says all that a caller needs: how frames become
+the network's inputs, and its outputs a speaker. It appears whole, or not at all.
+"""
+
+import io
+import json
+import logging
+import os
+import shutil
+import socket
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.errors import InputError
+from shards.files import make_folder, write_atomic, write_json
+from shards.sources.extras import import_extra
+from spkid_dist.config import ExportConfig
+from spkid_dist.console import RunLog
+from spkid_dist.trained import TrainedModel, load_trained
+
+MODEL_JSON = "model.json"
+FORMAT_VERSION = 1
+ONNX_OPSET = 18  # what torch's exporter makes without converting; onnxruntime has it since 1.14
+INPUT, OUTPUT = "windows", "log_probs"
+EXAMPLE_WINDOWS = 2  # the exporters take a size of 1 for a constant
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the model of `config` into its `out` folder; returns the path of its model.json.
+
+    Raises:
+        InputError: weights or train.opts missing, damaged or not fitting together; `out` holds something, or can't be written.
+        UsageError: a library that a format needs is not installed.
+    """
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise InputError(f"{config.out}: exists and is not an empty folder; give --out a new one")
+    model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
+    staging = config.out.absolute().with_name(f".{config.out.name}-{socket.gethostname()}-{os.getpid()}")
+    make_folder(staging)
+    try:
+        files = {}
+        for name in config.formats:
+            file_name, write = WRITERS[name]
+            write_atomic(staging / file_name, write(model))
+            files[name] = file_name
+        write_json(staging / MODEL_JSON, describe_export(model, files, config.weights_ckpt))
+        staging.replace(config.out)
+    except OSError as error:
+        raise InputError(f"{config.out}: can't be written: {error.strerror}; choose another --out") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    RunLog(shown=True).line(f"{config.out}: {', '.join((MODEL_JSON, *files.values()))}")
+    return config.out / MODEL_JSON
+
+
+def describe_export(model: TrainedModel, files: dict[str, str], weights_ckpt: Path) -> dict[str, Any]:
+    """The contents of model.json: C, D, edge rule, features, speakers in class order, and how an utterance is scored."""
+    source = model.options.get("source")
+    return {
+        "format": "spkid-model",
+        "format_version": FORMAT_VERSION,
+        "files": files,
+        "input": {
+            "name": INPUT,
+            "shape": ["B", model.in_frames * model.num_features],
+            "dtype": "float32",
+            "layout": "a row is in_frames consecutive frames, oldest first, num_features values each",
+        },
+        "output": {
+            "name": OUTPUT,
+            "shape": ["B", len(model.speakers)],
+            "dtype": "float32",
+            "meaning": "natural logarithms of the speakers' probabilities given the window, in the order of speakers",
+        },
+        "in_frames": model.in_frames,
+        "num_features": model.num_features,
+        "normalisation": "inside the network, where there is any: give frames as the features are computed",
+        "edge": model.edge,
+        "edges": {
+            "valid": "windows that fit: T - in_frames + 1; of an utterance with fewer than in_frames frames as with edge",
+            "zero": "a window centred on each frame, (in_frames - 1) // 2 frames before it; zero frames beyond the ends",
+            "edge": "as zero, but the first and the last frame repeated beyond the ends",
+        },
+        "decision": "the speaker whose output's sum over the utterance's windows, in float64, is largest",
+        "source": source if isinstance(source, dict) else {"kind": "fmatrix"},
+        "speakers": model.speakers,
+        "hsize": model.options["hsize"],
+        "trained_on": model.options.get("tr_fingerprint"),
+        "weights": weights_ckpt.name,
+        "onnx_opset": ONNX_OPSET if "onnx" in files else None,
+    }
+
+
+def _safetensors(model: TrainedModel) -> bytes:
+    from safetensors.torch import save
+
+    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    metadata = {"format": "pt", "in_frames": str(model.in_frames), "speakers": json.dumps(model.speakers)}
+    return bytes(save(state, metadata))
+
+
+def _torch_export(model: TrainedModel) -> bytes:
+    program = torch.export.export(model.network, _example(model), dynamic_shapes=_dynamic_batch(), strict=True)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def _onnx(model: TrainedModel) -> bytes:
+    for module in ("onnx", "onnxscript"):
+        import_extra(module, "onnx", "exporting to ONNX")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own use of what it has deprecated
+        program = torch.onnx.export(
+            model.network,
+            _example(model),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=_dynamic_batch(),
+            opset_version=ONNX_OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+def _example(model: TrainedModel) -> tuple[torch.Tensor]:
+    return (torch.zeros(EXAMPLE_WINDOWS, model.in_frames * model.num_features),)
+
+
+def _dynamic_batch() -> tuple[dict[int, Any]]:
+    return ({0: torch.export.Dim("B", min=1)},)
+
+
+# format: (its file, the bytes of that)
+WRITERS: dict[str, tuple[str, Callable[[TrainedModel], bytes]]] = {
+    "safetensors": ("model.safetensors", _safetensors),
+    "torch_export": ("model.pt2", _torch_export),
+    "onnx": ("model.onnx", _onnx),
+}

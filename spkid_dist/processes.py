@@ -1,0 +1,70 @@
+"""The processes of a launch as scoring needs them: which share is whose, on which device, and sums over all of them."""
+
+import atexit
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from accelerate.utils import reduce as reduce_over_ranks
+from numpy.typing import NDArray
+
+from shards.errors import UsageError
+
+Item = TypeVar("Item")
+
+# The ranks meet once, at the end, when each has done its share: one may be hours later. Where one fails, the launcher
+# ends the others.
+LONGEST_WAIT = timedelta(days=30)
+
+
+class Processes:
+    """This process's place among those of the launch: `rank` of `world_size`, and its `device`, as accelerate decides.
+
+    Raises:
+        UsageError: the launcher meant several processes, but this one is alone, or their group has ended.
+    """
+
+    def __init__(self, command: str) -> None:
+        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        was_made = torch.distributed.is_initialized()
+        state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+        if state.num_processes > 1 and not torch.distributed.is_initialized():
+            raise UsageError(
+                "an earlier training in these processes has ended their group, so they can't join their shares; score in "
+                "a launch of its own"
+            )
+        if torch.distributed.is_initialized() and not was_made:
+            atexit.register(_leave_group)  # not before: the caller may score again
+        self.rank, self.world_size, self.device = state.process_index, state.num_processes, state.device
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched > 1 and self.world_size == 1:
+            raise UsageError(
+                f"WORLD_SIZE is {launched}, but this process is alone: it would do all by itself; on CPUs launch with "
+                f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {launched} -m spkid_dist.{command} ..."
+            )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes and speaks."""
+        return bool(self.rank == 0)
+
+    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of all processes' arrays, of equal shapes; waits for all."""
+        if self.world_size == 1:
+            return values
+        total: torch.Tensor = reduce_over_ranks(torch.from_numpy(values).to(self.device), reduction="sum")
+        return np.asarray(total.cpu().numpy(), np.float64)
+
+    def gather(self, values: list[Item]) -> list[Item]:
+        """All processes' lists, one after the other in the order of ranks; waits for all."""
+        gathered: list[Item] = gather_object(values)
+        return gathered
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,28 @@
+"""What `import spkid_dist` gives, and what it does not load."""
+
+import subprocess
+import sys
+
+import pytest
+
+import spkid_dist
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sys; from spkid_dist import ScoreConfig, TrainConfig; assert 'torch' not in sys.modules",
+        "import spkid_dist.score; from spkid_dist import score; from spkid_dist.score import open_source, score as again; "
+        "import spkid_dist; assert score is again is spkid_dist.score and callable(score)",
+    ],
+)
+def test_functions_are_found_whatever_was_imported_first(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_name_of_the_interface_is_there():
+    for name in spkid_dist.__all__:
+        assert getattr(spkid_dist, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = spkid_dist.nothing
