@@ -388,8 +388,8 @@ class ResultsConfig:
 class DoctorConfig:
     """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
 
-    shards: Path | None = None
-    """a dataset of `spkid shard` that every process should see"""
+    shards: str | None = None
+    """a dataset of `spkid shard` that every process should see; a folder, or a URL"""
     save_path: Path = Path("ckpt")
     """where the model would go"""
     timeout_minutes: float = 2.0
