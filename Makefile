@@ -24,6 +24,7 @@ test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_checkpoint.py tests/test_preemption.py --kills 30
 
 test-cluster: $(STAMP)
+	-$(BIN)/python tests/cluster/two_nodes.py install
 	$(BIN)/python -m pytest --cluster tests/cluster
 
 FUZZ_SECONDS ?= 60
