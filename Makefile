@@ -1,6 +1,7 @@
 # make demo   set up .venv, then shard, train and score a small synthetic corpus
 # make test   set up .venv, then what CI runs: ruff, mypy, pytest
 # make test-long  the tests that draw random moments, with many of them
+# make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
 # make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
 # make bench  the benchmarks
 # make recipes  utterance errors of training recipes, on a synthetic corpus
@@ -9,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long fuzz bench recipes lint format clean
+.PHONY: demo test test-long test-cluster fuzz bench recipes lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
@@ -21,6 +22,10 @@ test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py tests/test_append.py --kills 50
 	$(BIN)/python -m pytest tests/test_state.py --long
 	$(BIN)/python -m pytest tests/test_checkpoint.py tests/test_preemption.py --kills 30
+
+test-cluster: $(STAMP)
+	-$(BIN)/python tests/cluster/two_nodes.py install
+	$(BIN)/python -m pytest --cluster tests/cluster
 
 FUZZ_SECONDS ?= 60
 

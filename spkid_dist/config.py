@@ -379,6 +379,17 @@ class TrainConfig:
         if not 0 < self.timeout_minutes <= 10_000:
             raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
 
+    def _check_learning(self) -> None:
+        _from_zero_below(1, label_smoothing=self.label_smoothing, dropout=self.dropout, warmup=self.warmup or 0.0)
+        _from_zero_below(math.inf, weight_decay=self.weight_decay)
+        _at_least(1, num_layers=self.num_layers, step_epochs=self.step_epochs)
+        if self.num_layers > MOST_LAYERS:
+            raise UsageError(f"--num_layers {self.num_layers}: expected {MOST_LAYERS} or less")
+        if not 0 < self.step_factor < 1:
+            raise UsageError(f"--step_factor {self.step_factor}: expected more than 0 and less than 1")
+        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
+            raise UsageError(f"--clip_grad_norm {self.clip_grad_norm}: expected a finite number above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsConfig:
@@ -392,8 +403,8 @@ class ResultsConfig:
 class DoctorConfig:
     """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
 
-    shards: Path | None = None
-    """a dataset of `spkid shard` that every process should see"""
+    shards: str | None = None
+    """a dataset of `spkid shard` that every process should see; a folder, or a URL"""
     save_path: Path = Path("ckpt")
     """where the model would go"""
     timeout_minutes: float = 2.0

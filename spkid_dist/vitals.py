@@ -117,7 +117,7 @@ def _device(device: torch.device) -> tuple[str, str | None]:
     return f"{device} {properties.name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free", str(properties.uuid)
 
 
-def _fingerprint(folder: Path | None, problems: list[str]) -> str | None:
+def _fingerprint(folder: str | None, problems: list[str]) -> str | None:
     """The fingerprint of the dataset, of which the first and the last block were read and checked."""
     if folder is None:
         return None

@@ -104,7 +104,7 @@ def test_two_hosts_train_and_a_cut_link_ends_in_an_error_on_both(hosts, tmp_path
         assert codes[rank] == 1, errors
         (line,) = (line for line in errors.splitlines() if line.startswith("spkid: error"))
         assert re.search(rf"rank {rank} of 2 on .*: lost the other processes: .*--timeout_minutes 0\.25 \(.+\)", line)
-        assert 'File "' not in errors.partition("ChildFailedError")[0].partition("Traceback")[0]
+        assert "spkid_dist/train.py" not in errors  # no traceback of ours
 
     hosts.link("up")
     codes, printed = ended(hosts.train(options | {"save_path": tmp_path / "cut", "resume": "auto"}))

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "tini", "iproute2")
 NODES = ("spkid-n1", "spkid-n2")
 HOSTS = Path("/etc/hosts")
 HOSTS_LINE = f"127.0.0.1 {' '.join(NODES)} # two-node Slurm of spkid-dist's tests\n"
@@ -68,7 +68,11 @@ def missing() -> str | None:
 
 
 def install() -> None:
-    """Install Slurm and munge by apt-get."""
+    """Install Slurm, and what else the tests of this folder need, by apt-get; nothing where all is there."""
+    if all(shutil.which(name, path=_path()) for name in (*PROGRAMS, "tini", "ip")):
+        return
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        sys.exit("two_nodes.py: can't install Slurm: needs root and apt-get; its tests will be skipped")
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     subprocess.run(["apt-get", "update", "-qq"], env=quiet, check=True)
     subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *PACKAGES], env=quiet, check=True)
