@@ -271,7 +271,7 @@ def check_types(kind: type[Any], values: dict[str, Any]) -> None:
     for name, value in values.items():
         if not _has_type(value, types[name]):
             raise TypeError(f"{name} is {str(value)[:40]!r}, expected {types[name]}")
-    sources = [job.source for job in values["jobs"]] if kind is Manifest else [values["source"]]
+    sources = [job.source for job in values["jobs"]] if kind is Manifest else [values.get("source", {"kind": ""})]
     if not all(isinstance(source.get("kind"), str) for source in sources):
         raise TypeError('source has no "kind"')
 

@@ -365,17 +365,6 @@ class TrainConfig:
             _at_least(1, checkpoint_steps=self.checkpoint_steps)
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
             raise UsageError(f"--checkpoint_minutes {self.checkpoint_minutes}: expected more than 0")
-
-    def _check_learning(self) -> None:
-        _from_zero_below(1, label_smoothing=self.label_smoothing, dropout=self.dropout, warmup=self.warmup or 0.0)
-        _from_zero_below(math.inf, weight_decay=self.weight_decay)
-        _at_least(1, num_layers=self.num_layers, step_epochs=self.step_epochs)
-        if self.num_layers > MOST_LAYERS:
-            raise UsageError(f"--num_layers {self.num_layers}: expected {MOST_LAYERS} or less")
-        if not 0 < self.step_factor < 1:
-            raise UsageError(f"--step_factor {self.step_factor}: expected more than 0 and less than 1")
-        if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
-            raise UsageError(f"--clip_grad_norm {self.clip_grad_norm}: expected a finite number above 0")
         if not 0 < self.timeout_minutes <= 10_000:
             raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
 
