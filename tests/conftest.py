@@ -1,5 +1,6 @@
 """Corpora that tests share."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,10 @@ from shards import FmatrixSource, Layout, ShardDataset, convert, find_speakers, 
 from shards.files import write_json
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.synthetic import SyntheticCorpus
+
+# Tests run side by side: threads of torch that wait for one another would wait for those of other tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+torch.set_num_threads(1)
 
 settings.register_profile("project", deadline=None)  # the first call of a kernel may compile it
 settings.load_profile("project")

@@ -141,7 +141,7 @@ class _Job:
         (self.folder.path / JOB_NAME).write_bytes(data)
         job = load_job(self.folder)
         assert job is not None
-        assert json.dumps(job.describe())
+        assert json.dumps(job.to_json())
         assert len(range(job.num_shards)) <= job.num_utterances
 
 

@@ -175,7 +175,7 @@ def test_info_counts_the_shards_of_each_job(grown, capsys):
 
 
 def test_every_window_of_an_appended_dataset_is_seen_once(grown):
-    dataset = WindowDataset(grown["third"], in_frames=3, batch_size=500, num_streams=4, pool_windows=300)
+    dataset = WindowDataset(grown["third"], in_frames=3, batch_size=500, num_streams=4, shuffle_windows=1200)
     rows = np.concatenate([x.numpy()[:, 8:16] for x, _ in dataset])
     expected = np.concatenate([frames[1:-1] for _, frames in frames_of(grown["third"]).values()])
     assert sorted(map(tuple, rows)) == sorted(map(tuple, expected))

@@ -9,7 +9,7 @@ import pytest
 from conftest import make_corpus
 from source_checks import RATE, kaldi_folder, samples, write_audio
 
-from shards.layout import MANIFEST_NAME
+from shards.layout import FORMAT_VERSION, MANIFEST_NAME
 from spkid_dist import cli
 
 
@@ -137,10 +137,10 @@ def test_shards_of_two_corpora_are_not_merged(spkid, tmp_path, change):
 def test_a_dataset_of_a_newer_version_is_left_alone(spkid, tmp_path, command):
     corpus = make_corpus(tmp_path / "c", [3, 4])
     path = corpus.folder / "shards" / MANIFEST_NAME
-    newer = json.dumps(json.loads(path.read_text()) | {"format_version": 2})
+    newer = json.dumps(json.loads(path.read_text()) | {"format_version": FORMAT_VERSION + 1})
     path.write_text(newer)
     arguments = arguments_of(corpus.folder, path.parent) if command == "shard" else (command, path.parent)
     code, printed, error = spkid(*arguments)
     assert code == 1
-    assert "format version 2, but this program reads version 1" in printed + error
+    assert f"format version {FORMAT_VERSION + 1}, but this program reads version {FORMAT_VERSION}" in printed + error
     assert path.read_text() == newer
