@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ from typing import Any
 from shards import FmatrixSource, Layout, convert, find_speakers, make_plan, read_list
 
 
-def seconds_in_turn(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each case, run in turn (A B C A B C ...) after a warm-up each, so that a drift meets all alike."""
+def seconds_in_turn(
+    cases: Mapping[str, Callable[[], object]], repeats: int, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of each case, run in turn (A B C A B C ...) after a warm-up each, so that a drift meets all alike.
+
+    `before` is called before each run, and not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for round_number in range(repeats + 1):
         for name, case in cases.items():
+            before()
             began = time.perf_counter()
             case()
             if round_number:
@@ -36,13 +43,16 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
-def shard_corpus(folder: Path, out: Path) -> None:
-    """Shard the training list of a synthetic corpus in `folder` into `out`."""
+def shard_corpus(
+    folder: Path, out: Path, *, executor: Executor | None = None, shard_bytes: int = Layout().shard_bytes
+) -> None:
+    """Shard the training list of a synthetic corpus in `folder` into `out`, by this process or an executor's."""
     list_path = folder / "cfg/all.train"
     utterances = read_list(list_path)
     source = FmatrixSource(folder / "mcp", "mcp")
     speakers = find_speakers(list_path, utterances, folder / "cfg/spk2idx.json")
-    convert(make_plan(utterances, speakers, source, Layout()), source, out)
+    plan = make_plan(utterances, speakers, source, Layout(shard_bytes=shard_bytes))
+    convert(plan, source, out, executor=executor, workers=1 if executor is None else 2)
 
 
 def machine() -> dict[str, Any]:
