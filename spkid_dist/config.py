@@ -342,6 +342,11 @@ class TrainConfig:
     timeout_minutes: float = 10.0
     """minutes that a process waits for the others before it ends with an error, as when the network is cut"""
 
+    log_with: Literal["tensorboard"] | None = None
+    """write the curves for this tracker too, into a folder of its name in --save_path; needs the extra [tensorboard]"""
+    profile: int | None = None
+    """record this many steps, after 3 to warm up: profile-rank{r}.json in --save_path, and the longest operators in the log"""
+
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         check_context(self.in_frames, self.edge)
@@ -367,6 +372,8 @@ class TrainConfig:
             raise UsageError(f"--checkpoint_minutes {self.checkpoint_minutes}: expected more than 0")
         if not 0 < self.timeout_minutes <= 10_000:
             raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
+        if self.profile is not None:
+            _at_least(1, profile=self.profile)
 
     def _check_learning(self) -> None:
         _from_zero_below(1, label_smoothing=self.label_smoothing, dropout=self.dropout, warmup=self.warmup or 0.0)

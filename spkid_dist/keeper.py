@@ -14,6 +14,7 @@ from spkid_dist.preemption import Lookout, Seen, StopRequest
 from spkid_dist.ranks import by_main, raise_everywhere
 from spkid_dist.report import options_of
 from spkid_dist.state import TrainingState
+from spkid_dist.watch import Watch
 
 
 class Keeper:
@@ -33,6 +34,7 @@ class Keeper:
         request: StopRequest,
         folder: CheckpointFolder,
         data: dict[str, str],
+        watch: Watch,
     ) -> None:
         self._config = config
         self._accelerator = accelerator
@@ -42,6 +44,7 @@ class Keeper:
         self._request = request
         self._folder = folder
         self._data = data
+        self._watch = watch
         self._lookout = Lookout(accelerator, request, config.checkpoint_minutes, guard.seen)
 
     def after_step(self, epoch: int, step: int, steps: int) -> None:
@@ -87,6 +90,10 @@ class Keeper:
             self._stop_if(seen)
 
     def _save(self, best: bool) -> None:
+        with self._watch.during("checkpoints"):
+            self._write(best)
+
+    def _write(self, best: bool) -> None:
         values = self._state.values() | {"data": self._data, "options": options_of(self._config)}
         place = self._state.place
         path = by_main(

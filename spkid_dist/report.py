@@ -9,10 +9,12 @@ from typing import Any
 from shards.errors import InputError
 from shards.files import read_text, write_atomic, write_json
 from spkid_dist.config import TrainConfig
+from spkid_dist.watch import Watch, clock
 from spkid_dist.windows import EDGE_CODES
 
 OPTIONS_NAME = "train.opts"
 STATISTICS_NAME = "train_stats.json"
+SUMMARY_NAME = "summary.json"
 PLOTS_NAME = "log_plots.png"
 
 
@@ -62,6 +64,63 @@ class TrainStatistics:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120)
         write_atomic(folder / PLOTS_NAME, buffer.getvalue())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a training came to, and what its last run, since it began or went on, took.
+
+    `windows` are those of all epochs; what begins with `run_` is of the last run. Rates are in windows a second over the
+    training steps, `run_waiting_share` is the share of these steps' time spent waiting for data; times are in seconds.
+    """
+
+    save_path: str
+    best_weights: str
+    best_epoch: int
+    va_loss: float
+    va_acc: float
+    epochs: int
+    windows: int
+    run_windows: int
+    run_windows_per_second: float
+    run_waiting_share: float
+    run_training_seconds: float
+    run_validation_seconds: float
+    run_checkpoint_seconds: float
+
+    @classmethod
+    def of(cls, statistics: TrainStatistics, windows_per_epoch: int, watch: Watch, save_path: Path) -> "Summary":
+        """Sum up a finished training whose last run `watch` has seen."""
+        best, seconds = statistics.best_epoch, watch.seconds
+        training_seconds = seconds["training"] + seconds["waiting"]
+        return cls(
+            save_path=str(save_path),
+            best_weights=weights_name(best, best=True),
+            best_epoch=best,
+            va_loss=statistics.va_loss[best],
+            va_acc=statistics.va_acc[best],
+            epochs=statistics.epochs,
+            windows=statistics.epochs * windows_per_epoch,
+            run_windows=watch.windows,
+            run_windows_per_second=watch.windows / training_seconds,
+            run_waiting_share=seconds["waiting"] / training_seconds,
+            run_training_seconds=training_seconds,
+            run_validation_seconds=seconds["validation"],
+            run_checkpoint_seconds=seconds["checkpoints"],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the summary into `folder`."""
+        write_json(folder / SUMMARY_NAME, asdict(self))
+
+    def lines(self) -> list[str]:
+        """The summary for the log; its best epoch has a line already."""
+        return [
+            f"summary: {self.epochs} epochs, {self.windows:,} windows; in this run {self.run_windows:,} windows, "
+            f"{self.run_windows_per_second:,.0f} windows/s, waiting for data: {self.run_waiting_share:.1%}",
+            f"summary: training {clock(self.run_training_seconds)} validation {clock(self.run_validation_seconds)} "
+            f"checkpoints {clock(self.run_checkpoint_seconds)}; all files are in {self.save_path}",
+        ]
 
 
 def weights_name(epoch: int, best: bool) -> str:

@@ -25,6 +25,7 @@ from spkid_dist.preemption import STOP_NAME
 from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
 from spkid_dist.report import options_of
 from spkid_dist.selection import Selection
+from spkid_dist.tracking import check_tracker
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
 
@@ -34,13 +35,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
     Raises:
         LostRanksError: the processes can't reach each other.
-        UsageError: the launcher meant several processes, but this one is alone; fp16 on a CPU.
+        UsageError: the launcher meant several processes, but this one is alone; fp16 on a CPU; --log_with needs a library.
     """
+    check_tracker(config.log_with)
     precision = None if config.mixed_precision == "launcher" else config.mixed_precision
     on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
-    accelerator = _meet(precision, config.timeout_minutes)
+    accelerator = _meet(precision, config)
     if accelerator.gradient_accumulation_steps != 1:
         raise UsageError(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}: each batch is a step "
@@ -50,11 +52,16 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def _meet(precision: str | None, timeout_minutes: float) -> Accelerator:
+def _meet(precision: str | None, config: TrainConfig) -> Accelerator:
     """Join the other processes of the job, if there are any. Raises LostRanksError where they can't be reached."""
-    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes))
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
     try:
-        return Accelerator(mixed_precision=precision, kwargs_handlers=[timeout])
+        return Accelerator(
+            mixed_precision=precision,
+            kwargs_handlers=[timeout],
+            log_with=config.log_with,
+            project_dir=config.save_path,  # where a tracker's files go
+        )
     except RuntimeError as error:
         if not is_of_collective(error):
             raise
@@ -68,7 +75,7 @@ def _meet(precision: str | None, timeout_minutes: float) -> Accelerator:
         )
         raise LostRanksError(
             f"rank {os.environ.get('RANK')} on {socket.gethostname()}: the processes did not meet at {where} within "
-            f"--timeout_minutes {timeout_minutes:g} ({first_words(error)}); {remedy}"
+            f"--timeout_minutes {config.timeout_minutes:g} ({first_words(error)}); {remedy}"
         ) from None
 
 

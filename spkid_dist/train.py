@@ -10,7 +10,6 @@ Shapes: B windows of a rank's share, G of the global batch, C*D inputs, W ranks.
 
 import contextlib
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +31,15 @@ from spkid_dist.learning import Schedule, compile_model, make_optimizer, seed_dr
 from spkid_dist.ledger import LedgerError
 from spkid_dist.model import model_from_options, set_moments
 from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
+from spkid_dist.profiling import StepProfile
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
-from spkid_dist.report import TrainStatistics, options_of, save_options, weights_name
+from spkid_dist.report import SUMMARY_NAME, Summary, TrainStatistics, options_of, save_options, weights_name
 from spkid_dist.resume import go_on
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
 from spkid_dist.state import TrainingState, joined_ledger
 from spkid_dist.tally import Tally
+from spkid_dist.tracking import start_tracking, track
+from spkid_dist.watch import Watch, clock
 
 PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
 
@@ -55,7 +57,10 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training and all that it consists of; `model` and `optimizer` as accelerate prepared them."""
+    """A training and all that it consists of; `model` and `optimizer` as accelerate prepared them.
+
+    `first_step` is the step of the whole training, from 0, that this process began with.
+    """
 
     config: TrainConfig
     accelerator: Accelerator
@@ -69,6 +74,9 @@ class Run:
     guard: FiniteGuard
     keeper: Keeper
     plots: Pace
+    profile: StepProfile
+    watch: Watch
+    first_step: int
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -132,9 +140,20 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     go_on(config, accelerator, log, folder=checkpoints, state=state, data=identity)
     by_main(accelerator, lambda: save_options(config.save_path, config, _decided_by_data(tr_data)))
     guard = FiniteGuard(accelerator, model, optimizer)
+    watch = Watch()
     keeper = Keeper(
-        config, accelerator, log, state=state, guard=guard, request=request, folder=checkpoints, data=identity
+        config,
+        accelerator,
+        log,
+        state=state,
+        guard=guard,
+        request=request,
+        folder=checkpoints,
+        data=identity,
+        watch=watch,
     )
+    first_step = (tr_data.epoch + 1) * len(tr_data) - tr_data.steps_left
+    start_tracking(accelerator, config.log_with, first_step)
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -148,21 +167,38 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
         guard=guard,
         keeper=keeper,
         plots=Pace(PLOT_SECONDS),
+        profile=StepProfile(
+            config.profile,
+            config.save_path / f"profile-rank{accelerator.process_index}.json",
+            on_device=accelerator.device.type != "cpu",
+            say=log.line,
+        ),
+        watch=watch,
+        first_step=first_step,
     )
 
     request.hold(config.save_path / STOP_NAME)
     if _is_finished(run):
         log.line("this training is finished: nothing to do")
-    while not _is_finished(run):
-        epoch = state.statistics.epochs
-        _train_epoch(run)
-        _check_epoch(run, epoch)
-        _validate_epoch(run, epoch)
-        tr_data.end_epoch()
-        keeper.after_epoch(best=state.statistics.best_epoch == epoch, finished=_is_finished(run))
+    with run.profile:
+        while not _is_finished(run):
+            _go_through_epoch(run)
     tr_data.close()
     va_data.close()
     return _result(run)
+
+
+def _go_through_epoch(run: Run) -> None:
+    """An epoch, or the rest of it: training, validation, checkpoint."""
+    statistics, watch = run.state.statistics, run.watch
+    epoch = statistics.epochs
+    with watch.during("training"):
+        _train_epoch(run)
+        _check_epoch(run, epoch)
+    with watch.during("validation"):
+        _validate_epoch(run, epoch)
+    run.tr_data.end_epoch()
+    run.keeper.after_epoch(best=statistics.best_epoch == epoch, finished=_is_finished(run))
 
 
 def _decided_by_data(data: WindowDataset) -> dict[str, Any]:
@@ -188,37 +224,44 @@ def _epochs_since_best(statistics: TrainStatistics) -> int:
 
 def _train_epoch(run: Run) -> None:
     """One epoch, or the rest of it: forward, backward and a step for each global batch."""
-    config, accelerator, log, data, tally = run.config, run.accelerator, run.log, run.tr_data, run.state.tally
+    config, data, watch = run.config, run.tr_data, run.watch
     run.model.train()
     epoch, steps = data.epoch, len(data)
     first_step = -(-data.position // config.batch_size)
-    began = logged = time.perf_counter()
-    logged_at = data.position
-    wait_seconds = 0.0
+    watch.begin_epoch(data.position)
     batches = iter(data)
-    with log.bar(steps, "batches") as bar:
+    with run.log.bar(steps, "batches") as bar:
         bar.advance(first_step)
         for step in range(first_step, steps):
-            asked = time.perf_counter()
-            x, y = next(batches)
-            wait_seconds += time.perf_counter() - asked
+            with watch.during("waiting"):
+                x, y = next(batches)
             _step(run, x, y, epoch, step)
+            run.profile.step()
             bar.advance(1)
             if (step + 1) % config.log_freq == 0 or step + 1 == steps:
-                loss, accuracy = tally.reduce(accelerator)
-                if not math.isfinite(loss):
-                    run.guard.fail(epoch, step)
-                run.state.statistics.tr_loss.append(loss)
-                run.state.statistics.tr_acc.append(accuracy)
-                now = time.perf_counter()
-                rate = (data.position - logged_at) / (now - logged)
-                logged, logged_at = now, data.position
-                log.line(
-                    f"TRAINING: {step + 1}/{steps} epoch {epoch} loss: {loss:.4f} acc: {accuracy:.4f} "
-                    f"windows/s: {rate:,.0f} waiting for data: {wait_seconds / (now - began):.1%}"
-                )
-                bar.describe(f"epoch {epoch} loss {loss:.4f} acc {accuracy:.4f}")
+                bar.describe(_log_steps(run, epoch, step))
             run.keeper.after_step(epoch, step, steps)
+
+
+def _log_steps(run: Run, epoch: int, step: int) -> str:
+    """Tell of the steps up to `step` since the last such line; returns what a live bar is to show. Called by all ranks."""
+    statistics, steps = run.state.statistics, len(run.tr_data)
+    loss, accuracy = run.state.tally.reduce(run.accelerator)
+    if not math.isfinite(loss):
+        run.guard.fail(epoch, step)
+    statistics.tr_loss.append(loss)
+    statistics.tr_acc.append(accuracy)
+    rate, waiting = run.watch.look(run.tr_data.position)
+    done, lr = epoch * steps + step + 1, run.optimizer.param_groups[0]["lr"]
+    seconds_left = run.watch.seconds_left(done - run.first_step, run.config.epoch * steps - done)
+    left = f"lr: {lr:.3g} left: at most {clock(seconds_left)}"  # --patience may end it before
+    run.log.line(
+        f"TRAINING: {step + 1}/{steps} epoch {epoch} loss: {loss:.4f} acc: {accuracy:.4f} "
+        f"windows/s: {rate:,.0f} waiting for data: {waiting:.1%} {left}"
+    )
+    values = {"loss": loss, "accuracy": accuracy, "lr": lr, "windows_per_second": rate}
+    track(run.accelerator, "training", values, done)
+    return f"epoch {epoch} loss {loss:.4f} acc {accuracy:.4f} {left}"
 
 
 def _step(run: Run, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> None:
@@ -274,11 +317,13 @@ def _validate_epoch(run: Run, epoch: int) -> None:
     def save() -> None:
         save_weights(run.accelerator.unwrap_model(run.model), path)
         (save_path / weights_name(epoch, not best)).unlink(missing_ok=True)  # of an earlier training
+        (save_path / SUMMARY_NAME).unlink(missing_ok=True)
         statistics.save(save_path)
         if _is_finished(run) or run.plots.is_due():
             statistics.plot(save_path)
 
     by_main(run.accelerator, save)
+    track(run.accelerator, "validation", {"loss": va_loss, "accuracy": va_acc}, (epoch + 1) * len(run.tr_data))
     if run.schedule.after_validation(va_loss):
         run.log.line(f"learning rate: multiplied by {run.config.step_factor}")
     run.log.line(
@@ -317,6 +362,13 @@ def _result(run: Run) -> TrainResult:
     va_loss, va_acc = statistics.va_loss[best], statistics.va_acc[best]
     path = config.save_path / weights_name(best, best=True)
     run.log.line(f"best: epoch {best}, loss {va_loss:.4f}, acc {va_acc:.4f}: {path}")
+    if run.watch.seconds[
+        "validation"
+    ]:  # a training that was finished before keeps the summary of the run that ended it
+        summary = Summary.of(statistics, run.tr_data.num_windows, run.watch, config.save_path)
+        by_main(run.accelerator, lambda: summary.save(config.save_path))
+        for line in summary.lines():
+            run.log.line(line)
     return TrainResult(path, best, va_loss, va_acc, statistics.epochs)
 
 
