@@ -181,10 +181,17 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that end with this one, however it ends; one that is killed is an InputError."""
     # spawn: a forked copy of a process that has threads (the progress bar's) may hang
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         with _broken_workers_explained():
             yield pool
+    except InputError as error:
+        if isinstance(error.__cause__, BrokenExecutor):
+            # The pool ends its workers, but not one that was just being started, and would wait for that one for ever.
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
