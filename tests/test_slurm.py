@@ -120,10 +120,10 @@ def test_a_killed_task_reaches_the_user_with_its_log(corpus, reference, tmp_path
 
 
 SBATCH = """#!/bin/sh
-# A cluster of one machine: the tasks of the array run at once.
+# A cluster of one machine: the tasks of the array run at once, from a copy as Slurm's do: the submitter moves its file.
 cp "$1" "$SUBMITTED"
 for task in 0 1 2; do
-    SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_NTASKS=1 sh "$1" > /dev/null 2>&1 &
+    SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_NTASKS=1 sh "$SUBMITTED" > /dev/null 2>&1 &
 done
 echo Submitted batch job 7
 """
