@@ -69,6 +69,11 @@ class ShardDataset:
         """Pickled as its folder: it is opened again where it arrives."""
         return (ShardDataset, (self.folder, self._options))
 
+    @property
+    def reads_ahead(self) -> int:
+        """How many blocks are worth asking for at once: 1 where they are mapped."""
+        return self._store.reads_ahead
+
     def read_block(self, block: int) -> BlockArrays:
         """The arrays of one block, after its checksum was compared: views of the mapped file, or of memory of its own.
 

@@ -22,6 +22,7 @@ from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.windows import EdgeRule, check_context
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"]
 EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")
 MOST_LAYERS = 1000
 
@@ -342,8 +343,8 @@ class TrainConfig:
     timeout_minutes: float = 10.0
     """minutes that a process waits for the others before it ends with an error, as when the network is cut"""
 
-    log_with: Literal["tensorboard"] | None = None
-    """write the curves for this tracker too, into a folder of its name in --save_path; needs the extra [tensorboard]"""
+    log_with: Tracker | None = None
+    """give the curves to this tracker too, which its own settings tell where to (tensorboard: into --save_path)"""
     profile: int | None = None
     """record this many steps, after 3 to warm up: profile-rank{r}.json in --save_path, and the longest operators in the log"""
 
@@ -423,8 +424,12 @@ class ScoreConfig(SpeakerFlags):
     """folder of feature files, or of what else the model was trained on: audio becomes features as for the training"""
     te_list_file: Path | None = None
     """list of the utterances to score, one a line, no extension; where not given: spk_rec.test, or all of --te_shards"""
-    te_shards: Path | None = None
-    """score this dataset of `spkid shard` instead of feature files; it names the speakers"""
+    te_shards: str | None = None
+    """score this dataset of `spkid shard` instead of feature files: its folder, or a URL; it names the speakers"""
+    shard_cache: Path | None = None
+    """folder where what is downloaded of --te_shards at a URL is kept, for all processes of a machine; not given: nowhere"""
+    shard_cache_bytes: int = StoreOptions.cache_bytes
+    """what --shard_cache may take; the longest unread goes first"""
     weights_ckpt: Path
     """weights file, such as ckpt/bestval_e19_weights.ckpt"""
     log_file: Path = Path("spk_classification.log")
@@ -440,7 +445,7 @@ class ScoreConfig(SpeakerFlags):
     spk2idx: Path | None = None
     """speaker names, where train.opts has none: speaker name -> class index (JSON)"""
     workers: int = 4
-    """threads of a process that read ahead"""
+    """threads of a process that read ahead; 16 at least where --te_shards is a URL"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """arithmetic of the matrix products; sums are float64 with any"""
     pictures: bool = True
@@ -449,7 +454,7 @@ class ScoreConfig(SpeakerFlags):
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
-        _at_least(1, workers=self.workers)
+        _at_least(1, workers=self.workers, shard_cache_bytes=self.shard_cache_bytes)
         if self.batch_size is not None:
             _at_least(1, batch_size=self.batch_size)
         if self.log_file.suffix in (".json", ".png"):

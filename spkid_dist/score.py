@@ -19,6 +19,7 @@ from shards.sources import Source
 from shards.sources.kaldi import UTT2SPK_NAME
 from shards.sources.registry import source_from_description
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_utt2spk
+from shards.store import StoreOptions
 from spkid_dist.config import ScoreConfig
 from spkid_dist.confusion import ErrorRates, error_rates
 from spkid_dist.console import Bar, RunLog
@@ -156,16 +157,15 @@ def open_utterances(config: ScoreConfig, model: TrainedModel) -> Utterances:
 
     Raises:
         InputError: dataset or list missing or damaged, or not of this model's features.
-        UsageError: a library that the kind of source needs is not installed.
+        UsageError: a library that the kind of source, or of URL, needs is not installed; or the URL needs a cache.
     """
     if config.te_shards is None:
         list_path = config.te_list_file or DEFAULT_LIST
         listed = read_list(list_path, rule=_speaker_rule(config, model.options), speakers_known=False)
         return ListedFiles(listed, open_source(config, model.options), model)
-    if config.te_list_file is None:
-        return ShardedUtterances(config.te_shards, model, None, None)
-    listed = read_list(config.te_list_file, speakers_known=False)
-    return ShardedUtterances(config.te_shards, model, listed, config.te_list_file)
+    store = StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)
+    wanted = None if config.te_list_file is None else read_list(config.te_list_file, speakers_known=False)
+    return ShardedUtterances(config.te_shards, model, wanted, config.te_list_file, store)
 
 
 def open_source(config: ScoreConfig, options: dict[str, Any]) -> Source:

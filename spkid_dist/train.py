@@ -38,7 +38,7 @@ from spkid_dist.resume import go_on
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
 from spkid_dist.state import TrainingState, joined_ledger
 from spkid_dist.tally import Tally
-from spkid_dist.tracking import start_tracking, track
+from spkid_dist.tracking import finish_tracking, start_tracking, track
 from spkid_dist.watch import Watch, clock
 
 PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
@@ -101,15 +101,17 @@ def train(config: TrainConfig) -> TrainResult:
                 log.line(str(error))
             if error.everywhere:
                 error.__traceback__ = error.__cause__ = error.__context__ = None  # they would keep the model alive
-                _leave(accelerator)
+                _leave(accelerator, log)
             raise
+        else:
+            _leave(accelerator, log)
         finally:
             log.close()
-        _leave(accelerator)
     return result
 
 
-def _leave(accelerator: Accelerator) -> None:
+def _leave(accelerator: Accelerator, log: RunLog) -> None:
+    finish_tracking(accelerator, log.line)
     accelerator.end_training()
     # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
     accelerator.free_memory()
@@ -153,7 +155,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
         watch=watch,
     )
     first_step = (tr_data.epoch + 1) * len(tr_data) - tr_data.steps_left
-    start_tracking(accelerator, config.log_with, first_step)
+    start_tracking(accelerator, config, first_step)
     run = Run(
         config=config,
         accelerator=accelerator,

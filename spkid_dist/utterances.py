@@ -18,6 +18,7 @@ from shards.errors import InputError
 from shards.frames import check_finite, check_shape
 from shards.layout import key_hash
 from shards.sources import Source
+from shards.store import StoreOptions
 from spkid_dist.ahead import map_ahead
 from spkid_dist.trained import TrainedModel
 
@@ -94,12 +95,18 @@ class ShardedUtterances:
 
     Raises:
         InputError: the dataset is missing or damaged, not of this model's features, or lacks an utterance of the list.
+        UsageError: the kind of URL is not known, its library is not installed, or it needs a cache.
     """
 
     def __init__(
-        self, folder: Path, model: TrainedModel, listed: Sequence[Utterance] | None, list_path: Path | None
+        self,
+        folder: str | Path,
+        model: TrainedModel,
+        listed: Sequence[Utterance] | None,
+        list_path: Path | None,
+        store: StoreOptions | None = None,
     ) -> None:
-        self.data = ShardDataset(folder)
+        self.data = ShardDataset(folder, store)
         self._check_features(model)
         classes = {name: index for index, name in enumerate(model.speakers)}
         names = self.data.manifest.speakers
@@ -120,7 +127,8 @@ class ShardedUtterances:
         return int(self._per_block[rank::world_size].sum())
 
     def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
-        """This rank's utterances, a block a group. Raises InputError where a block is damaged."""
+        """This rank's utterances, a block a group. Raises InputError where a block is damaged, or the store fails."""
+        workers = max(workers, self.data.reads_ahead)
         yield from map_ahead(self._read, self._blocks[rank::world_size].tolist(), workers)
 
     def _read(self, block: int) -> Group:

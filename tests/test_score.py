@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import shard_folder
+from http_store import serve
 from test_kernels import twin_windows
 
 from shards import InputError, Layout, UsageError
@@ -159,6 +160,50 @@ def test_shards_score_as_their_files_do(model, config, shards, edge):
     assert dict(zip(whole.keys, whole.found, strict=True)) == dict(zip(from_files.keys, from_files.found, strict=True))
 
 
+def figures(folder):
+    """All figures of a results file's JSON but those that tell the time."""
+    facts = json.loads((folder / "results.json").read_text())
+    return {name: value for name, value in facts.items() if "second" not in name}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_shards_at_a_url_score_as_those_of_a_folder(model, config, shards, tmp_path, listed):
+    model(7, "zero")
+    config |= {"pictures": False} | ({} if listed else {"te_list_file": None})
+    local = score(ScoreConfig(**(config | {"te_shards": str(shards), "log_file": tmp_path / "local/results.log"})))
+    with serve(shards, failing=0.2, flipped=0.1) as store:
+        config |= {"te_shards": store.url, "shard_cache": tmp_path / "cache"}
+        found = score(ScoreConfig(**(config | {"log_file": tmp_path / "remote/results.log"})))
+        assert store.faults > 0
+        ranges = [asked for name, asked in store.requests if name.endswith(".tar")]
+        store.requests.clear()
+        score(ScoreConfig(**(config | {"log_file": tmp_path / "again/results.log"})))
+        assert store.count(".tar") == 0  # all blocks are in the cache
+    assert None not in ranges
+    assert len(ranges) >= 4
+    np.testing.assert_array_equal(found.mean_log_probs, local.mean_log_probs)  # the same bits
+    lines = (tmp_path / "local/results.log").read_bytes()
+    for name in ("remote", "again"):
+        assert (tmp_path / name / "results.log").read_bytes() == lines
+        assert figures(tmp_path / name) == figures(tmp_path / "local")
+
+
+def test_a_server_of_whole_files_needs_a_cache_to_score(model, config, shards):
+    model(7, "zero")
+    with serve(shards, ranges=False) as store, pytest.raises(InputError, match=r"whole files only.*give --shard_cache"):
+        score(ScoreConfig(**(config | {"te_shards": store.url})))
+    assert not config["log_file"].exists()
+
+
+def test_a_dataset_that_is_not_at_the_url_is_one_clear_line(model, config, tmp_path):
+    model(7, "zero")
+    with (
+        serve(tmp_path) as store,
+        pytest.raises(InputError, match=r"manifest\.json: there is no such file; give the URL"),
+    ):
+        score(ScoreConfig(**(config | {"te_shards": store.url})))
+
+
 def test_a_list_chooses_and_orders_the_utterances_of_shards(model, config, shards, tmp_path):
     model(3, "zero")
     keys = config["te_list_file"].read_text().split()[7:2:-2]
@@ -262,6 +307,7 @@ def test_an_extension_that_is_given_counts_for_every_kind_of_source(model, confi
         ({"log_file": "x.json"}, r"--log_file x\.json: .*give another ending"),
         ({"te_shards": "x", "speaker_component": 1}, r"--speaker_component with --te_shards: a dataset has its own"),
         ({"te_shards": "x", "ext": "mcp"}, r"--ext with --te_shards"),
+        ({"te_shards": "x", "shard_cache_bytes": 0}, r"--shard_cache_bytes 0: expected 1 or more"),
         ({"batch_size": 0}, r"--batch_size 0: expected 1 or more"),
         ({"workers": 0}, r"--workers 0: expected 1 or more"),
     ],
