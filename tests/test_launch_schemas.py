@@ -96,10 +96,12 @@ def test_the_image_has_a_first_process_that_passes_signals_on():
     assert json.loads(by_name["ENTRYPOINT"]) == ["tini", "--"]  # JSON: without a shell in between
     assert json.loads(by_name["CMD"])[0] == "spkid"
     assert any("install" in rest and "tini" in rest.split() for name, rest in lines if name == "RUN")
-    for name, rest in lines:
-        if name == "COPY":
-            *sources, _ = rest.split()
-            assert [source for source in sources if not (LAUNCH.parent / source).exists()] == []
+    sources = {source for name, rest in lines if name == "COPY" for source in rest.split()[:-1]}
+    assert [source for source in sources if not (LAUNCH.parent / source).exists()] == []
+    ignored = (LAUNCH.parent / ".dockerignore").read_text().splitlines()
+    assert {
+        line.removeprefix("!") for line in ignored if line.startswith("!")
+    } == sources  # all that is sent, and no more
 
 
 def test_the_batch_files_are_clean():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -80,15 +81,29 @@ def of_mlflow(folder):
     return values, float(found.data.params["lr"]), found.info.run_name
 
 
+def level_db_records(data, first):
+    """The records of a log in LevelDB's format, in blocks of 32 KiB, of which `first` bytes are before `data`."""
+    at, parts = 0, b""
+    while at + 7 <= len(data):
+        left = 32768 - (first + at) % 32768
+        if left < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        parts += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
 def of_wandb(folder):
     """The same from the file of a run without a network."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
     (path,) = folder.glob("ckpt/wandb/offline-run-*/*.wandb")
-    store, values, rate, name = DataStore(), [], None, ""
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    values, rate, name = [], None, ""
+    for data in level_db_records(path.read_bytes()[7:], first=7):
         record = Record.FromString(data)
         row = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
         if "validation/loss" in row:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from training import OPTIONS, environment, make_shards
 
@@ -38,9 +39,20 @@ def doctor_of(commands):
         for words, variables in commands
     ]
     ended = [job.communicate(timeout=120) for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], ended
+    assert [job.returncode for job in jobs] == [0] * len(jobs), ended
     (line,) = (line for printed, _ in ended for line in printed.splitlines() if line.startswith("{"))
     return json.loads(line)
+
+
+@pytest.mark.parametrize(("name", "processes"), [("gpu", 1), ("gpus", 2)])
+def test_the_configurations_for_gpus_start_a_process_for_each(name, processes):
+    on_gpus = torch.cuda.device_count() >= processes  # else CPUs stand in for them
+    words = ["accelerate", "launch", "--config_file", LAUNCH / f"accelerate/{name}.yaml"]
+    words += ["--num_processes", f"{processes}"] if processes > 1 else []
+    variables = {"ACCELERATE_USE_CPU": "false" if on_gpus else "true"}
+    found = doctor_of([([*words, "-m", "spkid_dist.doctor"], variables)])
+    assert [rank["local_rank"] for rank in found["ranks"]] == list(range(processes))
+    assert {rank["device"].partition(":")[0] for rank in found["ranks"]} == {"cuda" if on_gpus else "cpu"}
 
 
 def test_the_command_of_kubeflow_starts_all_processes():

@@ -149,6 +149,16 @@ def test_two_nodes_learn_what_one_process_learns(straight, shards, tmp_path):
         np.testing.assert_allclose(found[name][: len(values)], values, rtol=1e-3)
 
 
+def test_a_process_is_started_for_each_gpu_that_slurm_grants(cluster, shards):
+    # Slurm counts them, but there are none: the variable makes CPUs stand in for them.
+    options = TRAINING | shards | {"epoch": 1}
+    variables = {"ACCELERATE_USE_CPU": "true"}
+    submit = ("--nodes", 2, "--gpus-per-node", 2, BATCH / "train.sbatch", *flags(options))
+    job = cluster.submit(*submit, **variables)
+    cluster.wait_for_all()
+    assert "4 process(es) on cpu" in cluster.log(job)
+
+
 def test_a_signal_before_the_time_is_over_requeues_and_changes_nothing(cluster, straight, shards, tmp_path):
     job = train(cluster, shards)
     cluster.wait_for_line(job, "VALIDATION: epoch 5 ")
@@ -191,6 +201,21 @@ def test_a_sweep_ends_with_one_table(cluster, shards, tmp_path):
     assert sorted(row[0] for row in rows) == [f"hsize{h}-frames{c}" for h in (16, 8) for c in (3, 5)]
     losses = [float(row[header.index("va_loss")]) for row in rows]
     assert losses == sorted(losses)
+
+
+def test_a_sweep_that_is_stopped_goes_on_and_is_in_the_table(cluster, shards, tmp_path):
+    options = {name: value for name, value in (TRAINING | shards).items() if name not in ("hsize", "in_frames")}
+    sizes = {"HSIZES": "8", "CONTEXTS": "5"}
+    submit = ("--array", "0-0", BATCH / "sweep.sbatch", *flags(options | {"save_path": "sweep"}))
+    job = cluster.submit(*submit, **sizes)
+    log = tmp_path / f"spkid-sweep-{job}_0.log"
+    cluster.wait_for(lambda: log.exists() and "VALIDATION: epoch 5 " in log.read_text(), "five epochs trained")
+    cluster.slurm("scancel", "--signal=USR1", f"{job}_0")  # to the step, as --signal=USR1@180 does
+    cluster.wait_for_all()
+    assert "stopped by SIGUSR1 in epoch" in log.read_text()
+    assert "going on in epoch" in log.read_text()
+    header, row = (line.split("\t") for line in (tmp_path / "sweep/results.tsv").read_text().splitlines())
+    assert dict(zip(header, row, strict=True))["epochs"] == "40"
 
 
 def test_a_sweep_of_another_size_is_refused(cluster, shards):
