@@ -52,7 +52,7 @@ def test_the_configurations_for_gpus_start_a_process_for_each(name, processes):
     variables = {"ACCELERATE_USE_CPU": "false" if on_gpus else "true"}
     found = doctor_of([([*words, "-m", "spkid_dist.doctor"], variables)])
     assert [rank["local_rank"] for rank in found["ranks"]] == list(range(processes))
-    assert {rank["device"].partition(":")[0] for rank in found["ranks"]} == {"cuda" if on_gpus else "cpu"}
+    assert [rank["device_id"] is not None for rank in found["ranks"]] == [on_gpus] * processes
 
 
 def test_the_command_of_kubeflow_starts_all_processes():
