@@ -26,8 +26,9 @@ from shards.corpus import Utterance
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.frames import check_shape
-from shards.layout import DTYPES, Manifest, Origin, check_types
+from shards.layout import DTYPES
 from shards.listing import Listing, MemoryListing
+from shards.manifest import Manifest, Origin, check_types
 from shards.sources import Source
 
 SEGMENT_UTTERANCES = 2**20  # selected from the list at a time

@@ -23,7 +23,8 @@ from http_store import serve
 from torch.utils.data import DataLoader
 
 from shards import InputError, RetryPolicy, ShardDataset, StoreOptions, UsageError
-from shards.layout import BLOCKS_NAME, UTTERANCES_NAME, Manifest
+from shards.layout import BLOCKS_NAME, UTTERANCES_NAME
+from shards.manifest import Manifest
 from shards.members import table_header
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards import FmatrixSource, Layout, ShardDataset, SpkidError, Utterance, convert, make_plan
-from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME, parse_manifest
+from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME
+from shards.manifest import parse_manifest
 from shards.sources.fmatrix import write_fmatrix
 from shards.verify import verify_dataset
 from spkid_dist.config import VerifyConfig
