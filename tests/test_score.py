@@ -17,6 +17,7 @@ from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.config import ScoreConfig
 from spkid_dist.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
 from spkid_dist.model import build_model
+from spkid_dist.processes import Processes
 from spkid_dist.score import open_utterances, score
 from spkid_dist.trained import load_trained
 from spkid_dist.windows import EDGE_CODES
@@ -197,6 +198,19 @@ def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
     assert facts["utterance_errors"]["errors"] == one.rates.utterances.errors
     assert facts["frame_errors"]["errors"] == one.wrong_windows.sum()
     assert facts["claimed_speakers"]["equal_error_rate"] == pytest.approx(one.det.equal_error[0])
+
+
+def test_a_lone_process_of_several_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is 2, but this process is alone.*launch .* -m spkid_dist\.score"):
+        Processes("score")
+
+
+def test_a_word_that_does_not_say_whether_to_use_gpus_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "perhaps")
+    with pytest.raises(UsageError, match=r"ACCELERATE_USE_CPU is 'perhaps': expected true or false"):
+        Processes("score")
 
 
 @pytest.mark.parametrize("kind", ["files", "shards", "some of the shards"])
