@@ -5,7 +5,7 @@ the seed and the place in the training, so it is the same after a resume.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,9 +52,9 @@ class TrainingState:
 
     def values(self) -> dict[str, Any]:
         """What is plain values, of all ranks together; called by all."""
-        tallies = gather_object([self.tally.to_list()])
-        stream = self.data.state_dict(ledger=joined_ledger(self.data))
-        return {"stream": stream, "tallies": tallies, "statistics": vars(self.statistics)}
+        parts = gather_object([(self.tally.to_list(), self.data.ledger)])  # one wait for all ranks
+        stream = self.data.state_dict(ledger=_join([ledger for _, ledger in parts]))
+        return {"stream": stream, "tallies": [tally for tally, _ in parts], "statistics": vars(self.statistics)}
 
     def tensors(self) -> bytes:
         """The `parts`, as a file of torch.
@@ -95,7 +95,10 @@ class TrainingState:
 
 def joined_ledger(data: WindowDataset) -> Ledger | None:
     """What all ranks together have consumed of the epoch; None where a rank does not know. Called by all."""
-    parts = gather_object([data.ledger])
+    return _join(gather_object([data.ledger]))
+
+
+def _join(parts: Sequence[Ledger | None]) -> Ledger | None:
     known = [part for part in parts if part is not None]
     return Ledger.join(known) if len(known) == len(parts) else None
 
