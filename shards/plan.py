@@ -141,11 +141,6 @@ class Plan:
     listing: Listing
     onto: ShardDataset | None
 
-    @property
-    def utterances(self) -> list[Utterance]:
-        """All utterances in their order of storage: for lists that fit into memory."""
-        return self.listing.select(range(self.job.num_utterances))
-
     def share(self, shard: int) -> range:
         """The utterances of one shard, as ranks in the order of storage."""
         total, num_shards = self.job.num_utterances, self.job.num_shards
