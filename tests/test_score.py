@@ -2,15 +2,13 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import shard_folder
 from test_kernels import twin_windows
+from training import run
 
 from shards import InputError, Layout, UsageError
 from shards.sources.fmatrix import read_fmatrix
@@ -185,12 +183,8 @@ def test_shards_of_other_features_are_refused(model, config, shards, tmp_path):
 def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
     model(7, "valid")
     one = score(ScoreConfig(**config, pictures=False))
-    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_machines", "1")
-    command = [*launch, "--num_processes", 2, "--main_process_port", "0", "-m", "spkid_dist.score", "--no-pictures"]
-    for name, value in (config | {"te_shards": shards, "log_file": tmp_path / "two.log"}).items():
-        command += [f"--{name}", value]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+    options = config | {"te_shards": shards, "log_file": tmp_path / "two.log"}
+    done = run(options, processes=2, module=("-m", "spkid_dist.score", "--no-pictures"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "two.log").read_text() == config["log_file"].read_text()
     facts = json.loads((tmp_path / "two.json").read_text())
