@@ -53,6 +53,7 @@ def _draw_stages(axis: Any, rows: Sequence[Row]) -> None:
             fontsize=8.5,
         )
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _: readable(value))
     axis.set_xlim(smallest, max(*rates, *limits) * ROOM_FOR_TEXT)
     axis.set_yticks(places, [f"{row.stage}\n{row.name}" for row in rows], fontsize=8.5)
     axis.invert_yaxis()

@@ -64,10 +64,10 @@ def _advice(row: Row, rows: Sequence[Row], config: BenchConfig, device: str, wor
     if row.stage == TRAIN:
         return _advice_on_steps(row, rows, config, device, world_size)
     assert row.stage == SCORE
-    hardware = "a GPU" if device == "cpu" else "a faster GPU"
-    return (
-        f"{hardware}, or accelerate launch -m spkid_dist.score by several processes" if near else "shards (--te_shards)"
-    )
+    if near:
+        hardware = "a GPU" if device == "cpu" else "a faster GPU"
+        return f"{hardware}, or accelerate launch -m spkid_dist.score by several processes"
+    return "more threads that read ahead (spkid score --workers); shards in place of files (--te_shards)"
 
 
 def _advice_on_steps(row: Row, rows: Sequence[Row], config: BenchConfig, device: str, world_size: int) -> str:

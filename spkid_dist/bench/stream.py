@@ -127,9 +127,9 @@ def _filler(bench: Workbench, data: WindowDataset) -> PoolFiller:
 
 
 def fill_case(bench: Workbench, windows: int) -> Case:
-    """Fill this rank's pools of a twentieth of a run's windows, one after the other."""
-    data = open_stream(bench, max(1, windows // POOL_PARTS))
-    generations = min(POOL_PARTS, data.order.num_generations)
+    """Fill this rank's pools with a run's windows, as many at a time as a training does."""
+    data = open_stream(bench, min(windows, DEFAULT_SHUFFLE_WINDOWS))
+    generations = -(-windows // data.order.generation_windows)
 
     def fill() -> float:
         filler = _filler(bench, data)  # a new one: it keeps blocks that it has read and checked
@@ -140,7 +140,8 @@ def fill_case(bench: Workbench, windows: int) -> Case:
 
 def take_case(bench: Workbench, windows: int) -> Case:
     """Stack all windows of one pool, batch after batch."""
-    stack = HostStack(_filler(bench, open_stream(bench, windows)).fill(0, 0), bench.config.in_frames)
+    data = open_stream(bench, min(windows, DEFAULT_SHUFFLE_WINDOWS))
+    stack = HostStack(_filler(bench, data).fill(0, 0), bench.config.in_frames)
     size, count = share_of_batch(bench), len(stack.pool.starts)
 
     def take() -> float:
