@@ -6,7 +6,7 @@ from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.finite import FiniteGuard
-from spkid_dist.learning import make_optimizer, training_loss
+from spkid_dist.learning import Schedule, make_optimizer, training_loss
 from spkid_dist.model import model_from_options
 from spkid_dist.report import options_of
 from spkid_dist.tally import Tally
@@ -38,15 +38,18 @@ class TrainingSteps:
         self._model.train()
         self._guard = FiniteGuard(self._accelerator, self._model, self._optimizer)
         self._tally = Tally(bench.device)
+        self._schedule, self._step = Schedule(options, len(data)), 0
 
     def take(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """One step on x (B, C*D) and y (B,)."""
         device = self._accelerator.device
+        self._schedule.set_lr(self._optimizer, self._step)
         self._optimizer.zero_grad()
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         log_probs = self._model(x)
         loss_sum = training_loss(log_probs, y, 0.0)
         self._accelerator.backward(self._guard.weigh(loss_sum, self._weight))
         self._tally.add(log_probs, y, loss_sum)
-        self._guard.before_optimizer(0, 0)
+        self._guard.before_optimizer(0, self._step)
         self._optimizer.step()
+        self._step += 1
