@@ -69,7 +69,7 @@ def run(folder: Path, utterances_of_speaker: int, repeats: int, peer_batches: in
     windows = len(WindowDataset(folder / "shards", in_frames=C)) * B
     batches = {"limit: copying the bytes": windows // B} | dict.fromkeys(("resident", "pools"), windows // B)
     cases: dict[str, Callable[[], object]] = {
-        "limit: copying the bytes": copy_case(windows // B, B, C * D),
+        "limit: copying the bytes": copy_case(windows // B, B, C * D, fresh=True),
         "resident": stream_case(stream(folder / "shards", windows)),
         "pools": stream_case(stream(folder / "shards", windows // 20)),
     }

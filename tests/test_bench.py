@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import shard_folder
+from torch import nn
 from training import command, environment
 
 from shards import InputError, Layout, UsageError
@@ -31,6 +32,7 @@ from spkid_dist.bench.rows import (
     readable,
 )
 from spkid_dist.bench.scaling import process_counts
+from spkid_dist.bench.steps import step_flops
 
 TOY = {
     "frames": 3000,
@@ -319,6 +321,11 @@ def test_nothing_is_drawn_of_limits_alone():
 @pytest.mark.parametrize(("most", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
 def test_processes_double_up_to_the_most(most, counts):
     assert process_counts(most) == counts
+
+
+def test_operations_of_a_step_leave_out_the_gradient_of_the_inputs():
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    assert step_flops(network) == 2 * (2 * 12 + 3 * 6)
 
 
 def test_the_machine_is_described_outside_a_clone_and_without_git(tmp_path, monkeypatch):

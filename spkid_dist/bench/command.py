@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from shards.errors import InputError, SpkidError
@@ -68,6 +69,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     finally:
         accelerator.end_training()
         accelerator.free_memory()
+        AcceleratorState._reset_state()  # what this process does next may be of another precision
 
 
 @contextmanager

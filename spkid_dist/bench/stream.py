@@ -1,7 +1,9 @@
 """Shards to shuffled windows: pools filled, windows stacked, and both together, against copying the bytes.
 
-Filling a pool is against reading as many bytes of the shards; stacking, which a single thread does, against one thread that
-copies as many bytes of batches into fresh tensors; the whole stream, which fills pools beside, against all threads that do.
+Filling a pool is against reading as many bytes of the shards. Stacking, which a single thread does into the memory of the batch
+before, as trainings have it, is against one thread that copies as many bytes over one batch; the whole stream, which fills
+pools beside, against all threads. Streams that make each batch anew are against copies into fresh tensors. With a GPU, windows
+are stacked and copied there.
 """
 
 import itertools
@@ -15,14 +17,23 @@ from spkid_dist.bench.workbench import Case, Workbench, torch_threads
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.pool import PoolFiller
-from spkid_dist.stacking import Batch, HostStack
+from spkid_dist.stacking import Batch, DeviceStacker, HostStack, Stack
 from spkid_dist.windows import EDGE_CODES
 
 SOURCE_BATCHES = 96  # of the copied buffer: more than the processor's cache
 POOL_PARTS = 20
-READ, COPY_ONE, COPY_ALL = "reading the shards", "copying the bytes, 1 thread", "copying the bytes, all threads"
+READ, COPY_ONE, COPY_OVER, COPY_NEW = (
+    "reading the shards",
+    "copying over one batch, 1 thread",
+    "copying over one batch",
+    "copying into fresh tensors",
+)
 FILL, TAKE = "filling a pool", "stacking out of a pool"
-RESIDENT, PARTS = "streaming, all in the pools", "streaming, pools of a twentieth"
+REUSED, RESIDENT, PARTS = (
+    "streaming, as in training",
+    "streaming into fresh tensors",
+    "streaming, pools of a twentieth",
+)
 
 
 def measure_stream(bench: Workbench) -> Findings:
@@ -31,21 +42,27 @@ def measure_stream(bench: Workbench) -> Findings:
     data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS)
     windows = run_windows(bench, data)
     batches = max(1, windows // config.batch_size)
+    copies = {fresh: copy_case(batches, share_of_batch(bench), data.input_dim, fresh, bench) for fresh in (True, False)}
     cases: dict[str, Case] = {
-        COPY_ONE: on_threads(1, copy_case(batches, share_of_batch(bench), data.input_dim)),
-        COPY_ALL: on_threads(bench.threads, copy_case(batches, share_of_batch(bench), data.input_dim)),
+        COPY_OVER: on_threads(bench.threads, copies[False]),
+        COPY_NEW: on_threads(bench.threads, copies[True]),
         FILL: fill_case(bench, windows),
         TAKE: take_case(bench, windows),
-        PARTS: stream_case(open_stream(bench, max(1, windows // POOL_PARTS)), batches),
+        REUSED: stream_case(data, batches, bench),
+        PARTS: stream_case(open_stream(bench, max(1, windows // POOL_PARTS), reuse=False), batches, bench),
     }
+    if bench.device.type == "cpu":
+        cases[COPY_ONE] = on_threads(1, copies[False])
     if windows >= data.num_windows:
-        cases[RESIDENT] = stream_case(open_stream(bench, data.num_windows), batches)
+        cases[RESIDENT] = stream_case(open_stream(bench, data.num_windows, reuse=False), batches, bench)
     if tars := local_tars(bench):
         per_byte = data.num_windows / sum(shard.bytes for shard in data.data.manifest.shards)
         cases[READ] = lambda: read_files(tars) * per_byte
     rates = bench.rates(cases)
-    rows = [_row(POOLS, FILL, rates, READ), _row(STACK, TAKE, rates, COPY_ONE)]
-    rows += [_row(STACK, name, rates, COPY_ALL) for name in (RESIDENT, PARTS) if name in rates]
+    taken_against = COPY_ONE if COPY_ONE in rates else COPY_OVER
+    rows = [_row(POOLS, FILL, rates, READ), _row(STACK, TAKE, rates, taken_against)]
+    rows.append(_row(STACK, REUSED, rates, COPY_OVER))
+    rows += [_row(STACK, name, rates, COPY_NEW) for name in (RESIDENT, PARTS) if name in rates]
     return Findings(rows=rows, figures={"rates": rates, "windows_of_a_run": windows})
 
 
@@ -55,13 +72,15 @@ def _row(stage: str, name: str, rates: dict[str, list[float]], limit: str) -> Ro
     return make_row(stage, name, "windows/s", rates[name], limit=against, windows_per_unit=1.0, on_path=on_path)
 
 
-def open_stream(bench: Workbench, shuffle_windows: int) -> WindowDataset:
-    """The rank's share of the stream."""
+def open_stream(bench: Workbench, shuffle_windows: int, *, reuse: bool = True) -> WindowDataset:
+    """The rank's share of the stream, stacked where a training has it."""
     return WindowDataset(
         bench.shards,
         in_frames=bench.config.in_frames,
         batch_size=bench.config.batch_size,
         shuffle_windows=shuffle_windows,
+        device=None if bench.device.type == "cpu" else bench.device,
+        reuse=reuse,
         rank=bench.rank,
         world_size=bench.world_size,
     )
@@ -87,14 +106,17 @@ def on_threads(count: int, case: Case) -> Case:
     return run
 
 
-def copy_case(batches: int, batch_size: int, input_dim: int) -> Case:
-    """Copy batches (batch_size, input_dim) out of a large buffer, each into a tensor made anew, as the stream must."""
-    source = torch.randn(SOURCE_BATCHES * batch_size, input_dim)
+def copy_case(batches: int, batch_size: int, input_dim: int, fresh: bool, bench: Workbench | None = None) -> Case:
+    """Copy batches (batch_size, input_dim) out of a large buffer, each into a `fresh` tensor or over the one before."""
+    source = torch.randn(SOURCE_BATCHES * batch_size, input_dim, device=None if bench is None else bench.device)
+    out = torch.empty_like(source[:batch_size])
 
     def copy() -> float:
         for batch in range(batches):
             at = batch % SOURCE_BATCHES * batch_size
-            torch.empty(batch_size, input_dim).copy_(source[at : at + batch_size])
+            (torch.empty_like(out) if fresh else out).copy_(source[at : at + batch_size])
+        if bench is not None:
+            bench.wait()
         return batches * batch_size
 
     return copy
@@ -106,10 +128,17 @@ def endless(data: WindowDataset) -> Iterator[Batch]:
         yield from data
 
 
-def stream_case(data: WindowDataset, batches: int | None = None) -> Case:
+def stream_case(data: WindowDataset, batches: int | None = None, bench: Workbench | None = None) -> Case:
     """Stream so many batches, or as many as an epoch has, each time on from where it was."""
     stream, count = endless(data), len(data) if batches is None else batches
-    return lambda: sum(len(y) for _, y in itertools.islice(stream, count))
+
+    def run() -> float:
+        windows = sum(len(y) for _, y in itertools.islice(stream, count))
+        if bench is not None:
+            bench.wait()
+        return windows
+
+    return run
 
 
 def _filler(bench: Workbench, data: WindowDataset) -> PoolFiller:
@@ -139,14 +168,17 @@ def fill_case(bench: Workbench, windows: int) -> Case:
 
 
 def take_case(bench: Workbench, windows: int) -> Case:
-    """Stack all windows of one pool, batch after batch."""
+    """Stack all windows of one pool, batch over batch."""
     data = open_stream(bench, min(windows, DEFAULT_SHUFFLE_WINDOWS))
-    stack = HostStack(_filler(bench, data).fill(0, 0), bench.config.in_frames)
-    size, count = share_of_batch(bench), len(stack.pool.starts)
+    pool, in_frames = _filler(bench, data).fill(0, 0), bench.config.in_frames
+    stack: Stack = HostStack(pool) if bench.device.type == "cpu" else DeviceStacker(in_frames, bench.device)(pool)
+    size, count = share_of_batch(bench), len(pool.starts)
 
     def take() -> float:
         for first in range(0, count, size):
-            stack.take(slice(first, min(first + size, count)))
+            piece = slice(first, min(first + size, count))
+            stack.take(piece, *data.memory.of(piece.stop - piece.start))
+        bench.wait()
         return count
 
     return take
