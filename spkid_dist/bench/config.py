@@ -49,6 +49,8 @@ class BenchConfig(SpeakerFlags):
     """hidden layers"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """arithmetic of the matrix products"""
+    engine: Literal["auto", "eager", "graph"] = "auto"
+    """what does the steps of a training, as `spkid train --engine`"""
     repeats: int = 5
     """counted runs of each case, after one to warm up; cases take turns"""
     threads: int | None = None

@@ -28,6 +28,7 @@ class TrainingSteps:
             hsize=bench.config.hsize,
             num_layers=bench.config.num_layers,
             mixed_precision=bench.config.mixed_precision,
+            engine=bench.config.engine,
         )
         torch.manual_seed(config.seed)
         of_data = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
