@@ -3,8 +3,8 @@
 As its documentation has it: ``with_format("torch")`` and torch's DataLoader (https://huggingface.co/docs/datasets/use_with_pytorch);
 where rows are shuffled, an iterable dataset of many shards with a shuffle buffer in place of the map-style one
 (https://huggingface.co/docs/datasets/about_mapstyle_vs_iterable, "Speed differences" and "Switch from map-style to iterable");
-windows cut by a batched `map` that returns more rows than it got (https://huggingface.co/docs/datasets/about_map_batch). Windows
-are shuffled in a buffer of 50,000.
+windows cut by a batched `map` that returns more rows than it got (https://huggingface.co/docs/datasets/about_map_batch).
+Windows are shuffled in a buffer of 50,000.
 """
 
 import contextlib
@@ -105,8 +105,8 @@ def _streamed(windows: Any, batch_size: int, workers: int) -> Iterable[Batch]:
 
 
 IMPORTS = partial(importlib.import_module, "datasets")
-WINDOWS = Format(name="datasets-windows", write=write_windows)
-UTTERANCES = Format(name="datasets-utterances", write=write_utterances)
+WINDOWS = Format(name="datasets-windows", write=write_windows, window_records=True)
+UTTERANCES = Format(name="datasets-utterances", write=write_utterances, window_records=False)
 
 PEERS = (
     Peer(name="datasets, windows", imports=IMPORTS, format=WINDOWS, loader=map_style),

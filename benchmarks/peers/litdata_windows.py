@@ -1,8 +1,8 @@
 """litdata: an item a window.
 
 As its documentation has it (https://github.com/Lightning-AI/litdata, "Optimize data" and "Train"): `optimize` with a function
-that yields the samples of an input, chunks of 64 MB; `StreamingDataset(..., shuffle=True)` and `StreamingDataLoader`. ``drop_last``,
-which the page recommends for ranks that must stay in step, would drop windows, and one process needs it not.
+that yields the samples of an input, chunks of 64 MB; `StreamingDataset(..., shuffle=True)` and `StreamingDataLoader`.
+``drop_last``, which the page recommends for ranks that must stay in step, would drop windows; one process does not need it.
 litdata declares torchvision as a requirement, but imports it for images and videos only.
 """
 
@@ -56,7 +56,7 @@ PEERS = (
     Peer(
         name="litdata, windows",
         imports=partial(importlib.import_module, "litdata"),
-        format=Format(name="litdata-windows", write=write),
+        format=Format(name="litdata-windows", write=write, window_records=True),
         loader=loader,
     ),
 )

@@ -1,8 +1,8 @@
 """mosaicml-streaming: a sample a window.
 
-As its documentation has it (https://docs.mosaicml.com/projects/streaming/en/stable/getting_started/quick_start.html): `MDSWriter`,
-`StreamingDataset` with ``shuffle=True`` and the loader's batch size, and a DataLoader (its `StreamingDataLoader` adds a state). The
-shuffle's other options are left as they are
+As its documentation has it (https://docs.mosaicml.com/projects/streaming/en/stable/getting_started/quick_start.html):
+`MDSWriter`, `StreamingDataset` with ``shuffle=True`` and the loader's batch size, and a DataLoader (its `StreamingDataLoader`
+adds a state). The shuffle's other options are left as they are
 (https://docs.mosaicml.com/projects/streaming/en/stable/dataset_configuration/shuffling.html: "merely setting `shuffle=True` is
 performant in nearly all cases"). Not compressed: the data is local, and noise.
 
@@ -50,7 +50,7 @@ PEERS = (
     Peer(
         name="mosaicml-streaming, windows",
         imports=import_streaming,
-        format=Format(name="mosaic-windows", write=write),
+        format=Format(name="mosaic-windows", write=write, window_records=True),
         loader=loader,
     ),
 )

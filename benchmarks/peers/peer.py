@@ -18,10 +18,17 @@ INSTALL = "pip install --no-deps -r benchmarks/peers/requirements.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A way to lay the corpus down: `write` does so in a folder that does not exist yet; `name` is good for a file name."""
+    """A way to lay the corpus down.
+
+    Attributes:
+        name: good for a file name.
+        write: does so in a folder that does not exist yet.
+        window_records: whether a record is a window, so that each frame is written C times.
+    """
 
     name: str
     write: Callable[[Corpus, Path], None]
+    window_records: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,11 @@ class Peer:
         except (OSError, RuntimeError) as error:  # a library that does not fit to this torch
             return f"not installable here ({error})"
         return None
+
+    @property
+    def window_records(self) -> bool:
+        """Whether it reads a record a window."""
+        return self.format is not None and self.format.window_records
 
     def row(self, workers: int) -> str:
         """The name of a row."""

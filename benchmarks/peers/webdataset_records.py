@@ -65,7 +65,11 @@ def _open(folder: Path) -> webdataset.WebDataset:
 
 
 def loader(
-    windows: Callable[[Path, Corpus], webdataset.WebDataset], folder: Path, corpus: Corpus, batch_size: int, workers: int
+    windows: Callable[[Path, Corpus], webdataset.WebDataset],
+    folder: Path,
+    corpus: Corpus,
+    batch_size: int,
+    workers: int,
 ) -> Iterable[Batch]:
     """All windows, in batches made by the workers."""
     batches = windows(folder, corpus).batched(batch_size)
@@ -75,12 +79,12 @@ def loader(
 PEERS = (
     Peer(
         name="webdataset, utterances",
-        format=Format(name="webdataset-utterances", write=write_utterances),
+        format=Format(name="webdataset-utterances", write=write_utterances, window_records=False),
         loader=partial(loader, utterance_records),
     ),
     Peer(
         name="webdataset, windows",
-        format=Format(name="webdataset-windows", write=write_windows),
+        format=Format(name="webdataset-windows", write=write_windows, window_records=True),
         loader=partial(loader, window_records),
     ),
 )
