@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils.data import get_worker_info
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
@@ -21,7 +22,7 @@ from spkid_dist.pool import BLOCKS_KEPT, PoolFiller
 from spkid_dist.rankstream import RankStream
 from spkid_dist.resumable import ResumableBatches
 from spkid_dist.selection import Selection
-from spkid_dist.stacking import Batch, DeviceStacker, HostStack, Stack
+from spkid_dist.stacking import Batch, BatchMemory, DeviceStacker, HostStack, Stack
 from spkid_dist.windows import EDGE_CODES, DatasetWindows, EdgeRule
 
 
@@ -45,6 +46,7 @@ class WindowDataset(ResumableBatches):
             ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.normalization`.)
         dtype: of x: ``float32``, or ``stored`` for the dataset's own where it is not normalised.
         device: where the batches are stacked and yielded; the host's memory by default.
+        reuse: stack each batch over the one before, which saves time: keep a copy of what is needed longer.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
         store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
 
@@ -73,6 +75,7 @@ class WindowDataset(ResumableBatches):
         normalize: Normalization = "none",
         dtype: Literal["float32", "stored"] = "float32",
         device: str | torch.device | None = None,
+        reuse: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
         store: StoreOptions | None = None,
@@ -107,6 +110,7 @@ class WindowDataset(ResumableBatches):
         as_stored = dtype == "stored" and normalize == "none"
         self._x_dtype = getattr(torch, self.data.manifest.dtype) if as_stored else torch.float32
         self._device = None if device is None else torch.device(device)
+        self.memory = BatchMemory(self.input_dim, self._stacked_dtype(normalize), self._device, reuse)
         self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device)
         self._filler = PoolFiller(
             self.data,
@@ -155,7 +159,13 @@ class WindowDataset(ResumableBatches):
         # In use: an arena and three tables; being filled: the same, and three tables in line order.
         return 2 * arena + 9 * tables + kept
 
+    def _stacked_dtype(self, normalize: Normalization) -> torch.dtype:
+        dtype: torch.dtype = torch.float32 if normalize == "utterance" else getattr(torch, self.data.manifest.dtype)
+        return dtype
+
     def _open(self, epoch: int, position: int) -> "WindowCursor":
+        if self.memory.reuse and get_worker_info() is not None:
+            raise UsageError("reuse=True: a DataLoader's worker sends batches on after the next is made; leave it out")
         return WindowCursor(self, epoch, position)
 
     def open_stream(self, epoch: int, position: int) -> RankStream:
@@ -164,7 +174,7 @@ class WindowDataset(ResumableBatches):
 
     def _load(self, epoch: int, generation: int) -> Stack:
         pool = self._filler.fill(epoch, generation)
-        return HostStack(pool, self._in_frames) if self._stacker is None else self._stacker(pool)
+        return HostStack(pool) if self._stacker is None else self._stacker(pool)
 
     def finish(self, batch: Batch | None) -> Batch:
         """A batch as it is yielded: x of the dtype asked for; empty where there is none."""
@@ -184,7 +194,7 @@ class WindowCursor:
 
     def take(self, until: int) -> Batch:
         """This rank's windows up to global index `until` of the epoch."""
-        return self._dataset.finish(self._stream.take(self._advance(until)))
+        return self._dataset.finish(self._stream.take(self._advance(until), self._dataset.memory))
 
     def skip(self, until: int) -> None:
         """Pass over them instead."""

@@ -118,6 +118,8 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         "normalize": "utterance" if config.normalize == "utterance" else "none",
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
+        "device": None if accelerator.device.type == "cpu" else accelerator.device,
+        "reuse": True,
         "store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes),
     }
     tr_data = WindowDataset(
@@ -202,6 +204,7 @@ def log_start(
     tr_data: WindowDataset,
     va_data: WindowDataset,
     model: torch.nn.Sequential,
+    engine: str,
 ) -> None:
     """Say what is trained on what, and on which device."""
     for data, name in ((tr_data, "training"), (va_data, "validation")):
@@ -215,5 +218,5 @@ def log_start(
     log.line(f"{'total':>10}: {total} parameters")
     log.line(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}, "
-        f"{config.optimizer}, {torch.get_num_threads()} threads a process"
+        f"{config.optimizer}, engine {engine}, {torch.get_num_threads()} threads a process"
     )

@@ -15,7 +15,7 @@ from training import OPTIONS, checkpoints, command, environment, make_shards, re
 from shards import InputError
 from shards.errors import EXIT_STOPPED, Stopped
 from spkid_dist.config import TrainConfig
-from spkid_dist.finite import FiniteGuard
+from spkid_dist.finite import FiniteGuard, weigh
 from spkid_dist.train import train
 
 
@@ -204,8 +204,10 @@ def test_on_a_device_the_optimiser_is_told_not_to_move_without_waiting(optimizer
     for step, scale in enumerate((1.0, torch.inf, 1.0)):
         before = [parameter.detach().clone() for parameter in model.parameters()]
         optimiser.zero_grad()
-        accelerator.backward(guard.weigh(model(torch.ones(4, 3)).square().sum() * scale, 0.25))
-        guard.before_optimizer(0, step)
+        loss_sum = model(torch.ones(4, 3)).square().sum() * scale
+        accelerator.backward(weigh(loss_sum, 0.25))
+        guard.note(loss_sum)
+        guard.check(0, step)
         optimiser.step()
         moved.append(not all(map(torch.equal, before, model.parameters())))
     assert moved == [True, False, True]
