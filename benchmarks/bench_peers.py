@@ -1,6 +1,6 @@
 """Streaming shuffled context windows, by this project and by what a user would pick instead: rates, writing, bytes on disk.
 
-    python benchmarks/bench_peers.py [--frames 587000] [--record_frames 120000] [--repeats 5]
+    python benchmarks/bench_peers.py [--frames 587000] [--record_frames 200000] [--repeats 5]
 
 The same work for all: batches of 1,000 x (21 * 20) float32 in a shuffled order, 2 torch threads, data in the page cache. Each
 system is set up as its documentation recommends, with 0, 1 and 2 workers (`benchmarks/peers/`). Systems that keep a record a
@@ -36,7 +36,7 @@ def main() -> None:
     """Make a corpus, write it in every format, time the ways to stream it, print tables and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=587_000, help="of the corpus, about")
-    parser.add_argument("--record_frames", type=int, default=120_000, help="for systems with a record a window, about")
+    parser.add_argument("--record_frames", type=int, default=200_000, help="for systems with a record a window, about")
     parser.add_argument("--repeats", type=int, default=5, help="counted runs of each way")
     parser.add_argument("--peer_batches", type=int, default=60, help="batches of a run of the other systems")
     parser.add_argument("--workers", type=int, nargs="+", default=WORKERS, help="numbers of workers to try")

@@ -101,7 +101,8 @@ def _open(folder: Path) -> Any:
 
 def _streamed(windows: Any, batch_size: int, workers: int) -> Iterable[Batch]:
     shuffled = windows.shuffle(seed=0, buffer_size=SHUFFLED_WINDOWS)
-    return NamedColumns(DataLoader(shuffled, batch_size=batch_size, num_workers=workers))
+    loader = DataLoader(shuffled, batch_size=batch_size, num_workers=workers)
+    return NamedColumns(loader, shuffled.set_epoch)
 
 
 IMPORTS = partial(importlib.import_module, "datasets")

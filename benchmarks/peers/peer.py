@@ -70,12 +70,18 @@ class Peer:
 
 
 class NamedColumns:
-    """A loader of batches that are dictionaries of ``x`` and ``y``, as pairs."""
+    """A loader of batches that are dictionaries of ``x`` and ``y``, as pairs; `begin_epoch` is told of each epoch."""
 
-    def __init__(self, loader: Iterable[dict[str, Tensor]]) -> None:
+    def __init__(
+        self, loader: Iterable[dict[str, Tensor]], begin_epoch: Callable[[int], object] = lambda _epoch: None
+    ) -> None:
         self.loader = loader
+        self.begin_epoch = begin_epoch
+        self.epoch = 0
 
     def __iter__(self) -> Iterator[Batch]:
+        self.begin_epoch(self.epoch)
+        self.epoch += 1
         for batch in self.loader:
             yield batch["x"], batch["y"]
 
