@@ -6,7 +6,8 @@ The same work for all: batches of 1,000 x (21 * 20) float32 in a shuffled order,
 system is set up as its documentation recommends, with 0, 1 and 2 workers (`benchmarks/peers/`). Systems that keep a record a
 window write each frame 21 times; they get the first utterances of the corpus, --record_frames in all: how fast a record is
 read does not hang on how many there are. A run of theirs is --peer_batches batches; loaders run on from one to the next, so
-that their start is not counted, and what their workers fetched ahead in between (2 batches each) is counted for them.
+that their start is not counted, and what their workers fetched ahead in between (2 batches each) is counted for them. Each
+run waits until the workers of the others are at rest.
 Those that are not installed are named in the table.
 """
 
@@ -21,7 +22,7 @@ from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 from peers.corpus import Corpus, read_corpus
 from peers.peer import Format, Peer
 from peers.registry import PEERS
-from peers.rows import open_rows, take_case, write_timed
+from peers.rows import open_rows, take_case, wait_for_workers, write_timed
 
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.synthetic import SyntheticCorpus
@@ -67,7 +68,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     for peer in present:
         for row, loader in open_rows(peer, corpus_of(peer), folder, B, options.workers):
             cases[row], batches[row] = take_case(loader, options.peer_batches), options.peer_batches
-    seconds = seconds_in_turn(cases, options.repeats)
+    seconds = seconds_in_turn(cases, options.repeats, before=wait_for_workers)
     report(seconds, batches, written, unavailable, whole.num_windows)
 
 

@@ -17,7 +17,7 @@ import torch
 from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 from peers import torch_dataloader, webdataset_records
 from peers.corpus import read_corpus
-from peers.rows import open_rows, take_case
+from peers.rows import open_rows, take_case, wait_for_workers
 
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.synthetic import SyntheticCorpus
@@ -61,7 +61,7 @@ def run(folder: Path, utterances_of_speaker: int, repeats: int, peer_batches: in
             peer.format.write(peer_corpus, folder / peer.format.name)
         for name, loader in open_rows(peer, peer_corpus, folder, B, WORKERS):
             cases[name], batches[name] = take_case(loader, peer_batches), peer_batches
-    seconds = seconds_in_turn(cases, repeats)
+    seconds = seconds_in_turn(cases, repeats, before=wait_for_workers)
     rows = [(name, values, batches[name] * B / 1e3) for name, values in seconds.items()]
     per_batch = {name: [second / batches[name] for second in values] for name, values in seconds.items()}
     best_peer = min(list(cases)[own:], key=lambda name: sum(per_batch[name]))

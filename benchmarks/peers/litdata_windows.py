@@ -24,7 +24,7 @@ def write(corpus: Corpus, folder: Path) -> None:
     """Chunks of windows, by two workers."""
     import litdata
 
-    inputs = list(zip(map(torch.from_numpy, corpus.utterances), corpus.labels, strict=True))
+    inputs = list(zip(map(torch.tensor, corpus.utterances), corpus.labels, strict=True))
     start_method = multiprocessing.get_start_method()
     litdata.optimize(
         fn=partial(windows_of, in_frames=corpus.in_frames),

@@ -1,11 +1,16 @@
-"""What a benchmark does with a system: write its format once, and take batches of its loaders."""
+"""What a benchmark does with a system: write its format once, take batches of its loaders, wait for its workers to rest."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from peers.corpus import Corpus
 from peers.peer import Batch, Format, Peer, bytes_on_disk
+
+REST_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 60.0
 
 
 def write_timed(form: Format, corpus: Corpus, folder: Path) -> dict[str, float]:
@@ -27,7 +32,7 @@ def open_rows(
 
 def take_case(loader: Iterable[Batch], batches: int) -> Callable[[], object]:
     """The next batches of a loader, epoch after epoch: its start and its workers' fall into the first call."""
-    iterator = iter(())
+    iterator: Iterator[Batch] = iter(())
 
     def take() -> None:
         nonlocal iterator
@@ -37,3 +42,21 @@ def take_case(loader: Iterable[Batch], batches: int) -> Callable[[], object]:
                 next(iterator)
 
     return take
+
+
+def wait_for_workers() -> None:
+    """Wait until no process that this one started computes: workers fetch ahead after their turn, into that of the next."""
+    deadline, before = time.perf_counter() + LONGEST_WAIT_SECONDS, -1.0
+    while (seconds := _cpu_seconds_of_children()) != before and time.perf_counter() < deadline:
+        before = seconds
+        time.sleep(REST_SECONDS)
+
+
+def _cpu_seconds_of_children() -> float:
+    """CPU time of the living children so far."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total

@@ -22,7 +22,9 @@ class MemoryWindows(Dataset[tuple[torch.Tensor, int]]):
     def __init__(self, corpus: Corpus) -> None:
         self.frames = torch.from_numpy(np.concatenate(corpus.utterances))
         self.in_frames = corpus.in_frames
-        self.starts, self.labels, base = [], [], 0
+        self.starts: list[int] = []
+        self.labels: list[int] = []
+        base = 0
         for frames, label in zip(corpus.utterances, corpus.labels, strict=True):
             count = max(0, len(frames) - corpus.in_frames + 1)
             self.starts += range(base, base + count)
