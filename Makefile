@@ -3,7 +3,7 @@
 # make test-long  the tests that draw random moments, with many of them
 # make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
 # make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
-# make bench  the benchmarks
+# make bench  the benchmarks: against other systems, and each stage against this machine's limits
 # make bench-peers  streaming by other systems, installed into .venv-peers (benchmarks/peers/README.md)
 # make recipes  utterance errors of training recipes, on a synthetic corpus
 # make format rewrite the sources as ruff formats them
@@ -40,6 +40,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_stream.py
 	$(BIN)/python benchmarks/bench_score.py
 	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/spkid bench
 
 bench-peers: .venv-peers/.installed
 	.venv-peers/bin/python -W ignore benchmarks/bench_peers.py

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 from peers.corpus import Corpus, read_corpus
 from peers.peer import Format, Peer
 from peers.registry import PEERS
 from peers.rows import open_rows, take_case, wait_for_workers, write_timed
 
+from spkid_dist.bench.corpus import Files, synthetic_files
+from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn
+from spkid_dist.bench.stream import stream_case
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.synthetic import SyntheticCorpus
 
@@ -49,7 +51,8 @@ def main() -> None:
 
 def run(folder: Path, options: argparse.Namespace) -> None:
     """Write and time all ways in `folder`."""
-    whole = make_corpus(folder, options.frames)
+    files = make_files(folder, options.frames)
+    whole = read_corpus(folder, C)
     part = first_utterances(whole, options.record_frames)
 
     def corpus_of(peer: Peer) -> Corpus:
@@ -57,14 +60,14 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 
     unavailable = {peer.name: reason for peer in PEERS if (reason := peer.unavailable) is not None}
     present = [peer for peer in PEERS if peer.name not in unavailable]
-    ours = Format(name="shards", write=lambda _, out: shard_corpus(folder, out), window_records=False)
+    ours = Format(name="shards", write=lambda _, out: files.shard(out), window_records=False)
     written = {OURS: write_timed(ours, whole, folder)}
     for peer in present:
         if peer.format is not None and peer.format.name not in written:
             written[peer.format.name] = write_timed(peer.format, corpus_of(peer), folder)
     dataset = WindowDataset(folder / "shards", in_frames=C, batch_size=B)
     batches = {OURS: len(dataset)}
-    cases: dict[str, Callable[[], object]] = {OURS: lambda: sum(len(y) for _, y in dataset)}
+    cases: dict[str, Callable[[], object]] = {OURS: stream_case(dataset)}
     for peer in present:
         for row, loader in open_rows(peer, corpus_of(peer), folder, B, options.workers):
             cases[row], batches[row] = take_case(loader, options.peer_batches), options.peer_batches
@@ -72,15 +75,15 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     report(seconds, batches, written, unavailable, whole.num_windows)
 
 
-def make_corpus(folder: Path, frames: int) -> Corpus:
-    """A synthetic corpus of about so many frames, written to `folder` as feature files, and in memory."""
-    SyntheticCorpus(
+def make_files(folder: Path, frames: int) -> Files:
+    """A synthetic corpus of about so many frames, written to `folder` as feature files."""
+    corpus = SyntheticCorpus(
         num_speakers=SPEAKERS,
         train_utterances=max(1, frames // (SPEAKERS * MEAN_FRAMES)),
         test_utterances=0,
         mean_frames=MEAN_FRAMES,
-    ).write(folder)
-    return read_corpus(folder, C)
+    )
+    return synthetic_files(corpus, folder)
 
 
 def first_utterances(corpus: Corpus, frames: int) -> Corpus:

@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 from peers import torch_dataloader, webdataset_records
 from peers.corpus import read_corpus
 from peers.rows import open_rows, take_case, wait_for_workers
 
+from spkid_dist.bench.corpus import synthetic_files
+from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn
+from spkid_dist.bench.stream import copy_case, stream_case
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.synthetic import SyntheticCorpus
 
@@ -45,14 +47,13 @@ def run(folder: Path, utterances_of_speaker: int, repeats: int, peer_batches: in
     corpus = SyntheticCorpus(
         num_speakers=SPEAKERS, train_utterances=utterances_of_speaker, test_utterances=0, mean_frames=MEAN_FRAMES
     )
-    corpus.write(folder)
-    shard_corpus(folder, folder / "shards")
+    synthetic_files(corpus, folder).shard(folder / "shards")
     windows = len(WindowDataset(folder / "shards", in_frames=C)) * B
     batches = {"limit: copying the bytes": windows // B} | dict.fromkeys(("resident", "pools"), windows // B)
     cases: dict[str, Callable[[], object]] = {
-        "limit: copying the bytes": copy_case(windows // B),
-        "resident": stream_case(folder / "shards", windows),
-        "pools": stream_case(folder / "shards", windows // 20),
+        "limit: copying the bytes": copy_case(windows // B, B, C * D, fresh=True),
+        "resident": stream_case(stream(folder / "shards", windows)),
+        "pools": stream_case(stream(folder / "shards", windows // 20)),
     }
     own = len(cases)
     peer_corpus = read_corpus(folder, C)
@@ -74,22 +75,9 @@ def run(folder: Path, utterances_of_speaker: int, repeats: int, peer_batches: in
     print_result(rows, {"benchmark": "stream", "windows": windows, "seconds": seconds, "ratios": ratios}, "thousand/s")
 
 
-def copy_case(batches: int) -> Callable[[], object]:
-    """Copy as many batches out of 160 MB."""
-    source = torch.randn(96 * B, C * D)
-
-    def copy() -> None:
-        for batch in range(batches):
-            at = batch % 96 * B
-            torch.empty(B, C * D).copy_(source[at : at + B])
-
-    return copy
-
-
-def stream_case(shards: Path, shuffle_windows: int) -> Callable[[], object]:
-    """One epoch of ours."""
-    dataset = WindowDataset(shards, in_frames=C, batch_size=B, shuffle_windows=shuffle_windows)
-    return lambda: sum(len(y) for _, y in dataset)
+def stream(shards: Path, shuffle_windows: int) -> WindowDataset:
+    """Ours."""
+    return WindowDataset(shards, in_frames=C, batch_size=B, shuffle_windows=shuffle_windows)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from measure import print_json, ratio_by_rounds, shard_corpus, spread
-
+from spkid_dist.bench.corpus import synthetic_files
+from spkid_dist.bench.measure import print_json, ratio_by_rounds, spread
 from spkid_dist.synthetic import SyntheticCorpus
 
 HERE = Path(__file__).parent
@@ -70,14 +70,14 @@ def make_cases(folder: Path, options: argparse.Namespace) -> dict[str, Callable[
     """What is run in turn, on corpora made in `folder`."""
     utterances = max(1, options.frames // (options.speakers * MEAN_FRAMES))
     for name, count in (("tr", utterances), ("va", 1)):
-        SyntheticCorpus(
+        corpus = SyntheticCorpus(
             num_speakers=options.speakers,
             train_utterances=count,
             test_utterances=0,
             mean_frames=MEAN_FRAMES,
             num_features=D,
-        ).write(folder / name)
-        shard_corpus(folder / name, folder / name / "shards")
+        )
+        synthetic_files(corpus, folder / name).shard(folder / name / "shards")
     # Their processes take the numbers of threads from here.
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "ACCELERATE_USE_CPU": "true"}
     train(folder, "va", 1, "no")  # the compiled loops are on the disk now

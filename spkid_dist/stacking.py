@@ -102,19 +102,20 @@ class DeviceStacker:
 
     def __call__(self, pool: Pool) -> "DeviceStack":
         """The pool's stack; does not wait for the copy."""
+        good = pool.starts != NO_WINDOW if pool.has_gaps else None
         if self._device.type != "cuda":
-            return DeviceStack(pool, self._in_frames, *self._copies(pool), arrived=None)
+            return DeviceStack(pool, good, self._in_frames, *self._copies(pool, good), arrived=None)
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            copies = self._copies(pool)
-        return DeviceStack(pool, self._in_frames, *copies, arrived=stream.record_event())
+            copies = self._copies(pool, good)
+        return DeviceStack(pool, good, self._in_frames, *copies, arrived=stream.record_event())
 
-    def _copies(self, pool: Pool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Arena (R, D), and starts and labels of the good windows, (N,) each, on the device."""
-        good = pool.starts != NO_WINDOW if pool.has_gaps else slice(None)
+    def _copies(self, pool: Pool, good: NDArray[np.bool_] | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Arena (R, D), and starts and labels of the `good` windows, of all for None, (N,) each, on the device."""
+        chosen = slice(None) if good is None else good
         if self._last is None or self._last[0] is not pool.arena:
             self._last = (pool.arena, self._copy(pool.arena))
-        return self._last[1], self._copy(pool.starts[good]), self._copy(pool.labels[good])
+        return self._last[1], self._copy(pool.starts[chosen]), self._copy(pool.labels[chosen])
 
     def _copy(self, array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -124,11 +125,15 @@ class DeviceStacker:
 
 
 class DeviceStack:
-    """A pool on a device: `arena` (R, D), `starts` and `labels` (N,); `arrived` is the event of the end of their copying."""
+    """A pool on a device: `arena` (R, D), `starts` and `labels` (N,); `arrived` is the event of the end of their copying.
+
+    Only the `good` ones of the pool's windows are there, all of them for None.
+    """
 
     def __init__(
         self,
         pool: Pool,
+        good: NDArray[np.bool_] | None,
         in_frames: int,
         arena: torch.Tensor,
         starts: torch.Tensor,
@@ -141,9 +146,7 @@ class DeviceStack:
         size = (max(rows - in_frames + 1, 0), in_frames * num_features)
         self._windows = arena.as_strided(size, (num_features, 1))
         self._starts, self._labels, self._arrived = starts, labels, arrived
-        self._places: NDArray[np.int64] | None = None
-        if pool.has_gaps:
-            self._places = starts_of((pool.starts != NO_WINDOW).astype(np.int64))
+        self._places = None if good is None else starts_of(good.astype(np.int64))
 
     def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
         """As `Stack.take`, on the device."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from shards.errors import SpkidError, Stopped
@@ -90,6 +91,7 @@ def _leave(accelerator: Accelerator) -> None:
     accelerator.end_training()
     # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
     accelerator.free_memory()
+    AcceleratorState._reset_state()  # the next training of this process may have another precision
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: StopRequest) -> TrainResult:

@@ -10,18 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from training import OPTIONS, checkpoints, command, environment, make_shards, result, run, signal_at, statistics
+from training import OPTIONS, checkpoints, command, environment, result, run, signal_at, statistics
 
 from shards import InputError
 from shards.errors import EXIT_STOPPED, Stopped
 from spkid_dist.config import TrainConfig
 from spkid_dist.finite import FiniteGuard, weigh
 from spkid_dist.train import train
-
-
-@pytest.fixture(scope="module")
-def shards(one_thread, tmp_path_factory):  # noqa: ARG001 - it must be set before
-    return make_shards(tmp_path_factory.mktemp("corpus") / "c")
 
 
 @pytest.fixture
