@@ -12,8 +12,10 @@ Those that are not installed are named in the table.
 """
 
 import argparse
+import contextlib
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,15 @@ def first_utterances(corpus: Corpus, frames: int) -> Corpus:
     )
 
 
+def versions() -> dict[str, str]:
+    """The versions of the systems that are installed, besides those that the machine's facts have."""
+    found = {}
+    for name in ("litdata", "datasets", "mosaicml-streaming"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def report(
     seconds: dict[str, list[float]],
     batches: dict[str, int],
@@ -124,6 +135,7 @@ def report(
         "seconds_per_batch": per_batch,
         "written": written,
         "unavailable": unavailable,
+        "versions": versions(),
         "ratios": ratios,
     }
     print_result([(name, values, batches[name] * B / 1e3) for name, values in seconds.items()], result, "thousand/s")
