@@ -17,6 +17,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 4),
         ("bench_plan.py", ("--keys", 5000, "--tasks", 3, "--shards", 20, "--repeats", 1), 2),
         ("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4),
+        (
+            "bench_order.py",
+            ("--windows", 10**6, "--ranks", 8, "--streams", 64, "--shuffle_windows", 4096, "--repeats", 1),
+            5,
+        ),
         ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
         (
             "bench_score.py",
