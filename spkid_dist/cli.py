@@ -14,6 +14,7 @@ import tyro
 
 from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped
 from spkid_dist import config as configs
+from spkid_dist.simulate_config import SimulateConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "export": (configs.ExportConfig, "spkid_dist.export", "export"),
     "results": (configs.ResultsConfig, "spkid_dist.results", "results"),
     "doctor": (configs.DoctorConfig, "spkid_dist.doctor", "doctor"),
+    "simulate": (SimulateConfig, "spkid_dist.simulate", "simulate"),
     "demo": (configs.DemoConfig, "spkid_dist.demo", "demo"),
 }
 STYLE = (tyro.conf.FlagCreatePairsOff,)
