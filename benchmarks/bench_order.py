@@ -39,7 +39,7 @@ SHAPES = {
 class BlockSizes:
     """Window counts (`spkid_dist.order.WindowCounts`) of blocks that are nowhere stored.
 
-    Every other shard lacks the last block of `template` (B,), the sizes of a shard's blocks; the last shard is cut to the total.
+    Every other shard lacks the last of the blocks that a shard has; the last shard is cut to the total.
     """
 
     def __init__(self, num_windows: int, block_windows: int, shard_blocks: int) -> None:

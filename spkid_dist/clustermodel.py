@@ -41,13 +41,18 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What is expected; a None has no limit or no price to follow from. `limits` begin with what breaks first."""
+    """What is expected; a None has no limit or no price to follow from. `limits` begin with what breaks first.
+
+    A rank's pools take `rank_pool_bytes` at most where shards are mapped, and `rank_pool_bytes_remote` where blocks are read
+    over a network, which `node_memory_bytes` counts with.
+    """
 
     windows_per_second: float
     rank_step_seconds: float
     rank_windows_per_step: int
     node_read_bytes_per_second: float
     rank_pool_bytes: int
+    rank_pool_bytes_remote: int
     node_memory_bytes: float
     first_batch_seconds: float
     resume_seconds: float
@@ -146,8 +151,7 @@ def predict(plan: Plan) -> Prediction:
     carried = {name: batch / seconds for name, seconds in plan.step_parts.items() if seconds} | plan.beside
     achieved = min(batch / step_seconds, *plan.beside.values())
     epoch_seconds = corpus.num_windows / achieved
-    pool_bytes = plan.pool.max_bytes
-    rank_bytes = pool_bytes + plan.rates.process_bytes + MANIFEST_SHARD_BYTES * corpus.num_shards
+    rank_bytes = plan.pool.max_bytes + plan.rates.process_bytes + MANIFEST_SHARD_BYTES * corpus.num_shards
     node_bytes = cluster.devices_per_node * rank_bytes
     first_batch = _first_batch_seconds(plan)
     price = None if cluster.node_hour_price is None else cluster.nodes * cluster.node_hour_price * epoch_seconds / 3600
@@ -168,7 +172,8 @@ def predict(plan: Plan) -> Prediction:
         rank_step_seconds=step_seconds,
         rank_windows_per_step=plan.rank_windows,
         node_read_bytes_per_second=achieved * corpus.stored_bytes_per_window / cluster.nodes,
-        rank_pool_bytes=pool_bytes,
+        rank_pool_bytes=plan.pool.own_bytes,
+        rank_pool_bytes_remote=plan.pool.max_bytes,
         node_memory_bytes=node_bytes,
         first_batch_seconds=first_batch,
         resume_seconds=first_batch + _read_seconds(plan, plan.network.checkpoint_bytes),

@@ -90,9 +90,15 @@ class Stream:
         return -(-self.num_streams // ranks)
 
     def rank_windows(self, ranks: int, num_windows: int) -> int:
-        """Windows of a global batch that the rank with the most streams takes, of `num_windows` an epoch."""
+        """Windows that a rank takes of a global batch at most, of `num_windows` an epoch.
+
+        A batch goes round the streams, and ends within a round: of the `rest`, which may begin at any stream, a rank has each
+        `ranks`-th, and one more across the end of the round where the ranks do not divide the streams.
+        """
         rows, rest = divmod(min(self.batch_size, num_windows), self.num_streams)
-        return rows * self.rank_streams(ranks) + -(-rest // ranks)
+        across = 1 if self.num_streams % ranks else 0
+        of_rest = min(rest, -(-rest // ranks) + across, self.rank_streams(ranks))
+        return rows * self.rank_streams(ranks) + of_rest
 
 
 @dataclass(frozen=True, kw_only=True)

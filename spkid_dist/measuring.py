@@ -168,7 +168,7 @@ def _measure(task: Task, rank: int) -> Measured:
         )
     if find_device().type == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
-    first, stack_rate = _measure_stacking(task)
+    first, stack_rate, num_windows = _measure_stacking(task)
     fill_rate = _measure_filling(task)
     timer = StepTimer(task.network, task.num_features, task.in_frames, joint=task.processes > 1)
     alone, smaller = timer.seconds(task.windows), timer.seconds(max(1, task.windows // SMALLER_SHARE))
@@ -176,7 +176,7 @@ def _measure(task: Task, rank: int) -> Measured:
     if task.processes > 1:
         torch.distributed.destroy_process_group()
     return Measured(
-        first_batch_seconds=first,
+        first_batch_seconds=max(0.0, first - num_windows / fill_rate),
         stack_windows_per_second=stack_rate,
         fill_windows_per_second=fill_rate,
         step_seconds=alone,
@@ -186,8 +186,8 @@ def _measure(task: Task, rank: int) -> Measured:
     )
 
 
-def _measure_stacking(task: Task) -> tuple[float, float]:
-    """Seconds to the first batch, less what filling the pools takes; and the windows a second of further batches."""
+def _measure_stacking(task: Task) -> tuple[float, float, int]:
+    """Seconds to the first batch, the windows a second of further batches, and how many windows the pools have."""
     began = time.perf_counter()
     data = _open(task)
     batches = _endless(data)
@@ -196,7 +196,7 @@ def _measure_stacking(task: Task) -> tuple[float, float]:
     next(batches)
     seconds = statistics.median(seconds_of(lambda: next(batches)))
     data.close()
-    return first, min(task.windows, data.num_windows) / seconds
+    return first, min(task.windows, data.num_windows) / seconds, data.num_windows
 
 
 def _endless(data: WindowDataset) -> Iterator[object]:

@@ -29,12 +29,18 @@ class PoolSize:
         return -(-generation // self.world_size) + self.num_streams
 
     @property
-    def max_bytes(self) -> int:
-        """Bytes at most, in use and being filled; kept blocks of remote datasets included."""
-        row_bytes = self.num_features * self.value_bytes
+    def own_bytes(self) -> int:
+        """Bytes at most of the pools themselves, in use and being filled; all there is where shards are mapped."""
         utterances = -(-self.num_utterances * self.rank_windows // self.num_frames) + 2 * self.rank_streams
-        arena = (self.rank_windows + utterances * (self.in_frames - 1)) * row_bytes
-        tables = TABLE_BYTES * self.rank_windows
-        kept = BLOCKS_KEPT * self.rank_streams * 2 * self.block_frames * row_bytes
+        arena = (self.rank_windows + utterances * (self.in_frames - 1)) * self._row_bytes
         # In use: an arena and three tables; being filled: the same, and three tables in line order.
-        return 2 * arena + 9 * tables + kept
+        return 2 * arena + 9 * TABLE_BYTES * self.rank_windows
+
+    @property
+    def max_bytes(self) -> int:
+        """`own_bytes`, and the blocks that are kept where they can't be mapped: of a remote dataset."""
+        return self.own_bytes + BLOCKS_KEPT * self.rank_streams * 2 * self.block_frames * self._row_bytes
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.num_features * self.value_bytes

@@ -168,11 +168,8 @@ def _json_number(value: Any) -> Any:
 def _lines(plan: Plan, prediction: Prediction) -> list[tuple[str, str]]:
     """What is expected, a line each."""
     corpus, cluster = plan.corpus, plan.cluster
-    read, pools, node = (
-        prediction.node_read_bytes_per_second / 1e6,
-        prediction.rank_pool_bytes / 1e6,
-        prediction.node_memory_bytes / 1e9,
-    )
+    pools, remote = prediction.rank_pool_bytes / 1e6, prediction.rank_pool_bytes_remote / 1e6
+    read, node = prediction.node_read_bytes_per_second / 1e6, prediction.node_memory_bytes / 1e9
     first, resumed = prediction.first_batch_seconds, prediction.resume_seconds
     mixed, uniform = prediction.utterances_per_batch, prediction.utterances_per_batch_uniform
     parts = ", ".join(f"{name} {seconds * 1e6:,.0f}" for name, seconds in plan.step_parts.items() if seconds)
@@ -193,7 +190,7 @@ def _lines(plan: Plan, prediction: Prediction) -> list[tuple[str, str]]:
             f"{prediction.rank_step_seconds * 1e6:,.0f} us for {prediction.rank_windows_per_step:,} windows: {parts}",
         ),
         ("reading", f"{read:,.2f} MB/s a node"),
-        ("memory", f"pools {pools:,.0f} MB a rank at most, {node:,.2f} GB a node with all processes"),
+        ("memory", f"pools {pools:,.0f} MB a rank, {remote:,.0f} from a remote store; {node:,.2f} GB a node in all"),
         ("first batch", f"{first:,.2f} s after the processes have met; resumed: {resumed:,.2f} s"),
         (
             "shuffle",

@@ -22,6 +22,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
             ("--windows", 10**6, "--ranks", 8, "--streams", 64, "--shuffle_windows", 4096, "--repeats", 1),
             5,
         ),
+        (
+            "bench_simulate.py",
+            ("--frames", 60_000, "--speakers", 10, "--shuffle_windows", 16_384, "--processes", 1, "--repeats", 1),
+            3,
+        ),
         ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
         (
             "bench_score.py",
