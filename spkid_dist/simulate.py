@@ -17,12 +17,14 @@ from spkid_dist.clustermodel import Plan, Prediction, plan_facts, predict
 from spkid_dist.clusterparts import Cluster, Corpus, Network, Stream, stored_bytes
 from spkid_dist.devicerates import PRESETS, DeviceRates
 from spkid_dist.kernels import windows_of
+from spkid_dist.mixing import distinct_in_pools
 from spkid_dist.simulate_config import RateFlags, SimulateConfig
 from spkid_dist.windows import EDGE_CODES, DatasetWindows
 
 DEFAULT_FEATURES = 20
 DEFAULT_BLOCK_FRAMES = 8192
 DEFAULT_SHARD_BYTES = 256_000_000
+WELL_MIXED = 0.8  # of the utterances in a batch of a uniform permutation
 GBIT, GBYTE = 1e9 / 8, 1e9
 # what a flag of RateFlags is in DeviceRates, and its unit there
 RATE_FIELDS = {
@@ -156,9 +158,29 @@ def _report(plan: Plan, prediction: Prediction) -> None:
     console.print(_limits_table(prediction))
     first = prediction.limits[0]
     console.print(f"breaks first: {first.name}; {first.remedy}")
+    enough = shuffle_windows_for(plan, prediction)
+    if enough is not None:
+        mixed = f"{WELL_MIXED:.0%} of the utterances of a uniform permutation's batch"
+        console.print(f"shuffled little: --shuffle_windows {enough} would have {mixed}")
     if not prediction.fits_memory:
         console.print("does not fit: the nodes' memory is less than the pools and processes take")
     print(json.dumps(asdict(prediction) | {"breaks_first": first.name, "plan": plan_facts(plan)}, default=_json_number))
+
+
+def shuffle_windows_for(plan: Plan, prediction: Prediction) -> int | None:
+    """The least power of 2 of --shuffle_windows that mixes a batch well; None where it is mixed well as it is."""
+    uniform = prediction.utterances_per_batch_uniform
+    if prediction.utterances_per_batch >= WELL_MIXED * uniform:
+        return None
+    stream, corpus = plan.stream, plan.corpus
+    shuffle_windows = 1 << stream.shuffle_windows.bit_length()
+    while shuffle_windows < corpus.num_windows:
+        larger = replace(stream, shuffle_windows=shuffle_windows)
+        batch = min(stream.batch_size, corpus.num_windows)
+        if distinct_in_pools(corpus.lengths, batch, stream.num_streams, larger.pool_windows) >= WELL_MIXED * uniform:
+            break
+        shuffle_windows *= 2
+    return shuffle_windows
 
 
 def _json_number(value: Any) -> Any:

@@ -19,7 +19,7 @@ from spkid_dist.devicerates import PRESETS, fit_step
 from spkid_dist.mixing import distinct_in_permutation, distinct_in_pools
 from spkid_dist.model import NetworkOptions
 from spkid_dist.order import EpochOrder, RankShare
-from spkid_dist.simulate import make_plan
+from spkid_dist.simulate import WELL_MIXED, make_plan, shuffle_windows_for
 from spkid_dist.simulate_config import RateFlags, SimulateConfig
 
 SIZE = {"frames": 10**9, "mean_frames": 250, "speakers": 1000}
@@ -207,6 +207,19 @@ def test_without_limits_twice_the_nodes_do_twice_the_work():
         return predict(found).windows_per_second
 
     assert speed(4) == pytest.approx(4 * speed(1), rel=0.01)
+
+
+def test_pools_that_mix_too_little_are_told_what_would_do():
+    small = plan(batch_size=65_536)
+    enough = shuffle_windows_for(small, predict(small))
+    assert enough is not None
+    shares = []
+    for shuffle_windows in (enough // 2, enough):
+        found = predict(plan(batch_size=65_536, shuffle_windows=shuffle_windows))
+        shares.append(found.utterances_per_batch / found.utterances_per_batch_uniform)
+    assert shares[0] < WELL_MIXED <= shares[1]
+    well = plan(batch_size=65_536, shuffle_windows=enough)
+    assert shuffle_windows_for(well, predict(well)) is None
 
 
 def test_a_store_limits_a_node_and_all_of_them():
