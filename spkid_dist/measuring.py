@@ -5,15 +5,16 @@ share (cores, memory) is shared as in a training. A process measures, in this or
 that are filled; filling; steps of its share of a batch and of an eighth of it, alone and with their all-reduce.
 """
 
+import gc
 import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.devicerates import DeviceRates, fit_step
 from spkid_dist.steptime import StepTimer, find_device, seconds_of
 
+OTHERWISE = "give --device h100, and rates by the flags"
 MEASURED_BYTES = 64_000_000  # of frames: more than most caches hold
+LONGEST_SECONDS = 300.0  # of measuring; a process that waits for one that has ended would wait for ever
+EXIT_SECONDS = 5.0  # after its result a process has nothing more to do
 SMALLER_SHARE = 8  # the second size of a step is so many times smaller
 
 
@@ -79,13 +83,7 @@ def measure_rates(
         )
         _write_dataset(task, corpus, -(-stream.shuffle_windows // cluster.ranks))
         next(iter(_open(task)))  # compiles the loops where they never ran before
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            try:
-                found = list(pool.map(_measure, [task] * processes, range(processes)))
-            except BrokenProcessPool:
-                raise InputError(
-                    "measuring: a process was killed, perhaps for memory; give --device h100, or rates by the flags"
-                ) from None
+        found = _run_processes(task)
     mean = {name: statistics.fmean(getattr(one, name) for one in found) for name in Measured.__annotations__}
     small = max(1, task.windows // SMALLER_SHARE), mean["small_step_seconds"]
     rounds = max(1, (processes - 1).bit_length())  # as `clustermodel` counts them
@@ -154,8 +152,46 @@ def _open(task: Task, world_size: int = 1) -> WindowDataset:
     )
 
 
-def _measure(task: Task, rank: int) -> Measured:
+def _run_processes(task: Task) -> list[Measured]:
+    """What each process found. Raises InputError where one ends without, or they take too long; none is left running."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(task.processes)]
+    running = [context.Process(target=_send, args=(task, rank, pipe[1])) for rank, pipe in enumerate(pipes)]
+    waiting, found = [pipe[0] for pipe in pipes], list[Measured]()
+    try:
+        for process, (_, sender) in zip(running, pipes, strict=True):
+            process.start()
+            sender.close()
+        until = time.monotonic() + LONGEST_SECONDS
+        while waiting:
+            ready = wait(waiting, max(0.0, until - time.monotonic()))
+            if not ready:
+                raise InputError(f"measuring: took more than {LONGEST_SECONDS:g} s; {OTHERWISE}")
+            for receiver in ready:
+                assert isinstance(receiver, Connection)
+                found.append(receiver.recv())
+                waiting.remove(receiver)
+    except EOFError:
+        raise InputError(f"measuring: a process has ended without a result, killed perhaps; {OTHERWISE}") from None
+    finally:
+        for process in running:
+            if process.pid is not None:
+                process.join(EXIT_SECONDS if not waiting else 0)
+                process.kill()
+                process.join()
+    return found
+
+
+def _send(task: Task, rank: int, sender: Connection) -> None:
     """Called in a process of its own."""
+    sender.send(_measure(task, rank))
+    sender.close()
+    gc.collect()  # DDP's cycles keep the group's threads, which may not outlast the interpreter
+    if task.processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _measure(task: Task, rank: int) -> Measured:
     process_bytes = psutil.Process().memory_info().rss
     if task.processes > 1:
         if "OMP_NUM_THREADS" not in os.environ:
@@ -165,6 +201,7 @@ def _measure(task: Task, rank: int) -> Measured:
             init_method=f"file://{task.folder / 'meeting'}",
             rank=rank,
             world_size=task.processes,
+            timeout=timedelta(seconds=LONGEST_SECONDS),
         )
     if find_device().type == "cuda":
         torch.cuda.set_device(rank % torch.cuda.device_count())
@@ -173,8 +210,6 @@ def _measure(task: Task, rank: int) -> Measured:
     timer = StepTimer(task.network, task.num_features, task.in_frames, joint=task.processes > 1)
     alone, smaller = timer.seconds(task.windows), timer.seconds(max(1, task.windows // SMALLER_SHARE))
     joint = timer.seconds(task.windows, with_allreduce=True)
-    if task.processes > 1:
-        torch.distributed.destroy_process_group()
     return Measured(
         first_batch_seconds=max(0.0, first - num_windows / fill_rate),
         stack_windows_per_second=stack_rate,

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from conftest import make_corpus
 
-from shards.errors import UsageError
+from shards.errors import InputError, UsageError
 from spkid_dist import kernels
 from spkid_dist.clustermodel import Plan, predict
 from spkid_dist.clusterparts import Network
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.devicerates import PRESETS, fit_step
+from spkid_dist.measuring import Task, _run_processes
 from spkid_dist.mixing import distinct_in_permutation, distinct_in_pools
 from spkid_dist.model import NetworkOptions
 from spkid_dist.order import EpochOrder, RankShare
@@ -240,3 +241,19 @@ def test_this_machine_is_measured_by_two_processes():
     faster = replace(found, rates=replace(found.rates, allreduce_hop_seconds=0.0))
     assert predict(faster).windows_per_second >= predict(found).windows_per_second
     assert kernels.windows_of(200, 5, kernels.VALID) * 100 == found.corpus.num_windows
+
+
+def test_a_process_that_ends_while_it_measures_is_an_error(tmp_path):
+    network = Network(inputs=6, hsize=4, num_layers=1, outputs=2)
+    task = Task(
+        folder=tmp_path,  # without the dataset
+        processes=1,
+        windows=10,
+        network=network,
+        num_features=2,
+        in_frames=3,
+        num_streams=4,
+        stacks_on_device=False,
+    )
+    with pytest.raises(InputError, match=r"a process has ended without a result.*give --device h100"):
+        _run_processes(task)
