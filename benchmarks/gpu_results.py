@@ -9,12 +9,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from shards import FmatrixSource, Layout, convert, find_speakers, make_plan, read_list
+from shards import read_list
+from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import machine
 from spkid_dist.bench.train import CACHED, STREAMED
 from spkid_dist.synthetic import SyntheticCorpus
@@ -65,13 +67,9 @@ def make_corpus(folder: Path, num_features: int) -> None:
         mean_frames=MEAN_FRAMES,
         num_features=num_features,
     )
-    corpus.write(folder)
-    source = FmatrixSource(folder / "mcp", "mcp")
-    for name in ("train", "test"):
-        list_path = folder / f"cfg/all.{name}"
-        utterances = read_list(list_path)
-        speakers = find_speakers(list_path, utterances, folder / "cfg/spk2idx.json")
-        convert(make_plan(utterances, speakers, source, Layout()), source, folder / name)
+    files = synthetic_files(corpus, folder)
+    files.shard(folder / "train")
+    replace(files, listed=read_list(folder / "cfg/all.test")).shard(folder / "test")
 
 
 def report(folder: Path) -> int:

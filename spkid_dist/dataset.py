@@ -18,7 +18,8 @@ from shards.store import StoreOptions
 from spkid_dist.ledger import Ledger
 from spkid_dist.normalization import Normalization
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
-from spkid_dist.pool import BLOCKS_KEPT, PoolFiller
+from spkid_dist.pool import PoolFiller
+from spkid_dist.poolmemory import PoolSize
 from spkid_dist.rankstream import RankStream
 from spkid_dist.resumable import ResumableBatches
 from spkid_dist.selection import Selection
@@ -149,15 +150,19 @@ class WindowDataset(ResumableBatches):
     def memory_bound(self) -> int:
         """Bytes that this rank's pools take at most, in use and being filled; kept blocks of remote datasets included."""
         manifest = self.data.manifest
-        generation = min(self.order.generation_windows, self.num_windows)
-        windows = -(-generation // self.world_size) + self.order.num_streams
-        row_bytes = manifest.num_features * (2 if manifest.dtype == "float16" else 4)
-        utterances = -(-manifest.num_utterances * windows // manifest.num_frames) + 2 * len(self.share.streams)
-        arena = (windows + utterances * (self._in_frames - 1)) * row_bytes
-        tables = 8 * windows
-        kept = BLOCKS_KEPT * len(self.share.streams) * 2 * max(job.block_frames for job in manifest.jobs) * row_bytes
-        # In use: an arena and three tables; being filled: the same, and three tables in line order.
-        return 2 * arena + 9 * tables + kept
+        return PoolSize(
+            num_windows=self.num_windows,
+            num_frames=manifest.num_frames,
+            num_utterances=manifest.num_utterances,
+            num_features=manifest.num_features,
+            value_bytes=2 if manifest.dtype == "float16" else 4,
+            block_frames=max(job.block_frames for job in manifest.jobs),
+            in_frames=self._in_frames,
+            num_streams=self.order.num_streams,
+            pool_windows=self.order.pool_windows,
+            rank_streams=len(self.share.streams),
+            world_size=self.world_size,
+        ).max_bytes
 
     def _stacked_dtype(self, normalize: Normalization) -> torch.dtype:
         dtype: torch.dtype = torch.float32 if normalize == "utterance" else getattr(torch, self.data.manifest.dtype)
