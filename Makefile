@@ -3,14 +3,15 @@
 # make test-long  the tests that draw random moments, with many of them
 # make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
 # make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
-# make bench  the benchmarks
+# make bench  the benchmarks: against other systems, and each stage against this machine's limits
+# make bench-peers  streaming by other systems, installed into .venv-peers (benchmarks/peers/README.md)
 # make recipes  utterance errors of training recipes, on a synthetic corpus
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long test-cluster fuzz bench recipes lint format clean
+.PHONY: demo test test-long test-cluster fuzz bench bench-peers recipes lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
@@ -38,6 +39,17 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_plan.py
 	$(BIN)/python benchmarks/bench_stream.py
 	$(BIN)/python benchmarks/bench_score.py
+	$(BIN)/python benchmarks/bench_train.py
+	$(BIN)/spkid bench
+
+bench-peers: .venv-peers/.installed
+	.venv-peers/bin/python -W ignore benchmarks/bench_peers.py
+
+.venv-peers/.installed: $(STAMP) benchmarks/peers/requirements.txt
+	test -x .venv-peers/bin/python || $(BIN)/python -m venv .venv-peers
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > "$$(.venv-peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	.venv-peers/bin/python -m pip install --quiet --no-deps -r benchmarks/peers/requirements.txt
+	touch $@
 
 recipes: $(STAMP)
 	$(BIN)/python -W ignore benchmarks/recipes.py
@@ -59,4 +71,4 @@ $(STAMP): pyproject.toml requirements/tested.txt
 	touch $@
 
 clean:
-	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-peers demo .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import print_result, ratio_by_rounds
 
 from shards import Layout, Plan, Utterance, claim_folder, make_plan, merge, speaker_by_component
 from shards.folder import LocalFolder
@@ -31,6 +30,7 @@ from shards.listing import ListFile
 from shards.moments import Moments
 from shards.record import ShardRecord, record_name
 from shards.tasks import TaskShare
+from spkid_dist.bench.measure import print_result, ratio_by_rounds
 
 SPEAKERS, FRAMES, D = 5000, 200, 20
 SHARD_UTTERANCES = 10_000

@@ -16,18 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 
-from shards import FmatrixSource, Utterance, read_list
+from shards import Utterance
 from shards.sources.fmatrix import read_fmatrix
+from spkid_dist.bench.corpus import synthetic_files
+from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn
+from spkid_dist.bench.score import READERS, network_case, score_case
 from spkid_dist.model import build_model
-from spkid_dist.scorer import ACCELERATOR_BATCH, CPU_BATCH, Scorer
 from spkid_dist.synthetic import SyntheticCorpus
 from spkid_dist.trained import TrainedModel
-from spkid_dist.utterances import ListedFiles, ShardedUtterances, Utterances
+from spkid_dist.utterances import ListedFiles, ShardedUtterances
 
 C, D, HSIZE = 21, 20, 100
-READERS = 4
 
 
 def main() -> None:
@@ -47,14 +47,15 @@ def main() -> None:
 def run(folder: Path, options: argparse.Namespace) -> None:
     """Time all ways on a corpus made in `folder`."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    SyntheticCorpus(
+    corpus = SyntheticCorpus(
         num_speakers=options.speakers,
         train_utterances=max(1, options.utterances // options.speakers),
         test_utterances=0,
         mean_frames=options.mean_frames,
         num_features=D,
-    ).write(folder)
-    shard_corpus(folder, folder / "shards")
+    )
+    found = synthetic_files(corpus, folder)
+    found.shard(folder / "shards")
     torch.manual_seed(0)
     model = TrainedModel(
         network=build_model(C * D, HSIZE, options.speakers).eval().to(device),
@@ -64,15 +65,15 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         edge="valid",
         options={},
     )
-    listed = read_list(folder / "cfg/all.train")
-    files = ListedFiles(listed, FmatrixSource(folder / "mcp", "mcp"), model)
+    listed = found.listed
+    files = ListedFiles(listed, found.source, model)
     shards = ShardedUtterances(folder / "shards", model, None, None)
     few = listed[:: max(1, len(listed) // options.peer_utterances)]
     windows = sum(len(read_fmatrix(f"{folder}/mcp/{one.key}.mcp")) - C + 1 for one in listed)
     cases: dict[str, Callable[[], object]] = {
         "limit: the network alone": network_case(model, device, windows),
-        "spkid score, files": score_case(model, device, files),
-        "spkid score, shards": score_case(model, device, shards),
+        "spkid score, files": score_case(model, device, lambda: files.groups(0, 1, READERS)),
+        "spkid score, shards": score_case(model, device, lambda: shards.groups(0, 1, READERS)),
         "a plain loop": loop_case(model, device, folder, few, plain_windows),
         "a careful loop": loop_case(model, device, folder, few, window_view),
     }
@@ -105,26 +106,6 @@ def report(
         "ratios": ratios,
     }
     print_result(rows, result | facts, "thousand windows/s")
-
-
-def network_case(model: TrainedModel, device: torch.device, windows: int) -> Callable[[], object]:
-    """The network on one batch, as often as it takes for `windows`."""
-    size = CPU_BATCH if device.type == "cpu" else ACCELERATOR_BATCH
-    batch = torch.randn(size, C * D, device=device)
-
-    @torch.inference_mode()
-    def forward() -> float:
-        for _ in range(-(-windows // size)):
-            out = model.network(batch)
-        return float(out[0, 0])  # waits for the device
-
-    return forward
-
-
-def score_case(model: TrainedModel, device: torch.device, utterances: Utterances) -> Callable[[], object]:
-    """All utterances by ours."""
-    scorer = Scorer(model, device)
-    return lambda: [scores.means.argmax(axis=1) for scores in scorer.score(utterances.groups(0, 1, READERS))]
 
 
 def loop_case(

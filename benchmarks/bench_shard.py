@@ -10,22 +10,20 @@ process and with two workers; shards are small enough that both have several.
 import argparse
 import contextlib
 import io
-import os
-import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
 import webdataset
-from measure import print_result, ratio_by_rounds, seconds_in_turn, shard_corpus
 
 from shards.conversion import process_pool
 from shards.sources.fmatrix import read_fmatrix
+from spkid_dist.bench.corpus import synthetic_files
+from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn
+from spkid_dist.bench.shard import TAR, clean, shard_cases
 from spkid_dist.synthetic import SyntheticCorpus
 
 SPEAKERS = 20
 WORKERS = 2
-SHARDS = 8
 
 
 def main() -> None:
@@ -42,26 +40,11 @@ def main() -> None:
 
 def run(folder: Path, utterances_of_speaker: int, mean_frames: int, repeats: int) -> None:
     """Time all ways on a corpus made in `folder`."""
-    SyntheticCorpus(
+    corpus = SyntheticCorpus(
         num_speakers=SPEAKERS, train_utterances=utterances_of_speaker, test_utterances=0, mean_frames=mean_frames
-    ).write(folder)
-    files = sorted((folder / "mcp").rglob("*.mcp"))
-    num_bytes = sum(path.stat().st_size for path in files)
-    out, shard_bytes = folder / "out", max(1, num_bytes // SHARDS)
-
-    def fresh() -> None:
-        shutil.rmtree(out, ignore_errors=True)
-        os.sync()  # ours flushes what it writes: it is not to flush what others left in the page cache
-
-    def with_tar() -> None:
-        out.mkdir()
-        subprocess.run(["tar", "cf", out / "corpus.tar", "-C", folder, "mcp"], check=True)
-
-    def with_spkid() -> None:
-        shard_corpus(folder, out, shard_bytes=shard_bytes)
-
-    def with_workers() -> None:
-        shard_corpus(folder, out, executor=workers, shard_bytes=shard_bytes)
+    )
+    files, out = synthetic_files(corpus, folder), folder / "out"
+    paths, num_bytes = sorted(files.paths()), files.num_bytes()
 
     def with_webdataset() -> None:
         out.mkdir()
@@ -69,22 +52,20 @@ def run(folder: Path, utterances_of_speaker: int, mean_frames: int, repeats: int
             contextlib.redirect_stdout(io.StringIO()),
             webdataset.ShardWriter(str(out / "%06d.tar"), maxsize=256e6, verbose=0) as writer,
         ):
-            for path in files:
+            for path in paths:
                 writer.write({"__key__": path.stem, "npy": read_fmatrix(str(path)), "cls": path.parent.name[-4:]})
 
-    cases = {
-        "tar cf": with_tar,
-        "spkid shard, 1 process": with_spkid,
-        "spkid shard, 2 workers": with_workers,
-        "webdataset ShardWriter": with_webdataset,
-    }
     with process_pool(WORKERS) as workers:
-        seconds = seconds_in_turn(cases, repeats, before=fresh)
+        ours = shard_cases(files, out, workers, WORKERS)
+        seconds = seconds_in_turn(
+            {**ours, "webdataset ShardWriter": with_webdataset}, repeats, before=lambda: clean(out)
+        )
     rows = [(name, values, num_bytes / 1e6) for name, values in seconds.items()]
     ratios = {}
-    for ours in ("spkid shard, 1 process", "spkid shard, 2 workers"):
-        ratios[f"{ours}, of tar cf"] = ratio_by_rounds(seconds["tar cf"], seconds[ours])
-        ratios[f"{ours}, times ShardWriter"] = ratio_by_rounds(seconds["webdataset ShardWriter"], seconds[ours])
+    for name in ours:
+        if name != TAR:
+            ratios[f"{name}, of {TAR}"] = ratio_by_rounds(seconds[TAR], seconds[name])
+            ratios[f"{name}, times ShardWriter"] = ratio_by_rounds(seconds["webdataset ShardWriter"], seconds[name])
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
     print_result(rows, {"benchmark": "shard", "bytes": num_bytes, "seconds": seconds, "ratios": ratios}, "MB/s")

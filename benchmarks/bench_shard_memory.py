@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import print_json
 
 from shards.sources.fmatrix import write_fmatrix
+from spkid_dist.bench.measure import print_json
 
 TIMES, MEAN_FRAMES, D = 10, 1000, 20
 

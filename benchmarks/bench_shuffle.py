@@ -12,9 +12,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from measure import print_json
 
 from shards import Layout, Utterance, convert, make_plan
+from spkid_dist.bench.measure import print_json
 from spkid_dist.dataset import WindowDataset
 
 C, B, SPEAKERS = 21, 1000, 40

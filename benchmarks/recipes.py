@@ -16,9 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import machine
-
 from shards.files import write_atomic
+from spkid_dist.bench.measure import machine
 from spkid_dist.config import ScoreConfig, TrainConfig
 from spkid_dist.score import score
 from spkid_dist.synthetic import SyntheticCorpus

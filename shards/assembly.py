@@ -16,18 +16,8 @@ from numpy.typing import NDArray
 from shards.dataset import ShardDataset
 from shards.files import write_all
 from shards.folder import Folder
-from shards.layout import (
-    BLOCK_DTYPE,
-    BLOCKS_NAME,
-    UTTERANCE_DTYPE,
-    UTTERANCES_NAME,
-    JobInfo,
-    Manifest,
-    Origin,
-    ShardInfo,
-    TableInfo,
-    table_name,
-)
+from shards.layout import BLOCK_DTYPE, BLOCKS_NAME, UTTERANCE_DTYPE, UTTERANCES_NAME, ShardInfo, table_name
+from shards.manifest import JobInfo, Manifest, Origin, TableInfo
 from shards.members import table_header
 from shards.moments import Moments
 from shards.record import ShardRecord

@@ -21,7 +21,8 @@ import numpy as np
 from shards.blocks import BlockBuilder
 from shards.errors import InputError, SpkidError
 from shards.folder import Folder, open_folder
-from shards.layout import UTTERANCE_DTYPE, Manifest, ShardInfo, shard_name
+from shards.layout import UTTERANCE_DTYPE, ShardInfo, shard_name
+from shards.manifest import Manifest
 from shards.merging import (
     JOB_NAME,
     check_base,

@@ -82,14 +82,6 @@ class ShardDataset:
         """
         return self._read_block(threading.Event(), block)
 
-    def read_blocks(self, blocks: Sequence[int]) -> Generator[BlockArrays, None, None]:
-        """Yield the arrays of `blocks` in this order, as `read_block`; those of a remote dataset are read ahead."""
-        with closing(self.try_blocks(blocks)) as results:
-            for result in results:
-                if isinstance(result, InputError):
-                    raise result
-                yield result
-
     def try_blocks(self, blocks: Sequence[int]) -> Generator[BlockArrays | InputError, None, None]:
         """Yield the arrays of `blocks` in this order, or the error of one that is bad; remote blocks are read ahead.
 

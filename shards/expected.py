@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import Manifest, block_info, block_json, block_key, key_hash
+from shards.layout import block_info, block_json, block_key, key_hash
+from shards.manifest import Manifest
 from shards.members import MAX_MEMBER_BYTES, NPY_HEADER, TAR_RECORD, npy_header, padded, tar_header
 from shards.writer import END_OF_TAR
 

@@ -30,16 +30,14 @@ from shards.layout import (
     DTYPES,
     MANIFEST_NAME,
     UTTERANCE_DTYPE,
-    Manifest,
-    Origin,
     ShardInfo,
     block_info,
     block_json,
     block_key,
-    check_types,
     key_hash,
     shard_name,
 )
+from shards.manifest import Manifest, Origin, check_types
 from shards.members import TAR_RECORD, parse_npy
 from shards.moments import BlockMoments
 from shards.parallel import in_order

@@ -6,7 +6,7 @@ from typing import Any
 
 from shards.errors import InputError
 from shards.hashing import UtteranceSum
-from shards.layout import Origin
+from shards.manifest import Origin
 from shards.plan import Layout, job_identity
 from shards.record import ShardRecord
 

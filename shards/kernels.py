@@ -35,8 +35,10 @@ def append_frames(
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
+# Compiled into `spkid_dist.kernels` too, whose cache on disk numba does not renew when this file changes; the loop can't
+# change: orders, hashes of keys and job identities follow from it.
 @njit(cache=True, nogil=True)
-def _mix(z: np.uint64) -> np.uint64:
+def mix(z: np.uint64) -> np.uint64:
     """Splitmix64's finaliser: every bit of `z` changes every bit of the result about half of the time."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -90,17 +92,17 @@ def hash_slices(
     for i in range(len(starts)):
         at, end = starts[i], ends[i]
         length = end - at
-        state = _mix(seed + GOLDEN)
+        state = mix(seed + GOLDEN)
         while at + 8 <= end:
             word = np.uint64(0)
             for byte in range(8):
                 word |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
-            state = _mix(state ^ word)
+            state = mix(state ^ word)
             at += 8
         word = np.uint64(length & 0xFF) << np.uint64(56)
         for byte in range(end - at):
             word |= np.uint64(data[at + byte]) << np.uint64(8 * byte)
-        hashes[i] = _mix(state ^ word)
+        hashes[i] = mix(state ^ word)
 
 
 @njit(cache=True, nogil=True)
@@ -149,9 +151,9 @@ def find_outside(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArr
 def sum_pairs(keys: NDArray[np.uint64], speakers: NDArray[np.uint64], sums: NDArray[np.uint64]) -> None:
     """Add to `sums` (2,), modulo 2^64, two hashes of each pair of hashes: what the pairs are, in whatever order."""
     for i in range(len(keys)):
-        pair = _mix(keys[i] ^ _mix(speakers[i] + GOLDEN))
+        pair = mix(keys[i] ^ mix(speakers[i] + GOLDEN))
         sums[0] += pair
-        sums[1] += _mix(pair + GOLDEN)
+        sums[1] += mix(pair + GOLDEN)
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,8 @@ from shards.assembly import assembling
 from shards.dataset import ShardDataset
 from shards.errors import InputError, UsageError
 from shards.folder import Folder
-from shards.layout import MANIFEST_NAME, Manifest, shard_name
+from shards.layout import MANIFEST_NAME, shard_name
+from shards.manifest import Manifest
 from shards.parallel import in_order
 from shards.plan import Job
 from shards.record import RECORDS_NAME, ShardRecord, record_name

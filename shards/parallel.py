@@ -36,6 +36,19 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
+def in_background(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+    """Yield the items, of which a thread makes the next one while one is used; `items` is closed at the end."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="make-ahead")
+    try:
+        made = pool.submit(next, items, None)
+        while (item := made.result()) is not None:
+            made = pool.submit(next, items, None)
+            yield item
+    finally:
+        pool.shutdown()
+        items.close()
+
+
 class ProcessLocks:
     """Locks by name, for the threads of one process.
 

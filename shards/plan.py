@@ -26,8 +26,9 @@ from shards.corpus import Utterance
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.frames import check_shape
-from shards.layout import DTYPES, Manifest, Origin, check_types
+from shards.layout import DTYPES
 from shards.listing import Listing, MemoryListing
+from shards.manifest import Manifest, Origin, check_types
 from shards.sources import Source
 
 SEGMENT_UTTERANCES = 2**20  # selected from the list at a time
@@ -139,11 +140,6 @@ class Plan:
     job: Job
     listing: Listing
     onto: ShardDataset | None
-
-    @property
-    def utterances(self) -> list[Utterance]:
-        """All utterances in their order of storage: for lists that fit into memory."""
-        return self.listing.select(range(self.job.num_utterances))
 
     def share(self, shard: int) -> range:
         """The utterances of one shard, as ranks in the order of storage."""

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.layout import BLOCK_DTYPE, UTTERANCE_DTYPE, ShardInfo, check_types
+from shards.layout import BLOCK_DTYPE, UTTERANCE_DTYPE, ShardInfo
+from shards.manifest import check_types
 from shards.members import table_header
 from shards.moments import Moments
 

@@ -14,7 +14,8 @@ import xxhash
 from shards.cachedir import CacheFolder
 from shards.errors import InputError, UsageError
 from shards.files import write_all
-from shards.layout import MANIFEST_NAME, Manifest
+from shards.layout import MANIFEST_NAME
+from shards.manifest import Manifest
 from shards.parallel import ProcessLocks
 from shards.pipe import PREFIX, PipeFiles
 from shards.remote import NoRangesError, RemoteFiles

@@ -10,7 +10,8 @@ from typing import IO
 import xxhash
 
 from shards.expected import HEAD_BYTES, Block, ShardRows, shard_blocks
-from shards.layout import Manifest, ShardInfo
+from shards.layout import ShardInfo
+from shards.manifest import Manifest
 from shards.writer import END_OF_TAR
 
 CHUNK_BYTES = 1 << 20  # read at a time: it stays in the processor's cache for both hashes

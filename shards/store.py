@@ -14,7 +14,8 @@ from pathlib import Path
 import xxhash
 
 from shards.errors import InputError, UsageError
-from shards.layout import Manifest, ShardInfo
+from shards.layout import ShardInfo
+from shards.manifest import Manifest
 from shards.retry import RetryPolicy, WrongBytesError
 from shards.tables import map_file
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.layout import Manifest
+from shards.manifest import Manifest
 from shards.members import TAR_RECORD, table_header
 
 

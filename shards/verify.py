@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.expected import ShardRows, wrong_rows
-from shards.layout import BLOCK_DTYPE, MANIFEST_NAME, UTTERANCE_DTYPE, Manifest
+from shards.layout import BLOCK_DTYPE, MANIFEST_NAME, UTTERANCE_DTYPE
+from shards.manifest import Manifest
 from shards.parallel import in_order
 from shards.shardcheck import CHUNK_BYTES, Defect, check_shard
 from shards.tables import map_table

@@ -1,6 +1,7 @@
 """The command line: ``spkid COMMAND [flags]``.
 
-Each command is a dataclass of `spkid_dist.config` and a function that is imported when it runs: sharding loads no torch.
+Each command is a dataclass of `spkid_dist.config` (`spkid bench`: of its own package) and a function that is imported when it
+runs: sharding loads no torch.
 Exit codes: 0 done, 1 failed, 2 used wrongly, 75 stopped when told to and to be continued, 130 interrupted.
 """
 
@@ -14,6 +15,8 @@ import tyro
 
 from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped
 from spkid_dist import config as configs
+from spkid_dist.bench.config import BenchConfig
+from spkid_dist.simulate_config import SimulateConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -29,6 +32,8 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "export": (configs.ExportConfig, "spkid_dist.export", "export"),
     "results": (configs.ResultsConfig, "spkid_dist.results", "results"),
     "doctor": (configs.DoctorConfig, "spkid_dist.doctor", "doctor"),
+    "bench": (BenchConfig, "spkid_dist.bench.command", "bench"),
+    "simulate": (SimulateConfig, "spkid_dist.simulate", "simulate"),
     "demo": (configs.DemoConfig, "spkid_dist.demo", "demo"),
 }
 STYLE = (tyro.conf.FlagCreatePairsOff,)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils.data import get_worker_info
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
@@ -17,11 +18,12 @@ from shards.store import StoreOptions
 from spkid_dist.ledger import Ledger
 from spkid_dist.normalization import Normalization
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
-from spkid_dist.pool import BLOCKS_KEPT, PoolFiller
+from spkid_dist.pool import PoolFiller
+from spkid_dist.poolmemory import PoolSize
 from spkid_dist.rankstream import RankStream
 from spkid_dist.resumable import ResumableBatches
 from spkid_dist.selection import Selection
-from spkid_dist.stacking import Batch, DeviceStacker, HostStack, Stack
+from spkid_dist.stacking import Batch, BatchMemory, DeviceStacker, HostStack, Stack
 from spkid_dist.windows import EDGE_CODES, DatasetWindows, EdgeRule
 
 
@@ -45,6 +47,7 @@ class WindowDataset(ResumableBatches):
             ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.normalization`.)
         dtype: of x: ``float32``, or ``stored`` for the dataset's own where it is not normalised.
         device: where the batches are stacked and yielded; the host's memory by default.
+        reuse: stack each batch over the one before, which saves time: keep a copy of what is needed longer.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
         store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
 
@@ -73,6 +76,7 @@ class WindowDataset(ResumableBatches):
         normalize: Normalization = "none",
         dtype: Literal["float32", "stored"] = "float32",
         device: str | torch.device | None = None,
+        reuse: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
         store: StoreOptions | None = None,
@@ -107,6 +111,7 @@ class WindowDataset(ResumableBatches):
         as_stored = dtype == "stored" and normalize == "none"
         self._x_dtype = getattr(torch, self.data.manifest.dtype) if as_stored else torch.float32
         self._device = None if device is None else torch.device(device)
+        self.memory = BatchMemory(self.input_dim, self._stacked_dtype(normalize), self._device, reuse)
         self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device)
         self._filler = PoolFiller(
             self.data,
@@ -145,17 +150,27 @@ class WindowDataset(ResumableBatches):
     def memory_bound(self) -> int:
         """Bytes that this rank's pools take at most, in use and being filled; kept blocks of remote datasets included."""
         manifest = self.data.manifest
-        generation = min(self.order.generation_windows, self.num_windows)
-        windows = -(-generation // self.world_size) + self.order.num_streams
-        row_bytes = manifest.num_features * (2 if manifest.dtype == "float16" else 4)
-        utterances = -(-manifest.num_utterances * windows // manifest.num_frames) + 2 * len(self.share.streams)
-        arena = (windows + utterances * (self._in_frames - 1)) * row_bytes
-        tables = 8 * windows
-        kept = BLOCKS_KEPT * len(self.share.streams) * 2 * max(job.block_frames for job in manifest.jobs) * row_bytes
-        # In use: an arena and three tables; being filled: the same, and three tables in line order.
-        return 2 * arena + 9 * tables + kept
+        return PoolSize(
+            num_windows=self.num_windows,
+            num_frames=manifest.num_frames,
+            num_utterances=manifest.num_utterances,
+            num_features=manifest.num_features,
+            value_bytes=2 if manifest.dtype == "float16" else 4,
+            block_frames=max(job.block_frames for job in manifest.jobs),
+            in_frames=self._in_frames,
+            num_streams=self.order.num_streams,
+            pool_windows=self.order.pool_windows,
+            rank_streams=len(self.share.streams),
+            world_size=self.world_size,
+        ).max_bytes
+
+    def _stacked_dtype(self, normalize: Normalization) -> torch.dtype:
+        dtype: torch.dtype = torch.float32 if normalize == "utterance" else getattr(torch, self.data.manifest.dtype)
+        return dtype
 
     def _open(self, epoch: int, position: int) -> "WindowCursor":
+        if self.memory.reuse and get_worker_info() is not None:
+            raise UsageError("reuse=True: a DataLoader's worker sends batches on after the next is made; leave it out")
         return WindowCursor(self, epoch, position)
 
     def open_stream(self, epoch: int, position: int) -> RankStream:
@@ -164,7 +179,7 @@ class WindowDataset(ResumableBatches):
 
     def _load(self, epoch: int, generation: int) -> Stack:
         pool = self._filler.fill(epoch, generation)
-        return HostStack(pool, self._in_frames) if self._stacker is None else self._stacker(pool)
+        return HostStack(pool) if self._stacker is None else self._stacker(pool)
 
     def finish(self, batch: Batch | None) -> Batch:
         """A batch as it is yielded: x of the dtype asked for; empty where there is none."""
@@ -184,7 +199,7 @@ class WindowCursor:
 
     def take(self, until: int) -> Batch:
         """This rank's windows up to global index `until` of the epoch."""
-        return self._dataset.finish(self._stream.take(self._advance(until)))
+        return self._dataset.finish(self._stream.take(self._advance(until), self._dataset.memory))
 
     def skip(self, until: int) -> None:
         """Pass over them instead."""

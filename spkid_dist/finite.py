@@ -18,6 +18,11 @@ from spkid_dist.ranks import raise_everywhere
 RECENT_STEPS = 128  # whose losses are kept; ranks meet more often (spkid_dist.preemption)
 
 
+def weigh(loss_sum: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
+    """`loss_sum` times `weight`, but with the gradient NaN where it is not finite."""
+    return loss_sum * (loss_sum.detach() * 0 + weight)
+
+
 class FiniteGuard:
     """Watches the losses of a training; `optimizer` is the prepared one of `model`."""
 
@@ -32,26 +37,37 @@ class FiniteGuard:
         self._recent = torch.zeros(RECENT_STEPS, device=accelerator.device)  # a ring
         self._newest = self._slot = 0
 
-    def weigh(self, loss_sum: torch.Tensor, weight: float) -> torch.Tensor:
-        """`loss_sum` times `weight`, but with the gradient NaN where it is not finite; once a part of the step's share."""
-        value = loss_sum.detach()
-        self._recent[self._slot] += value
-        return loss_sum * (value * 0 + weight)
+    def note(self, loss_sum: torch.Tensor) -> None:
+        """Keep the loss of a share, or of a part of it, for the message; before `check`."""
+        self._recent[self._slot] += loss_sum.detach()
 
-    def before_optimizer(self, epoch: int, step: int) -> None:
+    def check(self, epoch: int, step: int) -> None:
         """Keep the optimiser from moving by a gradient that is not finite; `step` counts from 0.
 
         Raises:
             InputError: it is not, on CPUs.
         """
+        finite = self.guard_optimizer()
+        self.advance()
+        if self.waits and finite is not None and not finite.item():
+            self.fail(epoch, step)
+
+    def guard_optimizer(self) -> torch.Tensor | None:
+        """Whether the gradient is finite, a scalar on the device; where nobody waits for it, the optimiser is told there.
+
+        None where the loss is scaled, as its scaler does that.
+        """
+        if self._scaled:
+            return None
+        assert self._last_bias.grad is not None
+        finite = torch.isfinite(self._last_bias.grad.sum())
+        if not self.waits:
+            self._optimizer.found_inf = (~finite).float()
+        return finite
+
+    def advance(self) -> None:
+        """The step is over: the next losses are another's."""
         self._newest = self._slot
-        if not self._scaled:
-            assert self._last_bias.grad is not None
-            finite = torch.isfinite(self._last_bias.grad.sum())
-            if not self.waits:
-                self._optimizer.found_inf = (~finite).float()
-            elif not finite.item():
-                self.fail(epoch, step)
         self._slot = (self._slot + 1) % RECENT_STEPS
         self._recent[self._slot] = 0
 

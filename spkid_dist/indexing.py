@@ -4,7 +4,7 @@ import json
 import time
 
 from shards.index import rebuild_index
-from shards.layout import Manifest
+from shards.manifest import Manifest
 from spkid_dist.config import IndexConfig
 from spkid_dist.console import RunLog
 

@@ -10,6 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from shards.kernels import GOLDEN, mix
 from spkid_dist.intrinsics import copy_bytes, prefetch
 
 # Edge rules, as the kernels take them; `spkid_dist.windows` has their meaning.
@@ -19,10 +20,7 @@ FLOAT32_EPS = float(np.finfo(np.float32).eps)
 CACHE_LINE = 64  # bytes
 GATHER_AHEAD = 4  # windows; 2 to 8 are as fast
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_30, _27, _31, _32 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(32)
+_32 = np.uint64(32)
 
 
 @njit(cache=True, nogil=True)
@@ -33,11 +31,8 @@ def permute(key: np.uint64, values: NDArray[np.int64]) -> None:
     """
     state = np.uint64(key)
     for k in range(len(values) - 1, 0, -1):
-        state += _GOLDEN
-        bits = (state ^ (state >> _30)) * _MIX_1
-        bits = (bits ^ (bits >> _27)) * _MIX_2
-        bits = bits ^ (bits >> _31)
-        j = np.int64(((bits >> _32) * np.uint64(k + 1)) >> _32)
+        state += GOLDEN
+        j = np.int64(((mix(state) >> _32) * np.uint64(k + 1)) >> _32)
         values[k], values[j] = values[j], values[k]
 
 

@@ -9,12 +9,42 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from accelerate.utils import parse_flag_from_env
+
 from shards.errors import UsageError
 
 LAUNCHED = "ACCELERATE_DYNAMO_BACKEND"  # accelerate launch always sets it
 MEETING = "MASTER_ADDR"
-RIGHT_ON_CPUS = "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {number} -m spkid_dist.train ..."
-RIGHT_ON_GPUS = "accelerate launch --multi_gpu --num_processes {number} -m spkid_dist.train ..."
+USE_CPU = "ACCELERATE_USE_CPU"
+
+
+def is_told_to_use_cpus() -> bool:
+    """Whether accelerate is told to leave GPUs alone. Raises UsageError where the variable is neither true nor false."""
+    try:
+        return bool(parse_flag_from_env(USE_CPU))
+    except ValueError:
+        raise UsageError(f"{USE_CPU} is {os.environ[USE_CPU]!r}: expected true or false; correct or unset it") from None
+
+
+def is_on_cpus() -> bool:
+    """Whether accelerate uses no GPU: there is none, or it is told so. Raises UsageError as `is_told_to_use_cpus`."""
+    return is_told_to_use_cpus() or not torch.accelerator.is_available()
+
+
+def check_world_size(environment: Mapping[str, str], num_processes: int, on_cpu: bool, command: str = "train") -> None:
+    """Refuse to do `command` alone where WORLD_SIZE says several. Raises UsageError, which names the right command line."""
+    meant = int(environment.get("WORLD_SIZE", "1"))
+    if meant > 1 and num_processes == 1:
+        raise UsageError(
+            f"WORLD_SIZE is {meant}, but this process is alone: it would {command} by itself; launch with "
+            f"{_right_launch(meant, on_cpu, command)}"
+        )
+
+
+def _right_launch(number: int | str, on_cpu: bool, command: str = "train") -> str:
+    launch = f"accelerate launch --multi_gpu --num_processes {number} -m spkid_dist.{command} ..."
+    return f"{USE_CPU}=true {launch}" if on_cpu else launch
 
 
 def check_not_alone(environment: Mapping[str, str], parent: int, num_processes: int, on_cpu: bool) -> None:
@@ -31,18 +61,12 @@ def check_not_alone(environment: Mapping[str, str], parent: int, num_processes: 
     """
     if num_processes > 1:
         return
-    right = RIGHT_ON_CPUS if on_cpu else RIGHT_ON_GPUS
-    meant = int(environment.get("WORLD_SIZE", "1"))
-    if meant > 1:
-        raise UsageError(
-            f"WORLD_SIZE is {meant}, but this process is alone: it would train by itself; launch with "
-            f"{right.format(number=meant)}"
-        )
+    check_world_size(environment, num_processes, on_cpu)
     if _launcher_meant_several(environment, parent):
         number = _flag(_command_line(parent), "num_processes") or "N"
         raise UsageError(
             f"accelerate launch was told to start several processes ({number}), but has started one: it would train by "
-            f"itself; launch with {right.format(number=number)}, and for several machines see launch/README.md"
+            f"itself; launch with {_right_launch(number, on_cpu)}, and for several machines see launch/README.md"
         )
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
     if tasks > 1 and "SLURM_PROCID" in environment:

@@ -89,12 +89,6 @@ class Schedule:
             return self._config.lr * _between(first, 1.0, step / top)
         return self._config.lr * _between(1.0, final, (step - top) / (last - top) if step > top else 0.0)
 
-    def set_lr(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Give the optimiser the rate of step `step`."""
-        rate = self.lr(step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-
     def after_validation(self, loss: float) -> bool:
         """Note an epoch's validation loss; True where it reduces the rate of the steps to come."""
         state = self._state

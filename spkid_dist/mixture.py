@@ -51,6 +51,8 @@ class MixedDataset(ResumableBatches):
             raise UsageError(
                 f"{len(datasets)} datasets with weights {list(weights)}: expected a weight above 0 for each of one or more"
             )
+        if any(data.memory.reuse for data in datasets):
+            raise UsageError("reuse=True: a batch of a mixture is put together from several datasets'; leave it out")
         _check_alike(datasets)
         first = datasets[0]
         super().__init__(batch_size, first.rank, first.world_size)
@@ -186,7 +188,7 @@ class Component:
 
     def take(self, until: int) -> list[Batch]:
         """This rank's windows up to window `until`: a batch for each epoch that they are of."""
-        batches = [self._stream.take(size) for size in self._sizes(until)]
+        batches = [self._stream.take(size, self._data.memory) for size in self._sizes(until)]
         return [self._data.finish(batch) for batch in batches if batch is not None]
 
     def skip(self, until: int) -> None:

@@ -19,17 +19,11 @@ from shards.layout import BlockArrays
 from spkid_dist.kernels import normalize_utterances
 
 Normalization = Literal["none", "global", "utterance"]
-NORMALIZATIONS = ("none", "global", "utterance")
 
 
 def normalize_block(block: BlockArrays) -> BlockArrays:
     """The block with each of its utterances normalised: frames (T, D) float32, a copy."""
     return replace(block, frames=normalize_frames(block.frames, block.lengths))
-
-
-def normalize_utterance(frames: NDArray[Any]) -> NDArray[np.float32]:
-    """One utterance's frames (T, D), normalised; a copy."""
-    return normalize_frames(frames, np.array([len(frames)], np.int32))
 
 
 def normalize_frames(frames: NDArray[Any], lengths: NDArray[np.int32]) -> NDArray[np.float32]:

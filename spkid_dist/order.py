@@ -88,10 +88,6 @@ class EpochOrder:
         """Generations of an epoch."""
         return -(-self.num_windows // self.generation_windows)
 
-    def num_steps(self, batch_size: int) -> int:
-        """Global batches of an epoch."""
-        return -(-self.num_windows // batch_size)
-
 
 @dataclass(frozen=True)
 class RankShare:

@@ -21,9 +21,9 @@ from shards.layout import BlockArrays
 from spkid_dist.kernels import interleave, lay_out
 from spkid_dist.normalization import normalize_block
 from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, permutation, starts_of
+from spkid_dist.poolmemory import BLOCKS_KEPT
 from spkid_dist.windows import DatasetWindows
 
-BLOCKS_KEPT = 2  # a stream
 NO_WINDOW = -1  # the start of a window whose block is bad, and was passed over
 
 

@@ -13,6 +13,7 @@ from accelerate.utils import reduce as reduce_over_ranks
 from numpy.typing import NDArray
 
 from shards.errors import UsageError
+from spkid_dist.launched import check_world_size, is_on_cpus, is_told_to_use_cpus
 
 Item = TypeVar("Item")
 
@@ -29,9 +30,8 @@ class Processes:
     """
 
     def __init__(self, command: str) -> None:
-        on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         was_made = torch.distributed.is_initialized()
-        state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+        state = PartialState(cpu=is_told_to_use_cpus(), timeout=LONGEST_WAIT)
         if state.num_processes > 1 and not torch.distributed.is_initialized():
             raise UsageError(
                 "an earlier training in these processes has ended their group, so they can't join their shares; score in "
@@ -40,12 +40,7 @@ class Processes:
         if torch.distributed.is_initialized() and not was_made:
             atexit.register(_leave_group)  # not before: the caller may score again
         self.rank, self.world_size, self.device = state.process_index, state.num_processes, state.device
-        launched = int(os.environ.get("WORLD_SIZE", "1"))
-        if launched > 1 and self.world_size == 1:
-            raise UsageError(
-                f"WORLD_SIZE is {launched}, but this process is alone: it would do all by itself; on CPUs launch with "
-                f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {launched} -m spkid_dist.{command} ..."
-            )
+        check_world_size(os.environ, self.world_size, is_on_cpus(), command)
 
     @property
     def is_main(self) -> bool:

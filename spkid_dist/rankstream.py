@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from spkid_dist.ledger import Ledger
 from spkid_dist.order import RankShare
 from spkid_dist.pool import NO_WINDOW
-from spkid_dist.stacking import Background, Batch, Stack
+from spkid_dist.stacking import Background, Batch, BatchMemory, Stack
 
 Load = Callable[[int, int], Stack]
 """Makes the stack of an (epoch, generation)."""
@@ -33,16 +32,21 @@ class RankStream:
         self._next: Background[Stack] | None = None
         self._ledger = Ledger()
 
-    def take(self, size: int) -> Batch | None:
-        """The next `size` windows: x (size, C*D) as stored and y (size,) int64; None where there are none to take.
+    def take(self, size: int, memory: BatchMemory) -> Batch | None:
+        """The next `size` windows in `memory`: x (size, C*D) and y (size,); fewer where some are of bad blocks.
+
+        None where size is 0.
 
         Raises:
             InputError: a block can't be read or is damaged; as soon as it is known, though it be of the next pool.
         """
-        parts = [stack.take(piece) for stack, piece in self._pieces(size)]
-        if len(parts) <= 1:
-            return parts[0] if parts else None
-        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
+        if not size:
+            return None
+        x, y = memory.of(size)
+        filled = 0
+        for stack, piece in self._pieces(size):
+            filled += stack.take(piece, x[filled:], y[filled:])
+        return x[:filled], y[:filled]
 
     def skip(self, size: int) -> None:
         """Pass over the next `size` windows."""

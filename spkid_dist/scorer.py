@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spkid_dist.ahead import in_background
+from shards.parallel import in_background
 from spkid_dist.kernels import EDGE, VALID, lay_out
 from spkid_dist.normalization import normalize_frames
 from spkid_dist.trained import TrainedModel

@@ -16,8 +16,8 @@ from shards.corpus import Utterance, find_speakers, read_list, write_speakers
 from shards.dataset import ShardDataset
 from shards.errors import SpkidError
 from shards.folder import Folder, open_folder
-from shards.layout import Manifest
 from shards.listing import ListFile, Listing, MemoryListing
+from shards.manifest import Manifest
 from shards.merging import merge as merge_job
 from shards.merging import missing_shards
 from shards.plan import Layout, Plan, make_plan

@@ -29,31 +29,63 @@ class Stack(Protocol):
         """The pool on the host; its arena may be gone from memory."""
         ...
 
-    def take(self, piece: slice) -> Batch:
-        """The windows of `piece`, those of bad blocks left out: copies, x (B, C*D) as stored and y (B,) int64."""
+    def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
+        """Copy the windows of `piece` to the first rows of x (B, C*D), as stored, and y (B,) int64.
+
+        Returns how many they are: those of bad blocks are left out.
+        """
         ...
+
+
+class BatchMemory:
+    """Where batches are stacked: in tensors of their own, or, with `reuse`, each over the one before.
+
+    New memory for each batch costs as much as half of the copying into it.
+    """
+
+    def __init__(self, input_dim: int, dtype: torch.dtype, device: torch.device | None, reuse: bool) -> None:
+        self._input_dim = input_dim
+        self._dtype = dtype
+        self._device = device
+        self.reuse = reuse
+        self._last = self._new(0)
+
+    def of(self, size: int) -> Batch:
+        """Memory for `size` windows: x (size, C*D) and y (size,) int64, not filled."""
+        if not self.reuse:
+            return self._new(size)
+        if len(self._last[1]) < size:
+            self._last = self._new(size)
+        x, y = self._last
+        return x[:size], y[:size]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the memory."""
+        return self.__dict__ | {"_last": self._new(0)}
+
+    def _new(self, size: int) -> Batch:
+        x = torch.empty(size, self._input_dim, dtype=self._dtype, device=self._device)
+        return x, torch.empty(size, dtype=torch.int64, device=self._device)
 
 
 class HostStack:
     """Stacks on the host."""
 
-    def __init__(self, pool: Pool, in_frames: int) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._num_features = pool.arena.shape[1]
-        self._input_dim = in_frames * self._num_features
         self._bits = np.dtype(f"u{pool.arena.itemsize}")  # the compiled loop knows no float16; it only copies
         self._flat = pool.arena.reshape(-1).view(self._bits)
-        self._dtype = torch.from_numpy(pool.arena[:0]).dtype
 
-    def take(self, piece: slice) -> Batch:
+    def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
         """As `Stack.take`."""
         starts, labels = self.pool.starts[piece], self.pool.labels[piece]
         if self.pool.has_gaps:
             good = starts != NO_WINDOW
             starts, labels = starts[good], labels[good]
-        x = torch.empty(len(starts), self._input_dim, dtype=self._dtype)
-        gather(self._flat, starts, self._num_features, x.numpy().reshape(-1).view(self._bits))
-        return x, torch.from_numpy(labels.copy())
+        gather(self._flat, starts, self._num_features, x[: len(starts)].numpy().reshape(-1).view(self._bits))
+        y.numpy()[: len(starts)] = labels
+        return len(starts)
 
 
 class DeviceStacker:
@@ -70,19 +102,20 @@ class DeviceStacker:
 
     def __call__(self, pool: Pool) -> "DeviceStack":
         """The pool's stack; does not wait for the copy."""
+        good = pool.starts != NO_WINDOW if pool.has_gaps else None
         if self._device.type != "cuda":
-            return DeviceStack(pool, self._in_frames, *self._copies(pool), arrived=None)
+            return DeviceStack(pool, good, self._in_frames, *self._copies(pool, good), arrived=None)
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
-            copies = self._copies(pool)
-        return DeviceStack(pool, self._in_frames, *copies, arrived=stream.record_event())
+            copies = self._copies(pool, good)
+        return DeviceStack(pool, good, self._in_frames, *copies, arrived=stream.record_event())
 
-    def _copies(self, pool: Pool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Arena (R, D), and starts and labels of the good windows, (N,) each, on the device."""
-        good = pool.starts != NO_WINDOW if pool.has_gaps else slice(None)
+    def _copies(self, pool: Pool, good: NDArray[np.bool_] | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Arena (R, D), and starts and labels of the `good` windows, of all for None, (N,) each, on the device."""
+        chosen = slice(None) if good is None else good
         if self._last is None or self._last[0] is not pool.arena:
             self._last = (pool.arena, self._copy(pool.arena))
-        return self._last[1], self._copy(pool.starts[good]), self._copy(pool.labels[good])
+        return self._last[1], self._copy(pool.starts[chosen]), self._copy(pool.labels[chosen])
 
     def _copy(self, array: NDArray[Any]) -> torch.Tensor:
         tensor = torch.from_numpy(array)
@@ -92,11 +125,15 @@ class DeviceStacker:
 
 
 class DeviceStack:
-    """A pool on a device: `arena` (R, D), `starts` and `labels` (N,); `arrived` is the event of the end of their copying."""
+    """A pool on a device: `arena` (R, D), `starts` and `labels` (N,); `arrived` is the event of the end of their copying.
+
+    Only the `good` ones of the pool's windows are there, all of them for None.
+    """
 
     def __init__(
         self,
         pool: Pool,
+        good: NDArray[np.bool_] | None,
         in_frames: int,
         arena: torch.Tensor,
         starts: torch.Tensor,
@@ -109,11 +146,9 @@ class DeviceStack:
         size = (max(rows - in_frames + 1, 0), in_frames * num_features)
         self._windows = arena.as_strided(size, (num_features, 1))
         self._starts, self._labels, self._arrived = starts, labels, arrived
-        self._places: NDArray[np.int64] | None = None
-        if pool.has_gaps:
-            self._places = starts_of((pool.starts != NO_WINDOW).astype(np.int64))
+        self._places = None if good is None else starts_of(good.astype(np.int64))
 
-    def take(self, piece: slice) -> Batch:
+    def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
         """As `Stack.take`, on the device."""
         if self._arrived is not None:
             current = torch.cuda.current_stream(self._windows.device)
@@ -123,7 +158,10 @@ class DeviceStack:
             self._arrived = None
         if self._places is not None:
             piece = slice(int(self._places[piece.start]), int(self._places[piece.stop]))
-        return self._windows.index_select(0, self._starts[piece]), self._labels[piece].clone()
+        starts = self._starts[piece]
+        torch.index_select(self._windows, 0, starts, out=x[: len(starts)])
+        y[: len(starts)].copy_(self._labels[piece])
+        return len(starts)
 
 
 class Background(Generic[T]):

@@ -19,7 +19,7 @@ from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.launched import check_this_process
+from spkid_dist.launched import check_this_process, is_on_cpus
 from spkid_dist.model import describe_model
 from spkid_dist.preemption import STOP_NAME
 from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
@@ -39,7 +39,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     check_tracker(config.log_with)
     precision = None if config.mixed_precision == "launcher" else config.mixed_precision
-    on_cpu = not torch.accelerator.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    on_cpu = is_on_cpus()
     if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
     accelerator = _meet(precision, config)
@@ -118,6 +118,8 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         "normalize": "utterance" if config.normalize == "utterance" else "none",
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
+        "device": None if accelerator.device.type == "cpu" else accelerator.device,
+        "reuse": True,
         "store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes),
     }
     tr_data = WindowDataset(
@@ -202,6 +204,7 @@ def log_start(
     tr_data: WindowDataset,
     va_data: WindowDataset,
     model: torch.nn.Sequential,
+    engine: str,
 ) -> None:
     """Say what is trained on what, and on which device."""
     for data, name in ((tr_data, "training"), (va_data, "validation")):
@@ -215,5 +218,5 @@ def log_start(
     log.line(f"{'total':>10}: {total} parameters")
     log.line(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}, "
-        f"{config.optimizer}, {torch.get_num_threads()} threads a process"
+        f"{config.optimizer}, engine {engine}, {torch.get_num_threads()} threads a process"
     )

@@ -5,7 +5,7 @@ the seed and the place in the training, so it is the same after a resume.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -52,8 +52,9 @@ class TrainingState:
 
     def values(self) -> dict[str, Any]:
         """What is plain values, of all ranks together; called by all."""
-        tallies = gather_object([self.tally.to_list()])
-        stream = self.data.state_dict(ledger=joined_ledger(self.data))
+        everyone = gather_object([(self.tally.to_list(), self.data.ledger)])
+        tallies = [tally for tally, _ in everyone]
+        stream = self.data.state_dict(ledger=join_ledgers([ledger for _, ledger in everyone]))
         return {"stream": stream, "tallies": tallies, "statistics": vars(self.statistics)}
 
     def tensors(self) -> bytes:
@@ -93,11 +94,10 @@ class TrainingState:
             setattr(self.statistics, name, list(history))
 
 
-def joined_ledger(data: WindowDataset) -> Ledger | None:
-    """What all ranks together have consumed of the epoch; None where a rank does not know. Called by all."""
-    parts = gather_object([data.ledger])
-    known = [part for part in parts if part is not None]
-    return Ledger.join(known) if len(known) == len(parts) else None
+def join_ledgers(of_ranks: Sequence[Ledger | None]) -> Ledger | None:
+    """What all ranks together have consumed of an epoch; None where one does not know."""
+    known = [ledger for ledger in of_ranks if ledger is not None]
+    return Ledger.join(known) if len(known) == len(of_ranks) else None
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, Any]:

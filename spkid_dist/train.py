@@ -1,14 +1,13 @@
 """Train the context-window MLP: from options to weights, on one process or many.
 
 Read from the top: `_train` opens the data, makes the model, looks for a checkpoint to go on from, and goes through the epochs;
-`_train_epoch` is the loop over global batches, and `_step` one of them. Every rank takes its share of each global batch,
-and the loss is weighted so that the gradient is the mean over the global batch, whatever the shares' sizes: W ranks learn what
-one learns.
+`_train_epoch` is the loop over global batches, and `spkid_dist.engine` has what is done with one. Every rank takes its share
+of each global batch, and the loss is weighted so that the gradient is the mean over the global batch, whatever the shares'
+sizes: W ranks learn what one learns.
 
-Shapes: B windows of a rank's share, G of the global batch, C*D inputs, W ranks.
+Shapes: B windows of a rank's share, C*D inputs.
 """
 
-import contextlib
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,29 +15,32 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from torch.nn import functional
 
 from shards.errors import SpkidError, Stopped
-from shards.files import atomic_writer
 from spkid_dist.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.engine import choose_engine, make_engine, prepare
 from spkid_dist.finite import FiniteGuard
 from spkid_dist.keeper import Keeper
-from spkid_dist.learning import Schedule, compile_model, make_optimizer, seed_dropout, training_loss
+from spkid_dist.learning import Schedule, compile_model, make_optimizer
 from spkid_dist.ledger import LedgerError
 from spkid_dist.model import model_from_options, set_moments
 from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
 from spkid_dist.profiling import StepProfile
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
-from spkid_dist.report import SUMMARY_NAME, Summary, TrainStatistics, options_of, save_options, weights_name
+from spkid_dist.report import Summary, TrainStatistics, options_of, save_options, weights_name
 from spkid_dist.resume import go_on
+from spkid_dist.run import Run
 from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
-from spkid_dist.state import TrainingState, joined_ledger
+from spkid_dist.state import Stateful, TrainingState, join_ledgers
+from spkid_dist.step import StepParts
 from spkid_dist.tally import Tally
 from spkid_dist.tracking import finish_tracking, start_tracking, track
+from spkid_dist.validation import validate_epoch
 from spkid_dist.watch import Watch, clock
 
 PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
@@ -53,30 +55,6 @@ class TrainResult:
     va_loss: float
     va_acc: float
     epochs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A training and all that it consists of; `model` and `optimizer` as accelerate prepared them.
-
-    `first_step` is the step of the whole training, from 0, that this process began with.
-    """
-
-    config: TrainConfig
-    accelerator: Accelerator
-    log: RunLog
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    tr_data: WindowDataset
-    va_data: WindowDataset
-    state: TrainingState
-    guard: FiniteGuard
-    keeper: Keeper
-    plots: Pace
-    profile: StepProfile
-    watch: Watch
-    first_step: int
 
 
 def train(config: TrainConfig) -> TrainResult:
@@ -115,6 +93,7 @@ def _leave(accelerator: Accelerator, log: RunLog) -> None:
     accelerator.end_training()
     # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
     accelerator.free_memory()
+    AcceleratorState._reset_state()  # the next training of this process may have another precision
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: StopRequest) -> TrainResult:
@@ -125,18 +104,19 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     check_ranks_alike(config, identity)
 
     manifest = tr_data.data.manifest
-    model = model_from_options(options_of(config) | _decided_by_data(tr_data))
-    set_moments(model, manifest.mean, manifest.std)
-    log_start(log, config, accelerator, tr_data, va_data, model)
+    engine = choose_engine(config, accelerator)
+    network = model_from_options(options_of(config) | _decided_by_data(tr_data))
+    set_moments(network, manifest.mean, manifest.std)
+    log_start(log, config, accelerator, tr_data, va_data, network, engine)
     if config.compile:
-        compile_model(model, accelerator.device)
-    optimizer, schedule = make_optimizer(config, model), Schedule(config, len(tr_data))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    # What else changes while training and has a state belongs among the parts: checkpoints carry them.
-    parts = {"model": accelerator.unwrap_model(model), "optimizer": optimizer, "schedule": schedule}
+        compile_model(network, accelerator.device)
+    optimizer, schedule = make_optimizer(config, network), Schedule(config, len(tr_data))
+    model, optimizer = prepare(engine, accelerator, network, optimizer)
+    # What else changes while training and has a state belongs among them: checkpoints carry them.
+    changing: dict[str, Stateful] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     if accelerator.scaler is not None:
-        parts["scaler"] = accelerator.scaler
-    state = TrainingState(parts=parts, data=tr_data, tally=Tally(accelerator.device), statistics=TrainStatistics())
+        changing["scaler"] = accelerator.scaler
+    state = TrainingState(parts=changing, data=tr_data, tally=Tally(accelerator.device), statistics=TrainStatistics())
 
     checkpoints = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints)
     go_on(config, accelerator, log, folder=checkpoints, state=state, data=identity)
@@ -156,12 +136,22 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     )
     first_step = (tr_data.epoch + 1) * len(tr_data) - tr_data.steps_left
     start_tracking(accelerator, config, first_step)
+    parts = StepParts(
+        config=config,
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        order=tr_data.order,
+        tally=state.tally,
+        guard=guard,
+    )
     run = Run(
         config=config,
         accelerator=accelerator,
         log=log,
         model=model,
-        optimizer=optimizer,
+        engine=make_engine(engine, parts),
         schedule=schedule,
         tr_data=tr_data,
         va_data=va_data,
@@ -180,10 +170,10 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     )
 
     request.hold(config.save_path / STOP_NAME)
-    if _is_finished(run):
+    if run.is_finished:
         log.line("this training is finished: nothing to do")
     with run.profile:
-        while not _is_finished(run):
+        while not run.is_finished:
             _go_through_epoch(run)
     tr_data.close()
     va_data.close()
@@ -198,9 +188,9 @@ def _go_through_epoch(run: Run) -> None:
         _train_epoch(run)
         _check_epoch(run, epoch)
     with watch.during("validation"):
-        _validate_epoch(run, epoch)
+        validate_epoch(run, epoch)
     run.tr_data.end_epoch()
-    run.keeper.after_epoch(best=statistics.best_epoch == epoch, finished=_is_finished(run))
+    run.keeper.after_epoch(best=statistics.best_epoch == epoch, finished=run.is_finished)
 
 
 def _decided_by_data(data: WindowDataset) -> dict[str, Any]:
@@ -212,16 +202,6 @@ def _decided_by_data(data: WindowDataset) -> dict[str, Any]:
         "source": manifest.source,
         "tr_fingerprint": data.data.fingerprint,
     }
-
-
-def _is_finished(run: Run) -> bool:
-    """Whether all epochs are done, or the last `patience` of them were not better."""
-    statistics, config = run.state.statistics, run.config
-    return statistics.epochs >= config.epoch or _epochs_since_best(statistics) >= config.patience
-
-
-def _epochs_since_best(statistics: TrainStatistics) -> int:
-    return statistics.epochs - 1 - statistics.best_epoch if statistics.epochs else 0
 
 
 def _train_epoch(run: Run) -> None:
@@ -237,7 +217,7 @@ def _train_epoch(run: Run) -> None:
         for step in range(first_step, steps):
             with watch.during("waiting"):
                 x, y = next(batches)
-            _step(run, x, y, epoch, step)
+            run.engine.step(x, y, epoch, step)
             run.profile.step()
             bar.advance(1)
             if (step + 1) % config.log_freq == 0 or step + 1 == steps:
@@ -254,7 +234,8 @@ def _log_steps(run: Run, epoch: int, step: int) -> str:
     statistics.tr_loss.append(loss)
     statistics.tr_acc.append(accuracy)
     rate, waiting = run.watch.look(run.tr_data.position)
-    done, lr = epoch * steps + step + 1, run.optimizer.param_groups[0]["lr"]
+    done = epoch * steps + step + 1
+    lr = run.schedule.lr(done - 1)
     seconds_left = run.watch.seconds_left(done - run.first_step, run.config.epoch * steps - done)
     left = f"lr: {lr:.3g} left: at most {clock(seconds_left)}"  # --patience may end it before
     run.log.line(
@@ -266,107 +247,32 @@ def _log_steps(run: Run, epoch: int, step: int) -> str:
     return f"epoch {epoch} loss {loss:.4f} acc {accuracy:.4f} {left}"
 
 
-def _step(run: Run, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> None:
-    """Forward, backward and a step of the optimiser, for this rank's share x (B, C*D), y (B,) of a global batch."""
-    accelerator, model, config, device = run.accelerator, run.model, run.config, run.accelerator.device
-    # DDP takes the mean over ranks: times W / G it is the mean over the global batch.
-    global_windows = min(config.batch_size, run.tr_data.order.num_windows - step * config.batch_size)
-    weight = accelerator.num_processes / global_windows
-    whole_step = epoch * len(run.tr_data) + step
-    run.schedule.set_lr(run.optimizer, whole_step)
-    if config.dropout:
-        seed_dropout(config.seed, whole_step, accelerator.process_index)
-    run.optimizer.zero_grad()
-    parts = list(zip(x.tensor_split(config.accumulation), y.tensor_split(config.accumulation), strict=True))
-    for number, (x_part, y_part) in enumerate(parts, start=1):  # a part may be empty: ranks differ in their shares
-        last = number == len(parts)
-        with contextlib.nullcontext() if last else accelerator.no_sync(model):  # the ranks meet in the last one
-            x_part, y_part = x_part.to(device, non_blocking=True), y_part.to(device, non_blocking=True)
-            log_probs = model(x_part)
-            loss_sum = training_loss(log_probs, y_part, config.label_smoothing)
-            accelerator.backward(run.guard.weigh(loss_sum, weight))
-            run.state.tally.add(log_probs, y_part, loss_sum)
-    run.guard.before_optimizer(epoch, step)
-    if config.clip_grad_norm is not None:
-        accelerator.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
-    run.optimizer.step()
-
-
 def _check_epoch(run: Run, epoch: int) -> None:
     """Compare what all ranks have consumed with the epoch, and tell of windows that were passed over."""
-    consumed, data = joined_ledger(run.tr_data), run.tr_data
+    data = run.tr_data
+    everyone = gather_object([(data.ledger, data.skipped_windows, list(data.bad_blocks.values()))])
+    consumed = join_ledgers([ledger for ledger, _, _ in everyone])
     if consumed is not None:
         try:
             data.check_epoch(consumed, epoch)
         except LedgerError as error:
             raise_everywhere(error)
-    for rank, (skipped, reasons) in enumerate(gather_object([(data.skipped_windows, list(data.bad_blocks.values()))])):
+    for rank, (_, skipped, reasons) in enumerate(everyone):
         if skipped:
             run.log.line(
                 f"rank {rank}: {skipped} windows passed over so far, of {len(reasons)} bad blocks: {reasons[0]}"
             )
 
 
-def _validate_epoch(run: Run, epoch: int) -> None:
-    """Validation loss and accuracy after an epoch, its weights and the statistics so far."""
-    statistics, save_path = run.state.statistics, run.config.save_path
-    va_loss, va_acc = evaluate(run.accelerator, run.model, run.va_data, run.keeper)
-    statistics.va_loss.append(va_loss)
-    statistics.va_acc.append(va_acc)
-    best = statistics.best_epoch == epoch
-    path = save_path / weights_name(epoch, best)
-
-    def save() -> None:
-        save_weights(run.accelerator.unwrap_model(run.model), path)
-        (save_path / weights_name(epoch, not best)).unlink(missing_ok=True)  # of an earlier training
-        (save_path / SUMMARY_NAME).unlink(missing_ok=True)
-        statistics.save(save_path)
-        if _is_finished(run) or run.plots.is_due():
-            statistics.plot(save_path)
-
-    by_main(run.accelerator, save)
-    track(run.accelerator, "validation", {"loss": va_loss, "accuracy": va_acc}, (epoch + 1) * len(run.tr_data))
-    if run.schedule.after_validation(va_loss):
-        run.log.line(f"learning rate: multiplied by {run.config.step_factor}")
-    run.log.line(
-        f"VALIDATION: epoch {epoch} loss: {va_loss:.4f} acc: {va_acc:.4f} "
-        f"{'better' if best else 'not better'}, saved {path}"
-    )
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: torch.nn.Module, data: WindowDataset, keeper: Keeper
-) -> tuple[float, float]:
-    """Mean loss and accuracy over all windows of `data`, each once."""
-    model.eval()
-    tally = Tally(accelerator.device)
-    for x, y in data:
-        x, y = x.to(accelerator.device), y.to(accelerator.device)
-        log_probs = model(x)
-        tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
-        keeper.in_validation()
-    return tally.reduce(accelerator)
-
-
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write the model's `state_dict` to `path` atomically."""
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with atomic_writer(path) as file:
-        torch.save(state, file)
-
-
 def _result(run: Run) -> TrainResult:
     statistics, config = run.state.statistics, run.config
-    if _epochs_since_best(statistics) >= config.patience:
+    if run.is_out_of_patience:
         run.log.line(f"stopped: no better validation loss for {config.patience} epochs")
     best = statistics.best_epoch
     va_loss, va_acc = statistics.va_loss[best], statistics.va_acc[best]
     path = config.save_path / weights_name(best, best=True)
     run.log.line(f"best: epoch {best}, loss {va_loss:.4f}, acc {va_acc:.4f}: {path}")
-    if run.watch.seconds[
-        "validation"
-    ]:  # a training that was finished before keeps the summary of the run that ended it
+    if run.watch.seconds["validation"]:  # else it was finished before, and keeps the summary of the run that ended it
         summary = Summary.of(statistics, run.tr_data.num_windows, run.watch, config.save_path)
         by_main(run.accelerator, lambda: summary.save(config.save_path))
         for line in summary.lines():

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spkid_dist.order import starts_of
+
 # Scores are counted by the upper bits of their float32 pattern, which for numbers >= 0 are in the order of the numbers (as
 # in HdrHistogram): bins are 2^-11 of the score wide, whatever its size, and bins of all ranks add up.
 DROPPED_BITS = 12
@@ -70,8 +72,8 @@ def det_curve(counts: TrialCounts) -> DetCurve | None:
     if num_targets == 0 or num_others == 0:
         return None
     held = np.flatnonzero(counts.targets + counts.others)
-    accepted_targets = np.concatenate(([0], np.cumsum(counts.targets[held])))
-    accepted_others = np.concatenate(([0], np.cumsum(counts.others[held])))
+    accepted_targets = starts_of(counts.targets[held])
+    accepted_others = starts_of(counts.others[held])
     last_pattern = np.minimum(((held + 1) << DROPPED_BITS) - 1, INFINITY)
     last_in_bin = last_pattern.astype(np.int32).view(np.float32).astype(np.float64)
     return DetCurve(

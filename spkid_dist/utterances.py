@@ -17,9 +17,9 @@ from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.frames import check_finite, check_shape
 from shards.layout import key_hash
+from shards.parallel import in_order
 from shards.sources import Source
 from shards.store import StoreOptions
-from spkid_dist.ahead import map_ahead
 from spkid_dist.trained import TrainedModel
 
 UNKNOWN = -1  # true class of an utterance whose speaker is not known, or none of the model's
@@ -67,7 +67,7 @@ class ListedFiles:
         """This rank's utterances, some files a group. Raises InputError where one can't be read or is no such features."""
         share = range(rank, self.count, world_size)
         tasks = (share[first : first + FILES_A_TASK] for first in range(0, len(share), FILES_A_TASK))
-        yield from map_ahead(self._read, tasks, workers)
+        yield from in_order(self._read, tasks, workers)
 
     def _read(self, positions: range) -> Group:
         utterances = [self._listed[position] for position in positions]
@@ -129,7 +129,7 @@ class ShardedUtterances:
     def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
         """This rank's utterances, a block a group. Raises InputError where a block is damaged, or the store fails."""
         workers = max(workers, self.data.reads_ahead)
-        yield from map_ahead(self._read, self._blocks[rank::world_size].tolist(), workers)
+        yield from in_order(self._read, self._blocks[rank::world_size].tolist(), workers)
 
     def _read(self, block: int) -> Group:
         arrays = self.data.read_block(block)

@@ -1,7 +1,8 @@
-"""Corpora that tests share."""
+"""Corpora that tests share, and the command line in their process."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from hypothesis import settings
 
-from shards import FmatrixSource, Layout, ShardDataset, convert, find_speakers, make_plan, read_list
+from shards import FmatrixSource, Layout, ShardDataset, Utterance, convert, find_speakers, make_plan, read_list
 from shards.files import write_json
 from shards.sources.fmatrix import write_fmatrix
+from spkid_dist import cli
 from spkid_dist.synthetic import SyntheticCorpus
 
-# Tests run side by side: threads of torch that wait for one another would wait for those of other tests.
+# Tests run side by side: threads of torch that wait for one another would wait for those of other tests. Trainings in this
+# process are compared with those in processes of one thread, too: other numbers of threads differ in the last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
 
@@ -54,15 +57,6 @@ def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """Trainings in this process as those in processes of one thread: other numbers of threads differ in the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @dataclass(frozen=True)
 class Corpus:
     """Feature files of given lengths in which every value is unique, and their dataset."""
@@ -99,3 +93,49 @@ def make_corpus(folder: Path, lengths: list[int], num_features: int = 3, first_v
     write_json(folder / "cfg/spk2idx.json", {"spk0": 0, "spk1": 1})
     dataset = shard_folder(folder, list_path, folder / "shards", Layout(**layout))
     return Corpus(folder, frames, dataset, ["spk0", "spk1"])
+
+
+def random_dataset(
+    folder: Path, *, num_utterances: int = 36, num_features: int = 3, mean: int = 0, deviation: int = 1, **layout: int
+) -> Path:
+    """A dataset of normal frames of three speakers, whose names and keys need UTF-8, in several shards of several blocks."""
+    draw = np.random.default_rng(0)
+    speakers = ["ana", "bß", "çé"]
+    utterances = []
+    for number in range(num_utterances):
+        speaker = speakers[number % len(speakers)]
+        utterances.append(Utterance(f"B/{speaker}/ü{number:03d}", speaker))
+        path = folder / "mcp" / f"{utterances[-1].key}.mcp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = draw.normal(mean, deviation, size=(draw.integers(1, 60), num_features))
+        write_fmatrix(path, frames.astype(np.float32))
+    source = FmatrixSource(folder / "mcp", "mcp")
+    options = {"block_frames": 100, "shard_bytes": 4000} | layout
+    convert(make_plan(utterances, speakers, source, Layout(**options)), source, folder / "dataset")
+    return folder / "dataset"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small corpus, sharded: its two datasets as options of a training; not to be changed."""
+    from training import make_shards  # which imports this module
+
+    return make_shards(tmp_path_factory.mktemp("shards") / "c")
+
+
+@pytest.fixture
+def spkid(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[object, str, str]]:
+    """Run a command in this process: spkid("shard", ...) -> (exit code, what it printed, its error)."""
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spkid", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        printed, error = capsys.readouterr()
+        code = exit_info.value.code
+        assert error.count("\n") <= 1 or code == 2, error  # tyro draws a box around an unknown flag
+        return code, printed, error
+
+    return run

@@ -24,7 +24,8 @@ from shards.corpus import Utterance
 from shards.errors import InputError, SpkidError
 from shards.folder import LocalFolder
 from shards.index import index_shard
-from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME, Manifest, TableInfo, shard_name
+from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME, shard_name
+from shards.manifest import Manifest, TableInfo
 from shards.merging import JOB_NAME, load_job
 from shards.record import ShardRecord, record_name
 from shards.sources.fmatrix import parse_fmatrix, write_fmatrix

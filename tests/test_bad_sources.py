@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -10,22 +9,6 @@ from conftest import make_corpus
 from source_checks import RATE, kaldi_folder, samples, write_audio
 
 from shards.layout import FORMAT_VERSION, MANIFEST_NAME
-from spkid_dist import cli
-
-
-@pytest.fixture
-def spkid(monkeypatch, capsys):
-    """Run a command in this process: (exit code, what it printed, its one line of error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["spkid", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        printed, error = capsys.readouterr()
-        assert error.count("\n") <= 1, error
-        return exit_info.value.code, printed, error
-
-    return run
 
 
 def stereo(path):
@@ -111,6 +94,7 @@ def test_a_task_that_can_not_be_ends_in_one_line_of_usage(spkid, tmp_path):
     folder = make_corpus(tmp_path / "c", [3, 4]).folder
     code, _, error = spkid(*arguments_of(folder, tmp_path / "out", "--task", "5/3"))
     assert code == 2
+    assert error.count("\n") == 1
     assert "--task 5/3: task 5 of 3: expected i from 0 to 2" in error
     assert not (tmp_path / "out").exists()
 

@@ -11,12 +11,26 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+TRAIN = ("--frames", 8000, "--speakers", 4, "--precision", "fp32", "--threads", 1)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "ratios"),
     [
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 4),
         ("bench_plan.py", ("--keys", 5000, "--tasks", 3, "--shards", 20, "--repeats", 1), 2),
         ("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4),
+        ("bench_train.py", (*TRAIN, "--epoch", 1, "--batches", 10, "--plain_batches", 5, "--repeats", 1), 2),
+        (
+            "bench_order.py",
+            ("--windows", 10**6, "--ranks", 8, "--streams", 64, "--shuffle_windows", 4096, "--repeats", 1),
+            5,
+        ),
+        (
+            "bench_simulate.py",
+            ("--frames", 60_000, "--speakers", 10, "--shuffle_windows", 16_384, "--processes", 1, "--repeats", 1),
+            3,
+        ),
         ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
         (
             "bench_score.py",

@@ -20,11 +20,6 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.train import train
 
 
-@pytest.fixture(scope="module")
-def shards(one_thread, tmp_path_factory):  # noqa: ARG001 - it must be set before
-    return make_shards(tmp_path_factory.mktemp("corpus") / "c")
-
-
 @pytest.fixture
 def options(shards, tmp_path, monkeypatch):
     """A short training in this process."""

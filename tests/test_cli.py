@@ -10,20 +10,6 @@ import pytest
 
 from shards.layout import MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
-from spkid_dist import cli
-
-
-@pytest.fixture
-def spkid(monkeypatch, capsys):
-    """Run a command in this process: spkid("shard", ...) -> (exit code, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["spkid", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        return exit_info.value.code, capsys.readouterr().err
-
-    return run
 
 
 @pytest.fixture
@@ -93,7 +79,7 @@ def test_bad_input_ends_in_one_clear_line_and_no_dataset(corpus, spkid, case):
     (corpus / name).unlink()
     if content is not None:
         write(corpus, name, content)
-    code, error = spkid(*shard_arguments(corpus))
+    code, _, error = spkid(*shard_arguments(corpus))
     assert code == 1
     assert error.startswith("spkid: error: ")
     assert error.count("\n") == 1
@@ -114,13 +100,13 @@ def test_a_corrected_input_is_sharded_by_the_same_command(corpus, spkid):
 def test_an_output_folder_with_other_things_is_refused_and_left_alone(corpus, spkid):
     (corpus / "out").mkdir()
     write(corpus, "out/thesis.tex", "years of work")
-    code, error = spkid(*shard_arguments(corpus))
+    code, _, error = spkid(*shard_arguments(corpus))
     assert (code, (corpus / "out/thesis.tex").read_text()) == (1, "years of work")
     assert "this folder holds something else; give --out a new or empty folder" in error
 
 
 def test_a_folder_that_is_no_dataset_is_refused(corpus, spkid):
-    code, error = spkid("info", corpus)
+    code, _, error = spkid("info", corpus)
     assert code == 1
     assert "manifest.json: can't read the manifest: No such file" in error
 
@@ -138,7 +124,7 @@ def test_a_changed_manifest_is_refused(corpus, spkid, damage, message):
     assert spkid(*shard_arguments(corpus))[0] == 0
     path = corpus / "out" / MANIFEST_NAME
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
-    code, error = spkid("info", corpus / "out")
+    code, _, error = spkid("info", corpus / "out")
     assert code == 1
     assert message in error
 
@@ -167,14 +153,14 @@ def test_wrong_usage_ends_with_code_2(spkid, case, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     arguments, message = USAGE[case]
-    code, error = spkid(*arguments)
+    code, _, error = spkid(*arguments)
     assert code == 2
     assert message in error
 
 
 def test_all_utterances_shorter_than_the_window_is_an_error(corpus, spkid):
     lists = ("--tr_list_file", corpus / LIST, "--va_list_file", corpus / LIST)
-    code, error = spkid(
+    code, _, error = spkid(
         *("train", "--db_path", corpus / "mcp", *lists, "--spk2idx", corpus / MAP),
         *("--edge", "valid", "--save_path", corpus / "ckpt", "--cache_dir", corpus / "cache"),
     )
@@ -183,7 +169,7 @@ def test_all_utterances_shorter_than_the_window_is_an_error(corpus, spkid):
 
 
 def test_a_save_path_that_can_not_be_made_is_an_error(spkid):
-    code, error = spkid("train", "--save_path", "/proc/ckpt")  # not even root can
+    code, _, error = spkid("train", "--save_path", "/proc/ckpt")  # not even root can
     assert code == 1
     assert "/proc/ckpt: can't create this folder: No such file or directory" in error
 
@@ -191,7 +177,7 @@ def test_a_save_path_that_can_not_be_made_is_an_error(spkid):
 def test_a_validation_list_with_other_speakers_is_an_error(corpus, spkid):
     write(corpus, "cfg/all.test", "A/carl/c\n")
     lists = ("--tr_list_file", corpus / LIST, "--va_list_file", corpus / "cfg/all.test")
-    code, error = spkid("train", "--db_path", corpus / "mcp", *lists, "--spk2idx", corpus / MAP,
+    code, _, error = spkid("train", "--db_path", corpus / "mcp", *lists, "--spk2idx", corpus / MAP,
                         "--save_path", corpus / "ckpt", "--cache_dir", corpus / "cache")  # fmt: skip
     assert code == 1
     assert "all.test: the speaker 'carl' of utterance 'A/carl/c' is not among the 2 speakers" in error

@@ -1,19 +1,14 @@
 """A Dask cluster as the executor of a conversion: real worker processes, the same bytes, and its failures explained."""
 
-import json
 import logging
-import os
-import signal
-from dataclasses import dataclass
-from pathlib import Path
 
 import dask
 import distributed
 import pytest
+from jobs import DeadlySource, file_of, folder_bytes, plan_of, stored, write_corpus
 
-from shards import FmatrixSource, InputError, Layout, convert, make_plan, read_list
+from shards import InputError, convert
 from shards.layout import MANIFEST_NAME
-from spkid_dist.synthetic import SyntheticCorpus
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +27,7 @@ def client():
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dask")
-    SyntheticCorpus(num_speakers=10, train_utterances=12, mean_frames=60, num_features=8).write(folder)
-    return folder
-
-
-def plan_of(corpus):
-    source = FmatrixSource(corpus / "mcp", "mcp")
-    speakers = sorted(json.loads((corpus / "cfg/spk2idx.json").read_text()))
-    layout = Layout(block_frames=256, shard_bytes=40_000)
-    return make_plan(read_list(corpus / "cfg/all.train"), speakers, source, layout), source
-
-
-def folder_bytes(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return write_corpus(tmp_path_factory.mktemp("dask"))
 
 
 def test_dask_workers_make_the_bytes_of_one_process(client, corpus, tmp_path):
@@ -57,7 +39,7 @@ def test_dask_workers_make_the_bytes_of_one_process(client, corpus, tmp_path):
 
 def test_a_mistake_on_a_dask_worker_reaches_the_user_and_a_rerun_completes(client, corpus, tmp_path):
     plan, source = plan_of(corpus)
-    bad = Path(source.where(plan.utterances[-1]))
+    bad = file_of(source, stored(plan)[-1])
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-1])
     executor = client.get_executor(pure=False)
@@ -71,21 +53,9 @@ def test_a_mistake_on_a_dask_worker_reaches_the_user_and_a_rerun_completes(clien
     assert (tmp_path / "out" / MANIFEST_NAME).exists()
 
 
-@dataclass(frozen=True)
-class DeadlySource(FmatrixSource):
-    """A source whose process is killed at one utterance."""
-
-    victim: str = ""
-
-    def load(self, utterance):
-        if utterance.key == self.victim:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().load(utterance)
-
-
 def test_a_dask_worker_that_is_killed_again_and_again_is_an_input_error(client, corpus, tmp_path):
     plan, source = plan_of(corpus)
-    deadly = DeadlySource(source.db_path, source.ext, victim=plan.utterances[-1].key)
+    deadly = DeadlySource(source.db_path, source.ext, victim=stored(plan)[-1].key)
     executor = client.get_executor(pure=False)
     with pytest.raises(InputError, match=r"the executor failed: KilledWorker: .*run the same command again"):
         convert(plan, deadly, tmp_path / "out", executor=executor, workers=2)

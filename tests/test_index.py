@@ -9,38 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import random_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards import FmatrixSource, InputError, Layout, ShardDataset, Utterance, convert, make_plan
+from shards import InputError, ShardDataset
 from shards.index import rebuild_index
 from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME
 from shards.members import MAX_MEMBER_BYTES, npy_header, padded, parse_npy, tar_header
-from shards.sources.fmatrix import write_fmatrix
 from shards.verify import verify_dataset
 from shards.writer import END_OF_TAR
 from spkid_dist.config import IndexConfig
 from spkid_dist.indexing import index
 
 INDEX = (MANIFEST_NAME, BLOCKS_NAME, UTTERANCES_NAME)
-SPEAKERS = ["ana", "bß", "çé"]
 fuzz = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def write_dataset(folder: Path, num_features: int = 5, **layout: int) -> Path:
+def write_dataset(folder: Path, **options: int) -> Path:
     """A dataset of random frames, far from zero mean, in several shards of several blocks."""
-    draw = np.random.default_rng(0)
-    utterances = []
-    for number in range(40):
-        speaker = SPEAKERS[number % len(SPEAKERS)]
-        utterances.append(Utterance(f"B/{speaker}/ü{number:03d}", speaker))
-        path = folder / "mcp" / f"{utterances[-1].key}.mcp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_fmatrix(path, draw.normal(100, 3, size=(draw.integers(1, 60), num_features)).astype(np.float32))
-    source = FmatrixSource(folder / "mcp", "mcp")
-    options = {"block_frames": 100, "shard_bytes": 6000, "seed": 3} | layout
-    convert(make_plan(utterances, SPEAKERS, source, Layout(**options)), source, folder / "dataset")
-    return folder / "dataset"
+    usual = {"num_utterances": 40, "num_features": 5, "mean": 100, "deviation": 3, "shard_bytes": 6000, "seed": 3}
+    return random_dataset(folder, **(usual | options))
 
 
 @pytest.fixture(scope="module")

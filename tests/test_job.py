@@ -12,11 +12,11 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import DeadlySource, command, file_of, folder_bytes, plan_of, stored, write_corpus
 
 from shards import (
     FmatrixSource,
@@ -38,27 +38,11 @@ from shards.record import ShardRecord, record_name
 from shards.sources.fmatrix import write_fmatrix
 from shards.tasks import TaskShare, parse_share
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.synthetic import SyntheticCorpus
-
-LAYOUT = {"block_frames": 256, "shard_bytes": 40_000}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Feature files for about ten small shards."""
-    folder = tmp_path_factory.mktemp("job")
-    SyntheticCorpus(num_speakers=10, train_utterances=12, mean_frames=100, num_features=8).write(folder)
-    return folder
-
-
-def plan_of(corpus, **layout):
-    source = FmatrixSource(corpus / "mcp", "mcp")
-    speakers = sorted(json.loads((corpus / "cfg/spk2idx.json").read_text()))
-    return make_plan(read_list(corpus / "cfg/all.train"), speakers, source, Layout(**(LAYOUT | layout))), source
-
-
-def folder_bytes(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return write_corpus(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +55,15 @@ def reference(corpus, tmp_path_factory):
     return folder_bytes(out)
 
 
-def command(corpus, out, *arguments):
-    layout = [f"--{name}={value}" for name, value in LAYOUT.items()]
-    paths = ("--db_path", corpus / "mcp", "--list", corpus / "cfg/all.train", "--spk2idx", corpus / "cfg/spk2idx.json")
-    words = (sys.executable, "-c", "from spkid_dist.cli import main; main()", "shard", *paths, "--out", out)
-    return [*map(str, words), *layout, *map(str, arguments)]
-
-
 def test_worker_processes_make_the_same_bytes(corpus, reference, tmp_path):
     plan, source = plan_of(corpus)
     seen = []
     convert(plan, source, tmp_path / "out", lambda utterances, frames: seen.append((utterances, frames)), workers=3)
     assert folder_bytes(tmp_path / "out") == reference
-    assert np.sum(seen, axis=0).tolist() == [len(plan.utterances), ShardDataset(tmp_path / "out").manifest.num_frames]
+    assert np.sum(seen, axis=0).tolist() == [
+        plan.job.num_utterances,
+        ShardDataset(tmp_path / "out").manifest.num_frames,
+    ]
 
 
 def test_any_executor_does_the_tasks(corpus, reference, tmp_path):
@@ -214,28 +194,16 @@ def test_a_workers_error_reaches_the_user(corpus, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(corpus, copy)
     plan, source = plan_of(copy)
-    bad = Path(source.where(plan.utterances[-1]))
+    bad = file_of(source, stored(plan)[-1])
     bad.write_bytes(bad.read_bytes()[:-3])
     with pytest.raises(InputError, match=rf"{bad.name}: truncated"):
         convert(plan, source, tmp_path / "out", workers=2)
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
 
 
-@dataclass(frozen=True)
-class DeadlySource(FmatrixSource):
-    """A source whose process is killed at one utterance, as by the kernel when memory runs out."""
-
-    victim: str = ""
-
-    def load(self, utterance):
-        if utterance.key == self.victim:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().load(utterance)
-
-
 def test_a_killed_worker_is_noticed_and_a_rerun_completes(corpus, reference, tmp_path):
     plan, source = plan_of(corpus)
-    deadly = DeadlySource(source.db_path, source.ext, victim=plan.utterances[len(plan.utterances) // 2].key)
+    deadly = DeadlySource(source.db_path, source.ext, victim=stored(plan)[plan.job.num_utterances // 2].key)
     with pytest.raises(InputError, match=r"a worker process ended abruptly \(killed.*run the same command again"):
         convert(plan, deadly, tmp_path / "out", workers=2)
     convert(plan, source, tmp_path / "out", workers=2)
@@ -539,6 +507,6 @@ def test_a_task_that_starts_while_another_makes_the_job_takes_part(corpus, tmp_p
 
 def test_a_worker_that_is_killed_while_checking_is_noticed(corpus):
     plan, source = plan_of(corpus)
-    deadly = DeadlySource(source.db_path, source.ext, victim=plan.utterances[3].key)
+    deadly = DeadlySource(source.db_path, source.ext, victim=stored(plan)[3].key)
     with pytest.raises(InputError, match=r"a worker process ended abruptly \(killed"), process_pool(2) as pool:
-        find_bad(plan.utterances, deadly, pool)
+        find_bad(stored(plan), deadly, pool)

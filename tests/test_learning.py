@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_train import best_weights, features, run, statistics
+from test_train import best_weights, features, run
 from torch import nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
+from training import statistics
 
 from shards import ShardDataset, UsageError
 from spkid_dist.config import ScoreConfig, TrainConfig

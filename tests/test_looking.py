@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from training import OPTIONS, checkpoints, make_shards, result, statistics
+from training import OPTIONS, checkpoints, result, statistics
 
 from shards import UsageError
 from spkid_dist.config import TrainConfig
@@ -21,8 +21,8 @@ LINE = re.compile(
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    return OPTIONS | make_shards(tmp_path_factory.mktemp("corpus"))
+def options(shards):
+    return OPTIONS | shards
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from test_benchmarks import run_benchmark
 
 from spkid_dist.order import EpochLine, EpochOrder, RankShare, generator_key, permutation
 
@@ -94,3 +95,14 @@ def test_keys_of_neighbouring_generators_differ():
 def test_epochs_and_seeds_shuffle_differently():
     assert permutation(generator_key(0, 1, 0), 20).tolist() != permutation(generator_key(0, 1, 1), 20).tolist()
     assert permutation(generator_key(0, 1, 0), 20).tolist() != permutation(generator_key(1, 1, 0), 20).tolist()
+
+
+def test_a_rank_of_4096_plans_and_seeks_in_10_to_the_12_windows_in_a_second_and_200_megabytes(tmp_path):
+    """As users cut such a corpus: 1.2e8 blocks of 8,192 frames, in 3e5 shards of 256 MB or 1.2e6 of 64 MB."""
+    result = run_benchmark("bench_order.py", ("--repeats", 1, "--shapes", 2), tmp_path)
+    assert (result["windows"], result["ranks"]) == (10**12, 4096)
+    assert len(result["rows"]) == 2
+    for row in result["rows"].values():
+        assert row["blocks"] > 10**8
+        assert row["seconds"] < 1
+        assert 0 < row["megabytes"] < 200

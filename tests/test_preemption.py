@@ -10,18 +10,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from training import OPTIONS, checkpoints, command, environment, make_shards, result, run, signal_at, statistics
+from training import OPTIONS, checkpoints, command, environment, result, run, signal_at, statistics
 
 from shards import InputError
 from shards.errors import EXIT_STOPPED, Stopped
 from spkid_dist.config import TrainConfig
-from spkid_dist.finite import FiniteGuard
+from spkid_dist.finite import FiniteGuard, weigh
 from spkid_dist.train import train
-
-
-@pytest.fixture(scope="module")
-def shards(one_thread, tmp_path_factory):  # noqa: ARG001 - it must be set before
-    return make_shards(tmp_path_factory.mktemp("corpus") / "c")
 
 
 @pytest.fixture
@@ -204,8 +199,10 @@ def test_on_a_device_the_optimiser_is_told_not_to_move_without_waiting(optimizer
     for step, scale in enumerate((1.0, torch.inf, 1.0)):
         before = [parameter.detach().clone() for parameter in model.parameters()]
         optimiser.zero_grad()
-        accelerator.backward(guard.weigh(model(torch.ones(4, 3)).square().sum() * scale, 0.25))
-        guard.before_optimizer(0, step)
+        loss_sum = model(torch.ones(4, 3)).square().sum() * scale
+        accelerator.backward(weigh(loss_sum, 0.25))
+        guard.note(loss_sum)
+        guard.check(0, step)
         optimiser.step()
         moved.append(not all(map(torch.equal, before, model.parameters())))
     assert moved == [True, False, True]

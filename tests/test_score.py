@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,12 +9,14 @@ import torch
 from conftest import shard_folder
 from http_store import serve
 from test_kernels import twin_windows
+from training import run
 
 from shards import InputError, Layout, UsageError
 from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.config import ScoreConfig
 from spkid_dist.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
 from spkid_dist.model import build_model
+from spkid_dist.processes import Processes
 from spkid_dist.score import open_utterances, score
 from spkid_dist.trained import load_trained
 from spkid_dist.windows import EDGE_CODES
@@ -229,12 +228,8 @@ def test_shards_of_other_features_are_refused(model, config, shards, tmp_path):
 def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
     model(7, "valid")
     one = score(ScoreConfig(**config, pictures=False))
-    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_machines", "1")
-    command = [*launch, "--num_processes", 2, "--main_process_port", "0", "-m", "spkid_dist.score", "--no-pictures"]
-    for name, value in (config | {"te_shards": shards, "log_file": tmp_path / "two.log"}).items():
-        command += [f"--{name}", value]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+    options = config | {"te_shards": shards, "log_file": tmp_path / "two.log"}
+    done = run(options, processes=2, module=("-m", "spkid_dist.score", "--no-pictures"))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "two.log").read_text() == config["log_file"].read_text()
     facts = json.loads((tmp_path / "two.json").read_text())
@@ -242,6 +237,19 @@ def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
     assert facts["utterance_errors"]["errors"] == one.rates.utterances.errors
     assert facts["frame_errors"]["errors"] == one.wrong_windows.sum()
     assert facts["claimed_speakers"]["equal_error_rate"] == pytest.approx(one.det.equal_error[0])
+
+
+def test_a_lone_process_of_several_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is 2, but this process is alone.*launch .* -m spkid_dist\.score"):
+        Processes("score")
+
+
+def test_a_word_that_does_not_say_whether_to_use_gpus_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "perhaps")
+    with pytest.raises(UsageError, match=r"ACCELERATE_USE_CPU is 'perhaps': expected true or false"):
+        Processes("score")
 
 
 @pytest.mark.parametrize("kind", ["files", "shards", "some of the shards"])

@@ -123,7 +123,8 @@ SBATCH = """#!/bin/sh
 # A cluster of one machine: the tasks of the array run at once, from a copy as Slurm's do: the submitter moves its file.
 cp "$1" "$SUBMITTED"
 for task in 0 1 2; do
-    SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_NTASKS=1 sh "$SUBMITTED" > /dev/null 2>&1 &
+    export SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_NTASKS=1
+    sh "$SUBMITTED" > /dev/null 2>&1 &
 done
 echo Submitted batch job 7
 """

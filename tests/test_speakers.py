@@ -1,14 +1,15 @@
 """Speaker rules, and lists read with them."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_checks import error_of
 
 from shards import (
     InputError,
-    SpeakerRule,
     UsageError,
     Utterance,
     read_list,
@@ -25,12 +26,6 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def message(rule: SpeakerRule, key: str) -> str:
-    with pytest.raises(InputError) as raised:
-        rule(key)
-    return str(raised.value)
-
-
 def test_component_of_a_key_counts_from_1() -> None:
     assert speaker_by_component(2)("BLOCK00/SES000/SA000S01") == "SES000"
     assert speaker_by_component(1)("BLOCK00/SES000/SA000S01") == "BLOCK00"
@@ -38,7 +33,7 @@ def test_component_of_a_key_counts_from_1() -> None:
 
 @pytest.mark.parametrize("key", ["SA000S01", "A//B"])
 def test_key_without_the_component_is_an_error(key: str) -> None:
-    assert message(speaker_by_component(2), key) == (
+    assert error_of(speaker_by_component(2), key) == (
         f"utterance {key!r} has no component 2 to name its speaker; expected a line such as "
         "BLOCK00/SES000/SA000S01, or set --speaker_component"
     )
@@ -56,7 +51,7 @@ def test_regex_takes_its_only_group_or_the_one_named_speaker(pattern: str) -> No
 
 @pytest.mark.parametrize("key", ["recordings/george", "0__1"])
 def test_key_in_which_a_regex_finds_no_speaker_is_an_error(key: str) -> None:
-    assert message(speaker_by_regex("_([a-z]*)_"), key) == (
+    assert error_of(speaker_by_regex("_([a-z]*)_"), key) == (
         f"the regular expression '_([a-z]*)_' finds no speaker in utterance {key!r}; change --speaker_regex, or remove "
         "the utterance from the list"
     )
@@ -95,7 +90,7 @@ def test_utt2spk_is_separated_by_any_white_space(tmp_path: Path) -> None:
 
 def test_key_that_a_table_lacks_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tsv", "a\tada\n")
-    assert message(speaker_by_tsv(path), "b") == (
+    assert error_of(speaker_by_tsv(path), "b") == (
         f"utterance 'b' is not among the 1 of {path}; add it there, or remove the utterance from the list"
     )
 
@@ -105,27 +100,21 @@ def test_key_that_a_table_lacks_is_an_error(tmp_path: Path) -> None:
 )
 def test_tsv_line_that_has_not_two_columns_is_an_error(tmp_path: Path, line: str, columns: int) -> None:
     path = write(tmp_path / "t.tsv", f"a\tada\n{line}\n")
-    with pytest.raises(InputError) as raised:
-        speaker_by_tsv(path)
-    assert str(raised.value) == (
+    assert error_of(speaker_by_tsv, path) == (
         f"{path}:2: {columns} columns in {line!r}; expected KEY<TAB>SPEAKER, both not empty: correct the line"
     )
 
 
 def test_utt2spk_line_that_has_not_two_columns_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "utt2spk", "a ada lovelace\n")
-    with pytest.raises(InputError) as raised:
-        speaker_by_utt2spk(path)
-    assert str(raised.value) == (
+    assert error_of(speaker_by_utt2spk, path) == (
         f"{path}:1: 3 columns in 'a ada lovelace'; expected KEY SPEAKER, both not empty: correct the line"
     )
 
 
 def test_key_that_occurs_twice_in_a_table_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tsv", "a\tada\nb\tbob\na\teve\n")
-    with pytest.raises(InputError) as raised:
-        speaker_by_tsv(path)
-    assert str(raised.value) == (
+    assert error_of(speaker_by_tsv, path) == (
         f"{path}:3: utterance 'a' occurs a second time (it has speaker 'ada' already); expected one line an utterance: "
         "remove one"
     )
@@ -133,9 +122,7 @@ def test_key_that_occurs_twice_in_a_table_is_an_error(tmp_path: Path) -> None:
 
 def test_missing_tables_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "none"
-    with pytest.raises(InputError) as raised:
-        speaker_by_tsv(path)
-    assert str(raised.value) == (
+    assert error_of(speaker_by_tsv, path) == (
         f"{path}: can't read the table of speakers: No such file or directory; give a file with a line KEY<TAB>SPEAKER "
         "an utterance"
     )
@@ -157,9 +144,7 @@ def test_list_is_read_with_any_rule(tmp_path: Path) -> None:
 
 def test_list_line_without_a_speaker_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "list", "x/0_ada_1\nx/1\n")
-    with pytest.raises(InputError) as raised:
-        read_list(path, rule=speaker_by_regex("_(.+)_"))
-    assert str(raised.value) == (
+    assert error_of(partial(read_list, rule=speaker_by_regex("_(.+)_")), path) == (
         f"{path}:2: the regular expression '_(.+)_' finds no speaker in utterance 'x/1'; change --speaker_regex, or "
         "remove the utterance from the list"
     )
@@ -174,9 +159,8 @@ def test_list_line_may_do_without_a_speaker_where_speakers_need_not_be_known(tmp
 @pytest.mark.parametrize("key", ["../a", "/a", "a\0b"])
 def test_key_that_is_no_path_below_the_folder_is_an_error(tmp_path: Path, key: str) -> None:
     path = write(tmp_path / "list", f"{key}\n")
-    with pytest.raises(InputError) as raised:
-        read_list(path, rule=str, speakers_known=False)
-    assert str(raised.value) == f"{path}:1: utterance {key!r} leaves the feature folder; list paths below it"
+    read = partial(read_list, rule=str, speakers_known=False)
+    assert error_of(read, path) == f"{path}:1: utterance {key!r} leaves the feature folder; list paths below it"
 
 
 def test_flags_choose_the_rule(tmp_path: Path) -> None:

@@ -11,20 +11,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from training import LAUNCH, environment, statistics
 
 from spkid_dist.config import TrainConfig
 from spkid_dist.report import read_options
 from spkid_dist.train import train
 
-LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_machines", "1")
-
 
 def run(*arguments, processes=1, cwd=None):
     """Run ``spkid train`` on CPUs, by `accelerate launch` where there are several processes; return what it printed."""
     launch = () if processes == 1 else (*LAUNCH, "--num_processes", processes, "--main_process_port", "0")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launch, "-m", "spkid_dist.train", *arguments]
-    done = subprocess.run([*map(str, command)], env=environment, cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run([*map(str, command)], env=environment(), cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -33,10 +31,6 @@ def features(folder):
     """Flags that name a corpus's feature files, lists and map."""
     lists = ("--tr_list_file", folder / "cfg/all.train", "--va_list_file", folder / "cfg/all.test")
     return ("--db_path", folder / "mcp", *lists, "--spk2idx", folder / "cfg/spk2idx.json")
-
-
-def statistics(folder):
-    return json.loads((folder / "train_stats.json").read_text())
 
 
 def best_weights(folder):

@@ -11,40 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
+from conftest import random_dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards import FmatrixSource, Layout, ShardDataset, SpkidError, Utterance, convert, make_plan
-from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME, parse_manifest
-from shards.sources.fmatrix import write_fmatrix
+from shards import ShardDataset, SpkidError
+from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME
+from shards.manifest import parse_manifest
 from shards.verify import verify_dataset
 from spkid_dist.config import VerifyConfig
 from spkid_dist.verifying import verify
 
-SPEAKERS = ["ana", "bß", "çé"]
 fuzz = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def write_dataset(folder: Path, num_utterances: int = 36, num_features: int = 3, **layout: int) -> Path:
-    """A dataset of random frames whose keys need UTF-8."""
-    draw = np.random.default_rng(0)
-    utterances = []
-    for index in range(num_utterances):
-        speaker = SPEAKERS[index % len(SPEAKERS)]
-        utterances.append(Utterance(f"BLOCK/{speaker}/ü{index:03d}", speaker))
-        path = folder / "mcp" / f"{utterances[-1].key}.mcp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_fmatrix(path, draw.normal(size=(draw.integers(1, 60), num_features)).astype(np.float32))
-    source = FmatrixSource(folder / "mcp", "mcp")
-    options = {"block_frames": 100, "shard_bytes": 4000} | layout
-    convert(make_plan(utterances, SPEAKERS, source, Layout(**options)), source, folder / "dataset")
-    return folder / "dataset"
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> Path:
     """A dataset of several shards of several blocks; not to be changed."""
-    return write_dataset(tmp_path_factory.mktemp("verify"))
+    return random_dataset(tmp_path_factory.mktemp("verify"))
 
 
 @pytest.fixture
@@ -266,7 +250,7 @@ def test_quick_finds_damage_of_the_first_block_and_the_end(dataset, original):
 
 
 def test_memory_is_bounded_whatever_the_block(tmp_path):
-    folder = write_dataset(tmp_path, num_features=5000, block_frames=1000, shard_bytes=10**9)
+    folder = random_dataset(tmp_path, num_features=5000, block_frames=1000, shard_bytes=10**9)
     assert ShardDataset(folder).blocks["extent_bytes"].max() > 18e6
     tracemalloc.start()
     try:

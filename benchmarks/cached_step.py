@@ -1,0 +1,53 @@
+"""Steps of the training on one batch that is in memory, and nothing else: no stream, no log lines, no checkpoints.
+
+    python benchmarks/cached_step.py SHARDS [--batches 1000] [--mixed_precision no|bf16]
+
+`spkid bench train` takes the same steps; here they are a process of their own, beside `spkid train` and other programs. The
+last line is JSON: windows and seconds of the steps after the first ones.
+"""
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from spkid_dist.bench.config import BenchConfig
+from spkid_dist.bench.corpus import Corpus
+from spkid_dist.bench.steps import TrainingSteps
+from spkid_dist.bench.stream import open_stream
+from spkid_dist.bench.train import cached_batch, steps_case
+from spkid_dist.bench.workbench import Workbench
+from spkid_dist.config import TrainConfig
+from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
+from spkid_dist.startup import make_accelerator
+
+WARM_UP = 20
+
+
+def main() -> None:
+    """Take so many steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", help="of the training set")
+    parser.add_argument("--batches", type=int, default=1000, help="after the first ones")
+    parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="as that of spkid train")
+    options = parser.parse_args()
+    bench = Workbench(
+        config=BenchConfig(what="train", shards=options.shards, mixed_precision=options.mixed_precision),
+        corpus=Corpus(shards=options.shards, files=None, work=Path(tempfile.gettempdir()), facts={}),
+        accelerator=make_accelerator(TrainConfig(mixed_precision=options.mixed_precision)),
+        threads=torch.get_num_threads(),
+    )
+    data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS)
+    steps, numbered = TrainingSteps(bench, data), itertools.repeat((cached_batch(data), 0))
+    steps_case(bench, steps, numbered, WARM_UP)()
+    began = time.perf_counter()
+    windows = steps_case(bench, steps, numbered, options.batches)()
+    print(json.dumps({"windows": windows, "seconds": time.perf_counter() - began}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What people would pick instead of this project, each set up as its documentation recommends, over the same corpus."""

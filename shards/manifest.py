@@ -1,0 +1,243 @@
+"""The manifest of a dataset: what describes all its shards, and the jobs that made them.
+
+What is read is compared with its fingerprint, and checked: types, names, totals. The tables are `shards.tables`'.
+"""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import xxhash
+
+from shards.errors import InputError
+from shards.files import read_text
+from shards.layout import (
+    BLOCKS_NAME,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    UTTERANCES_NAME,
+    ShardInfo,
+    shard_name,
+    table_name,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableInfo:
+    """One table's file beside the manifest; `digest` as in `ShardInfo`."""
+
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What each shard keeps of the whole, the "dataset" of its first block's JSON: its job and the job's options.
+
+    `part` is the job's number: 0 made the dataset, the others appended to it. `speakers` are all until then.
+    """
+
+    job: str
+    part: int
+    source: dict[str, Any]
+    speakers: list[str]
+    dtype: str
+    seed: int
+    block_frames: int
+    shard_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobInfo:
+    """A job that made some of a dataset's shards, which follow each other; `num_speakers` are the dataset's until then."""
+
+    job: str
+    source: dict[str, Any]
+    num_speakers: int
+    seed: int
+    block_frames: int
+    shard_bytes: int
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What describes all shards of a dataset. `speakers` are in class order; `mean` and `std` hold D values each."""
+
+    num_features: int
+    dtype: str
+    speakers: list[str]
+    jobs: list[JobInfo]
+    num_utterances: int
+    num_frames: int
+    mean: list[float]
+    std: list[float]
+    tables: dict[str, TableInfo]
+    shards: list[ShardInfo]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all shards."""
+        return sum(shard.blocks for shard in self.shards)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where frames come from: of the first job, which the others' kind and features equal."""
+        return self.jobs[0].source
+
+    @property
+    def seed(self) -> int:
+        """Of the order of storage, of the first job."""
+        return self.jobs[0].seed
+
+    @property
+    def blocks_name(self) -> str:
+        """The file of the block table."""
+        return table_name(BLOCKS_NAME, len(self.jobs))
+
+    @property
+    def utterances_name(self) -> str:
+        """The file of the utterance table."""
+        return table_name(UTTERANCES_NAME, len(self.jobs))
+
+    def origin(self, shard: int) -> Origin:
+        """What a shard keeps of the whole."""
+        ends = accumulate(job.shards for job in self.jobs)
+        part, job = next(
+            (part, job) for part, (job, end) in enumerate(zip(self.jobs, ends, strict=True)) if shard < end
+        )
+        shared = {name: getattr(job, name) for name in ("job", "source", "seed", "block_frames", "shard_bytes")}
+        return Origin(part=part, speakers=self.speakers[: job.num_speakers], dtype=self.dtype, **shared)
+
+    @property
+    def fingerprint(self) -> str:
+        """The dataset's identity: xxh3_128 of the manifest's canonical JSON, which holds the digests of all else."""
+        canonical = json.dumps(self._head() | asdict(self), sort_keys=True, separators=(",", ":"))
+        return xxhash.xxh3_128_hexdigest(canonical.encode())
+
+    @staticmethod
+    def _head() -> dict[str, Any]:
+        return {"format": FORMAT, "format_version": FORMAT_VERSION}
+
+    def to_bytes(self) -> bytes:
+        """The manifest's file: equal manifests give equal bytes."""
+        value = self._head() | {"fingerprint": self.fingerprint} | asdict(self)
+        return (json.dumps(value, indent=1) + "\n").encode()
+
+    @staticmethod
+    def load(folder: Path) -> "Manifest":
+        """Read and check the manifest of the dataset in `folder`.
+
+        Raises:
+            InputError: there is none, it is of another version, or anything in it is not as it was written.
+        """
+        path = folder / MANIFEST_NAME
+        text = read_text(path, "the manifest", "give a folder that `spkid shard` has finished")
+        return Manifest.parse(text, str(path))
+
+    @staticmethod
+    def parse(text: str | bytes, where: str) -> "Manifest":
+        """The manifest in the text of its file, found at `where`. Raises InputError as `load`."""
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise _damaged(where, f"it is not JSON: {error.msg} at line {error.lineno}") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+            raise _damaged(where, f"it is no JSON of ours: {error}") from None
+        return parse_manifest(value, where)
+
+
+def parse_manifest(value: Any, path: str) -> Manifest:
+    """The manifest in the parsed JSON `value`; `path` is for messages. Raises InputError as `Manifest.load`."""
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(f'{path}: not a manifest of this project; expected "format": "{FORMAT}"')
+    version = value.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: format version {version!r}, but this program reads version {FORMAT_VERSION}; "
+            "use the program's version that wrote it, or shard the corpus again"
+        )
+    try:
+        kwargs = {field.name: value[field.name] for field in fields(Manifest)}
+        kwargs["tables"] = {name: TableInfo(**info) for name, info in kwargs["tables"].items()}
+        kwargs["shards"] = [ShardInfo(**info) for info in kwargs["shards"]]
+        kwargs["jobs"] = [JobInfo(**info) for info in kwargs["jobs"]]
+        manifest = Manifest(**kwargs)
+        check_types(Manifest, kwargs)
+        fingerprint = manifest.fingerprint
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(path, f"a field is missing or of another type ({error})") from None
+    if value.get("fingerprint") != fingerprint:
+        raise _damaged(path, f"its fingerprint is {value.get('fingerprint')!r}, but its contents make {fingerprint!r}")
+    _check_manifest(manifest, path)
+    return manifest
+
+
+def _check_manifest(manifest: Manifest, path: str) -> None:
+    """What a fingerprint can't tell: a manifest that was made wrong."""
+    if manifest.dtype not in DTYPES:
+        raise _damaged(path, f"dtype {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
+    if not 1 <= manifest.num_features == len(manifest.mean) == len(manifest.std):
+        raise _damaged(
+            path, f"{manifest.num_features} features, but {len(manifest.mean)} means and {len(manifest.std)} deviations"
+        )
+    _check_jobs(manifest, path)
+    expected = [manifest.blocks_name, manifest.utterances_name]
+    if sorted(manifest.tables) != expected:
+        raise _damaged(path, f"tables {sorted(manifest.tables)}, expected {' and '.join(expected)}")
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            raise _damaged(path, f"shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
+    for total, what in ((manifest.num_utterances, "utterances"), (manifest.num_frames, "frames")):
+        parts = sum(getattr(shard, what) for shard in manifest.shards)
+        if parts != total:
+            raise _damaged(path, f"its shards have {parts} {what} together, but the total says {total}")
+
+
+def _check_jobs(manifest: Manifest, path: str) -> None:
+    speakers = [0, *(job.num_speakers for job in manifest.jobs)]
+    if speakers != sorted(speakers) or speakers[-1] != len(manifest.speakers):
+        raise _damaged(path, f"{len(manifest.speakers)} speakers, but its jobs say {speakers[1:]}")
+    shards = [job.shards for job in manifest.jobs]
+    if not shards or min(shards) < 1 or sum(shards) != len(manifest.shards):
+        raise _damaged(path, f"{len(manifest.shards)} shards, but its jobs say {shards}")
+
+
+def _damaged(path: str, what: str) -> InputError:
+    folder = "FOLDER, of a local copy" if "://" in str(path) or str(path).startswith("pipe:") else Path(path).parent
+    return InputError(
+        f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {folder}"
+    )
+
+
+def check_types(kind: type[Any], values: dict[str, Any]) -> None:
+    """Compare parsed JSON `values` with the types of the dataclass `kind`'s fields of these names.
+
+    Raises:
+        TypeError: a value is of another type, a whole number is not in [0, 2^63), or a source names no kind.
+    """
+    types = {field.name: field.type for field in fields(kind)}
+    for name, value in values.items():
+        if not _has_type(value, types[name]):
+            raise TypeError(f"{name} is {str(value)[:40]!r}, expected {types[name]}")
+    sources = [job.source for job in values["jobs"]] if kind is Manifest else [values.get("source", {"kind": ""})]
+    if not all(isinstance(source.get("kind"), str) for source in sources):
+        raise TypeError('source has no "kind"')
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_has_type(item, get_args(kind)[1]) for item in value.values())
+    if kind in (ShardInfo, TableInfo, JobInfo):
+        return isinstance(value, kind) and all(
+            _has_type(getattr(value, field.name), field.type) for field in fields(kind)
+        )
+    if kind is int:
+        return type(value) is int and 0 <= value < 2**63
+    return kind is Any or isinstance(value, kind)

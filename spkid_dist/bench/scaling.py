@@ -1,0 +1,89 @@
+"""Training by 1, 2, 4, ... processes of this machine, started as users do, against as many times what one does.
+
+Each is `accelerate launch -m spkid_dist.bench train`: the steps of a training on the stream, an epoch or --frames of it, after
+as many to warm up. Each process has as many threads, whatever the number of processes.
+"""
+
+import json
+
+import torch
+
+from shards.errors import UsageError
+from spkid_dist.bench.measure import cores
+from spkid_dist.bench.resume import run_alone
+from spkid_dist.bench.rows import SCALING, Findings, make_row
+from spkid_dist.bench.train import STREAMED
+from spkid_dist.bench.workbench import Workbench
+
+ONE = "training by 1 process"
+LAUNCHER = ("-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0")
+
+
+def measure_scaling(bench: Workbench) -> Findings:
+    """Measure trainings by more and more processes, in turn.
+
+    Raises:
+        InputError: a training failed.
+        UsageError: this is one of several processes itself.
+    """
+    if bench.world_size > 1:
+        raise UsageError("scaling: it starts its own processes; run it without a launcher")
+    numbers = process_counts(bench.config.processes or _most_processes(bench))
+    threads = max(1, bench.threads // numbers[-1])
+    rates: dict[int, list[float]] = {number: [] for number in numbers}
+    for _ in range(bench.config.repeats):
+        for number in numbers:
+            rates[number].append(_train(bench, number, threads))
+    rows = [
+        make_row(
+            SCALING,
+            f"training by {number} processes" if number > 1 else ONE,
+            "windows/s",
+            values,
+            limit=(f"{number} times 1 process", [number * one for one in rates[1]]) if number > 1 else None,
+            windows_per_unit=1.0,
+        )
+        for number, values in rates.items()
+    ]
+    note = f"processes: {threads} thread(s) each, where one alone could have {bench.threads}"
+    figures = {"rates": {str(number): values for number, values in rates.items()}, "threads": threads}
+    return Findings(rows=rows, notes=[note], figures=figures)
+
+
+def process_counts(most: int) -> list[int]:
+    """1, 2, 4, ... and `most`."""
+    counts = [1]
+    while counts[-1] * 2 < most:
+        counts.append(counts[-1] * 2)
+    return counts if most == 1 else [*counts, most]
+
+
+def _most_processes(bench: Workbench) -> int:
+    return cores() if bench.device.type == "cpu" else torch.accelerator.device_count()
+
+
+def _train(bench: Workbench, number: int, threads: int) -> float:
+    """Windows a second of a training by `number` processes."""
+    config = bench.config
+    flags = {
+        "shards": bench.shards,
+        "frames": config.frames,
+        "in_frames": config.in_frames,
+        "batch_size": config.batch_size,
+        "hsize": config.hsize,
+        "num_layers": config.num_layers,
+        "mixed_precision": config.mixed_precision,
+        "threads": threads,
+        "buffer_bytes": config.buffer_bytes,
+        "repeats": 1,
+    }
+    arguments = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    launcher = [*LAUNCHER, "--mixed_precision", config.mixed_precision, "--num_processes", str(number)]
+    if number > 1:
+        launcher.append("--multi_gpu")
+    variables = {"OMP_NUM_THREADS": str(threads)}
+    if bench.device.type == "cpu":
+        variables["ACCELERATE_USE_CPU"] = "true"
+    printed = run_alone("spkid_dist.bench", "train", *arguments, launcher=tuple(launcher), **variables)
+    (rate,) = json.loads(printed.splitlines()[-1])["figures"]["train"]["rates"][STREAMED]
+    return float(rate)

@@ -1,0 +1,64 @@
+"""The steps of a training, alone: network, optimiser and engine as `spkid train` makes them."""
+
+import torch
+
+from spkid_dist.bench.workbench import Workbench
+from spkid_dist.config import TrainConfig
+from spkid_dist.dataset import WindowDataset
+from spkid_dist.engine import choose_engine, make_engine, prepare
+from spkid_dist.finite import FiniteGuard
+from spkid_dist.learning import Schedule, make_optimizer
+from spkid_dist.model import model_from_options
+from spkid_dist.report import options_of
+from spkid_dist.step import StepParts
+from spkid_dist.tally import Tally
+
+
+class TrainingSteps:
+    """Takes steps of a training on this rank's shares of the batches of `data`.
+
+    `engine` is the name of what does them; `flops_per_window` are the operations of the matrix products.
+    """
+
+    def __init__(self, bench: Workbench, data: WindowDataset) -> None:
+        accelerator, manifest = bench.accelerator, data.data.manifest
+        config = TrainConfig(
+            batch_size=bench.config.batch_size,
+            in_frames=bench.config.in_frames,
+            hsize=bench.config.hsize,
+            num_layers=bench.config.num_layers,
+            mixed_precision=bench.config.mixed_precision,
+            engine=bench.config.engine,
+        )
+        torch.manual_seed(config.seed)
+        of_data = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
+        network = model_from_options(options_of(config) | of_data)
+        self.flops_per_window = step_flops(network)
+        self.engine = choose_engine(config, accelerator)
+        model, optimizer = prepare(self.engine, accelerator, network, make_optimizer(config, network))
+        model.train()
+        parts = StepParts(
+            config=config,
+            accelerator=accelerator,
+            model=model,
+            optimizer=optimizer,
+            schedule=Schedule(config, len(data)),
+            order=data.order,
+            tally=Tally(accelerator.device),
+            guard=FiniteGuard(accelerator, model, optimizer),
+        )
+        self._engine = make_engine(self.engine, parts)
+
+    def take(self, x: torch.Tensor, y: torch.Tensor, step: int) -> None:
+        """One step on x (B, C*D) and y (B,), on the device; `step` of an epoch says how many windows all ranks have."""
+        self._engine.step(x, y, 0, step)
+
+
+def step_flops(network: torch.nn.Module) -> float:
+    """Operations of a step's matrix products, a window.
+
+    A product of B x n by n x m is 2Bnm operations. There are three a layer: the output, and the gradients of weights and of
+    inputs, which nobody needs of the first layer.
+    """
+    weights = [layer.weight.numel() for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+    return 6.0 * sum(weights) - 2.0 * weights[0]
