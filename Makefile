@@ -35,12 +35,7 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/bench_shard.py
-	$(BIN)/python benchmarks/bench_plan.py
-	$(BIN)/python benchmarks/bench_stream.py
-	$(BIN)/python benchmarks/bench_score.py
-	$(BIN)/python benchmarks/bench_train.py
-	$(BIN)/spkid bench
+	$(BIN)/python benchmarks/figures.py
 
 bench-peers: .venv-peers/.installed
 	.venv-peers/bin/python -W ignore benchmarks/bench_peers.py

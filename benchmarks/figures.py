@@ -1,0 +1,167 @@
+"""All that is asked of the project's speed, measured by one command, and README's table of it.
+
+    python benchmarks/figures.py [--only shard train] [--render]
+
+Runs the benchmarks one after the other, keeps the JSON line of each in `benchmarks/results`, and writes the table between the
+marks in README.md. `--render` only writes the table, from the results that are there. Every figure is a ratio of one run, or
+seconds and bytes asked for as such. Ends with 1 where a benchmark failed; a figure that falls short stays in the table.
+"""
+
+import argparse
+import datetime
+import json
+import operator
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- figures: written by benchmarks/figures.py -->", "<!-- end of figures -->"
+Result = dict[str, Any]
+
+
+class Figure(NamedTuple):
+    """A figure of a benchmark's JSON line: what it is, where it stands, and what is asked (None: nothing)."""
+
+    benchmark: str
+    what: str
+    find: Callable[[Result], float]
+    asked: tuple[str, float] | None
+    style: str = "{:.2f}"
+
+
+def ratio(*words: str) -> Callable[[Result], float]:
+    """The one ratio whose name has all `words`."""
+
+    def find(result: Result) -> float:
+        (value,) = (value for name, value in result["ratios"].items() if all(word in name for word in words))
+        return float(value)
+
+    return find
+
+
+def median(*path: str) -> Callable[[Result], float]:
+    """The median of the values at `path`."""
+
+    def find(result: Result) -> float:
+        values: Any = result
+        for name in path:
+            values = values[name]
+        return float(sorted(values)[len(values) // 2])
+
+    return find
+
+
+def utterances_of_uniform(result: Result) -> float:
+    """Utterances in a batch of the default pools, of those in a batch of a uniform permutation."""
+    rows = list(result["rows"].values())
+    return float(rows[-1]["utterances"] / rows[0]["utterances"])
+
+
+def largest_ratio(result: Result) -> float:
+    """The largest of all ratios."""
+    return float(max(result["ratios"].values()))
+
+
+def of_shards(what: str) -> Callable[[Result], float]:
+    """Seconds or MB with the fewest shards."""
+    return lambda result: float(next(iter(result["rows"].values()))[what])
+
+
+SECONDS, PERCENT, MB = "{:.2f} s", "{:.1%}", "{:.0f} MB"
+FIGURES = (
+    Figure("shard", "sharding by 2 workers, of `tar cf`", ratio("2 workers", "of tar"), (">=", 0.5)),
+    Figure("shard", "the same by one process", ratio("1 worker", "of tar"), (">=", 0.5)),
+    Figure("shard", "by 2 workers, times webdataset's ShardWriter", ratio("2 workers", "times"), (">=", 5.0)),
+    Figure("shard_memory", "memory for 5 GB, times that for 500 MB", ratio("1 workers"), ("<=", 1.2)),
+    Figure("stream", "streaming, all in memory, of copying the bytes", ratio("resident", "of the limit"), (">=", 0.7)),
+    Figure("stream", "the same, times the best of DataLoader and webdataset", ratio("resident", "times"), (">=", 15.0)),
+    Figure("stream", "with pools of a twentieth, of copying the bytes", ratio("pools", "of the limit"), None),
+    Figure("stream", "the same, times the best of them", ratio("pools", "times"), (">=", 15.0)),
+    Figure("shuffle", "utterances in a batch, of a uniform permutation's", utterances_of_uniform, None),
+    Figure("resume", "first batch after the imports", median("seconds", "start"), ("<=", 1.0), SECONDS),
+    Figure("resume", "a resume at any place, of a start, at most", largest_ratio, None),
+    Figure("train", "training in fp32, of the step on a cached batch", ratio("fp32", "cached"), (">=", 0.95)),
+    Figure("train", "waiting for data in it", median("waiting", "ours, fp32"), ("<=", 0.03), PERCENT),
+    Figure("train", "times a plain DataLoader program", ratio("fp32", "plain"), (">=", 3.5)),
+    Figure("train", "training in bf16, of the step on a cached batch", ratio("bf16", "cached"), (">=", 0.95)),
+    Figure("train", "waiting for data in it", median("waiting", "ours, bf16"), ("<=", 0.03), PERCENT),
+    Figure("train", "times the plain program", ratio("bf16", "plain"), (">=", 5.0)),
+    Figure(
+        "score", "scoring files, times a loop of one utterance at a time", ratio("files", "plain loop"), (">=", 5.0)
+    ),
+    Figure("score", "the same, times a loop that stacks by a view", ratio("files", "careful loop"), None),
+    Figure("score", "scoring shards, of the network alone", ratio("shards", "network alone"), None),
+    Figure(
+        "order",
+        "planning 10^12 windows for one of 4,096 ranks, and seeking",
+        of_shards("seconds"),
+        ("<=", 1.0),
+        "{:.3f} s",
+    ),
+    Figure("order", "memory of it, beyond the imports", of_shards("megabytes"), ("<=", 200.0), MB),
+)
+COMPARE = {">=": operator.ge, "<=": operator.le}
+
+
+def main() -> None:
+    """Run what is asked for, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(dict.fromkeys(figure.benchmark for figure in FIGURES))
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="run these; the others' results stay")
+    parser.add_argument("--render", action="store_true", help="run nothing, write the table")
+    options = parser.parse_args()
+    failed = [] if options.render else [name for name in options.only if not run(name)]
+    text = README.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, mark, tail = rest.partition(END)
+    if not mark:
+        sys.exit(f"{README}: has no marks {BEGIN} and {END} in this order")
+    README.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}")
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def run(name: str) -> bool:
+    """Run a benchmark at its default size and keep its JSON line."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", HERE / f"bench_{name}.py"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    print(done.stdout, f"{name}: {time.monotonic() - began:.0f} s, exit code {done.returncode}", sep="", flush=True)
+    if done.returncode:
+        return False
+    result = json.loads(done.stdout.splitlines()[-1]) | {"date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    return True
+
+
+def table() -> str:
+    """The table of all figures whose results are there."""
+    lines = ["", "| | found | asked | by |", "|---|---|---|---|"]
+    machines = {}
+    for figure in FIGURES:
+        path = RESULTS / f"{figure.benchmark}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        value = figure.find(result)
+        found, asked = figure.style.format(value), ""
+        if figure.asked is not None:
+            sign, bound = figure.asked
+            asked = f"{'≥' if sign == '>=' else '≤'} {figure.style.format(bound)}"
+            if not COMPARE[sign](value, bound):
+                found, asked = f"**{found}**", f"{asked}, short"
+        lines.append(f"| {figure.what} | {found} | {asked} | `bench_{figure.benchmark}.py` |")
+        machine = result["machine"]
+        machines[f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; {result['date']}"] = None
+    return "\n".join([*lines, "", f"(Medians, data in the page cache. {' and '.join(machines)}.)", ""])
+
+
+if __name__ == "__main__":
+    main()
