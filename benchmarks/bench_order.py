@@ -130,7 +130,7 @@ def measured(case: Case) -> dict[str, float]:
     seconds["plan"] = time.perf_counter() - began
     for name, place in PLACES.items():
         began = time.perf_counter()
-        taken = sum(seek(line, share, int(place * order.num_steps(case.batch_size)) * case.batch_size))
+        taken = sum(seek(line, share, int(place * -(-order.num_windows // case.batch_size)) * case.batch_size))
         seconds[name] = time.perf_counter() - began
         assert taken == len(share.streams) * order.pool_windows or place > 0, taken
     total = sum(seconds.values()) - seconds["limit"]

@@ -6,40 +6,22 @@ import signal
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from jobs import command, file_of, folder_bytes, plan_of, stored, write_corpus
 
-from shards import FmatrixSource, Layout, make_plan, read_list
 from shards.layout import MANIFEST_NAME
-from spkid_dist.synthetic import SyntheticCorpus
-
-LAYOUT = {"block_frames": 256, "shard_bytes": 40_000}
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Feature files for about ten small shards, more than planning loads."""
-    folder = tmp_path_factory.mktemp("slurm")
-    SyntheticCorpus(num_speakers=10, train_utterances=12, mean_frames=100, num_features=8).write(folder)
-    return folder
-
-
-def command(corpus, out, *arguments):
-    layout = [f"--{name}={value}" for name, value in LAYOUT.items()]
-    paths = ("--db_path", corpus / "mcp", "--list", corpus / "cfg/all.train", "--spk2idx", corpus / "cfg/spk2idx.json")
-    words = (sys.executable, "-c", "from spkid_dist.cli import main; main()", "shard", *paths, "--out", out)
-    return [*map(str, words), *layout, *map(str, arguments)]
+    return write_corpus(tmp_path_factory.mktemp("slurm"))
 
 
 def by_array(corpus, out, count, *arguments, cluster="local"):
     """The command for an array of `count` tasks; its logs lie beside `out`."""
     flags = ("--slurm_array", count, "--slurm.cluster", cluster, "--slurm.log_dir", out.parent / "logs")
     return command(corpus, out, *flags, *arguments)
-
-
-def folder_bytes(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +34,8 @@ def reference(corpus, tmp_path_factory):
 
 def last_in_storage(corpus):
     """The file of an utterance that only the last task loads: planning samples the first ones."""
-    utterances = read_list(corpus / "cfg/all.train")
-    source = FmatrixSource(corpus / "mcp", "mcp")
-    speakers = sorted(json.loads((corpus / "cfg/spk2idx.json").read_text()))
-    return Path(source.where(make_plan(utterances, speakers, source, Layout(**LAYOUT)).utterances[-1]))
+    plan, source = plan_of(corpus)
+    return file_of(source, stored(plan)[-1])
 
 
 def test_an_array_makes_the_bytes_of_one_process(corpus, reference, tmp_path):
@@ -123,8 +103,8 @@ SBATCH = """#!/bin/sh
 # A cluster of one machine: the tasks of the array run at once, from a copy as Slurm's do: the submitter moves its file.
 cp "$1" "$SUBMITTED"
 for task in 0 1 2; do
-    export SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_NTASKS=1
-    sh "$SUBMITTED" > /dev/null 2>&1 &
+    SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_PROCID=0 SLURM_NTASKS=1 \\
+        sh "$SUBMITTED" > /dev/null 2>&1 &
 done
 echo Submitted batch job 7
 """
