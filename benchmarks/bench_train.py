@@ -1,6 +1,6 @@
 """Training from the stream against the same steps on one cached batch, and against a plain training program.
 
-    python benchmarks/bench_train.py [--frames 587000] [--epoch 3] [--repeats 5]
+    python benchmarks/bench_train.py [--frames 587000] [--epoch 8] [--repeats 3]
 
 All on a CPU with 2 threads, data in the page cache, the classic network with the defaults of `spkid train`:
 420-100-100-100-speakers, batches of 1,000, Adam. Each run is a process of its own, in turn:
@@ -50,12 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=587_000, help="of the corpus, about")
     parser.add_argument("--speakers", type=int, default=SPEAKERS, help="of the corpus")
-    parser.add_argument("--epoch", type=int, default=3, help="epochs of a run of ours")
+    parser.add_argument("--epoch", type=int, default=8, help="epochs of a run of ours")
     parser.add_argument("--batches", type=int, default=1000, help="of a run on the cached batch")
     parser.add_argument("--plain_batches", type=int, default=200, help="of a run of the plain program")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of ours")
     parser.add_argument("--threads", type=int, default=2, help="of torch, in each process")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cases = make_cases(Path(folder), options)

@@ -319,7 +319,7 @@ class TrainConfig:
     normalize: Normalization = "none"
     """features to mean 0 and deviation 1: of the training set (global; kept with the weights) or of each utterance"""
     engine: Literal["auto", "eager", "graph"] = "auto"
-    """how a step is done: each operation by itself (eager), or all of it replayed as a CUDA graph; auto: graph on GPUs"""
+    """how a step is done: through accelerate's wrappers (eager), or with all tensors in their place, on GPUs as CUDA graphs"""
     compile: bool = False
     """compile the network (torch.compile): slow to start; needs a C++ compiler on CPUs, triton on GPUs"""
 

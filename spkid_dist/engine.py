@@ -59,7 +59,7 @@ EngineName = Literal["eager", "graph"]
 
 
 def choose_engine(config: TrainConfig, accelerator: Accelerator) -> EngineName:
-    """``eager`` or ``graph``, as --engine says; `auto` is graph on a GPU that can, else eager.
+    """``eager`` or ``graph``, as --engine says; `auto` is graph where no option hinders it.
 
     Raises:
         UsageError: --engine graph with an option that it can't do.
@@ -68,7 +68,7 @@ def choose_engine(config: TrainConfig, accelerator: Accelerator) -> EngineName:
     if config.engine == "graph" and hindrance:
         raise UsageError(f"--engine graph: not with {hindrance}; leave that out, or give --engine auto")
     if config.engine == "auto":
-        return "graph" if accelerator.device.type == "cuda" and not hindrance else "eager"
+        return "eager" if hindrance else "graph"
     return config.engine
 
 
