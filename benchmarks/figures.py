@@ -76,7 +76,7 @@ def of_shards(what: str) -> Callable[[Result], float]:
 SECONDS, PERCENT, MB = "{:.2f} s", "{:.1%}", "{:.0f} MB"
 FIGURES = (
     Figure("shard", "sharding by 2 workers, of `tar cf`", ratio("2 workers", "of tar"), (">=", 0.5)),
-    Figure("shard", "the same by one process", ratio("1 worker", "of tar"), (">=", 0.5)),
+    Figure("shard", "the same by one process", ratio("1 process", "of tar"), (">=", 0.5)),
     Figure("shard", "by 2 workers, times webdataset's ShardWriter", ratio("2 workers", "times"), (">=", 5.0)),
     Figure("shard_memory", "memory for 5 GB, times that for 500 MB", ratio("1 workers"), ("<=", 1.2)),
     Figure("stream", "streaming, all in memory, of copying the bytes", ratio("resident", "of the limit"), (">=", 0.7)),
@@ -84,7 +84,7 @@ FIGURES = (
     Figure("stream", "with pools of a twentieth, of copying the bytes", ratio("pools", "of the limit"), None),
     Figure("stream", "the same, times the best of them", ratio("pools", "times"), (">=", 15.0)),
     Figure("shuffle", "utterances in a batch, of a uniform permutation's", utterances_of_uniform, None),
-    Figure("resume", "first batch after the imports", median("seconds", "start"), ("<=", 1.0), SECONDS),
+    Figure("resume", "first batch after the imports", median("seconds", "from the start"), ("<=", 1.0), SECONDS),
     Figure("resume", "a resume at any place, of a start, at most", largest_ratio, None),
     Figure("train", "training in fp32, of the step on a cached batch", ratio("fp32", "cached"), (">=", 0.95)),
     Figure("train", "waiting for data in it", median("waiting", "ours, fp32"), ("<=", 0.03), PERCENT),
