@@ -11,7 +11,10 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+# Slow, and what they measure is tested elsewhere: `spkid bench resume` in the report's tests, the arithmetic in test_simulate.
+LONG = ("bench_simulate.py", "bench_resume.py")
 TRAIN = ("--frames", 8000, "--speakers", 4, "--precision", "fp32", "--threads", 1)
+SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
 
 
 @pytest.mark.parametrize(
@@ -28,20 +31,7 @@ TRAIN = ("--frames", 8000, "--speakers", 4, "--precision", "fp32", "--threads", 
         ),
         (
             "bench_simulate.py",
-            (
-                "--frames",
-                20_000,
-                "--speakers",
-                10,
-                "--shuffle_windows",
-                8192,
-                "--processes",
-                1,
-                "--repeats",
-                1,
-                "--epochs",
-                1,
-            ),
+            (*SIMULATED, "--processes", 1, "--repeats", 1, "--epochs", 1),
             3,
         ),
         ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
@@ -52,7 +42,9 @@ TRAIN = ("--frames", 8000, "--speakers", 4, "--precision", "fp32", "--threads", 
         ),
     ],
 )
-def test_a_benchmark_ends_in_json(name, arguments, ratios, tmp_path):
+def test_a_benchmark_ends_in_json(name, arguments, ratios, tmp_path, pytestconfig):
+    if name in LONG and not pytestconfig.getoption("--long"):
+        pytest.skip("in the long tests (make test-long)")
     result = run_benchmark(name, arguments, tmp_path)
     assert len(result["ratios"]) == ratios
     assert all(ratio > 0 for ratio in result["ratios"].values())
