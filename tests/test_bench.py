@@ -65,7 +65,7 @@ def run_bench(what, flags, processes=1):
     )
 
 
-def test_the_table_has_all_stages_in_the_order_of_the_data(report, pytestconfig):
+def test_the_table_has_all_stages_in_the_order_of_the_data(report):
     lines, _, _ = report
     table = [line for line in lines if line.startswith("|")]
     assert len({len(line) for line in table}) == 1
@@ -75,7 +75,7 @@ def test_the_table_has_all_stages_in_the_order_of_the_data(report, pytestconfig)
     assert [row["stage"] for row in found["rows"]] == stages
 
 
-def test_rates_lie_within_their_spread_and_shares_belong_to_limits(report):
+def test_rates_lie_within_their_spread_and_shares_belong_to_limits(report, pytestconfig):
     rows = json.loads(report[0][-1])["rows"]
     for row in rows:
         assert 0 < row["low"] <= row["rate"] <= row["high"], row
