@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from shards import Layout, Plan, Utterance, claim_folder, make_plan, merge, speaker_by_component
-from shards.folder import LocalFolder
+from shards.conversion.folder import LocalFolder
+from shards.conversion.record import ShardRecord, record_name
+from shards.conversion.tasks import TaskShare
 from shards.layout import BLOCK_DTYPE, UTTERANCE_DTYPE, ShardInfo, shard_name
 from shards.lines import CHUNK_BYTES
 from shards.listing import ListFile
 from shards.moments import Moments
-from shards.record import ShardRecord, record_name
-from shards.tasks import TaskShare
 from spkid_dist.bench.measure import print_result, ratio_by_rounds
 
 SPEAKERS, FRAMES, D = 5000, 200, 20

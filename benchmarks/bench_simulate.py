@@ -23,10 +23,10 @@ from typing import Any
 from shards import read_list
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import print_json
-from spkid_dist.clustermodel import predict
-from spkid_dist.devicerates import STACKED_VALUE_BYTES
-from spkid_dist.simulate import make_plan
-from spkid_dist.simulate_config import SimulateConfig
+from spkid_dist.simulation.clustermodel import predict
+from spkid_dist.simulation.command import make_plan
+from spkid_dist.simulation.config import SimulateConfig
+from spkid_dist.simulation.devicerates import STACKED_VALUE_BYTES
 from spkid_dist.synthetic import SyntheticCorpus
 
 MEAN_FRAMES = 250

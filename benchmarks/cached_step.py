@@ -23,7 +23,7 @@ from spkid_dist.bench.train import cached_batch, steps_case
 from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.startup import make_accelerator
+from spkid_dist.training.startup import make_accelerator
 
 WARM_UP = 20
 

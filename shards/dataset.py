@@ -1,7 +1,7 @@
 """An open dataset: manifest and tables, and its blocks read, checked against their checksums.
 
-Where the bytes come from is `shards.store`'s and `shards.remotestore`'s: local shards are mapped, remote ones are read in
-ranges, several at a time.
+Where the bytes come from is the business of `shards.stores`: local shards are mapped, remote ones are read in ranges, several
+at a time.
 """
 
 import threading
@@ -23,9 +23,9 @@ from shards.layout import (
 )
 from shards.members import TAR_RECORD
 from shards.parallel import in_order
-from shards.remotestore import open_store
-from shards.retry import WrongBytesError
-from shards.store import Extent, LocalStore, StoreOptions
+from shards.stores.remotestore import open_store
+from shards.stores.retry import WrongBytesError
+from shards.stores.store import Extent, LocalStore, StoreOptions
 from shards.tables import parse_table, wrong_tables
 
 

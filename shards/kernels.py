@@ -35,8 +35,8 @@ def append_frames(
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-# Compiled into `spkid_dist.kernels` too, whose cache on disk numba does not renew when this file changes; the loop can't
-# change: orders, hashes of keys and job identities follow from it.
+# Compiled into `spkid_dist.streaming.kernels` too, whose cache on disk numba does not renew when this file changes; the loop
+# can't change: orders, hashes of keys and job identities follow from it.
 @njit(cache=True, nogil=True)
 def mix(z: np.uint64) -> np.uint64:
     """Splitmix64's finaliser: every bit of `z` changes every bit of the result about half of the time."""

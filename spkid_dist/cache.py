@@ -14,12 +14,12 @@ from pathlib import Path
 
 import xxhash
 
-from shards.conversion import Progress, convert
+from shards.conversion.job import Progress, convert
+from shards.conversion.plan import Layout, make_plan
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.files import unreadable_feature_file
 from shards.layout import FORMAT_VERSION, MANIFEST_NAME
-from shards.plan import Layout, make_plan
 from shards.sources.fmatrix import FmatrixSource
 from spkid_dist.maker import check_maker, maker_note
 

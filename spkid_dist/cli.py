@@ -16,7 +16,7 @@ import tyro
 from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped
 from spkid_dist import config as configs
 from spkid_dist.bench.config import BenchConfig
-from spkid_dist.simulate_config import SimulateConfig
+from spkid_dist.simulation.config import SimulateConfig
 
 EXIT_INTERRUPTED = 130
 
@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "results": (configs.ResultsConfig, "spkid_dist.results", "results"),
     "doctor": (configs.DoctorConfig, "spkid_dist.doctor", "doctor"),
     "bench": (BenchConfig, "spkid_dist.bench.command", "bench"),
-    "simulate": (SimulateConfig, "spkid_dist.simulate", "simulate"),
+    "simulate": (SimulateConfig, "spkid_dist.simulation.command", "simulate"),
     "demo": (configs.DemoConfig, "spkid_dist.demo", "demo"),
 }
 STYLE = (tyro.conf.FlagCreatePairsOff,)

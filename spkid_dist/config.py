@@ -16,10 +16,10 @@ from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
-from shards.store import StoreOptions
-from spkid_dist.normalization import Normalization
+from shards.stores.store import StoreOptions
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.windows import EdgeRule, check_context
+from spkid_dist.streaming.normalization import Normalization
+from spkid_dist.streaming.windows import EdgeRule, check_context
 
 Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"]

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from shards.conversion import Progress as ShardProgress
+from shards.conversion.job import Progress as ShardProgress
 from shards.errors import InputError
 
 

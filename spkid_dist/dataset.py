@@ -14,17 +14,17 @@ from torch.utils.data import get_worker_info
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
-from shards.store import StoreOptions
-from spkid_dist.ledger import Ledger
-from spkid_dist.normalization import Normalization
+from shards.stores.store import StoreOptions
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
-from spkid_dist.pool import PoolFiller
-from spkid_dist.poolmemory import PoolSize
-from spkid_dist.rankstream import RankStream
-from spkid_dist.resumable import ResumableBatches
-from spkid_dist.selection import Selection
-from spkid_dist.stacking import Batch, BatchMemory, DeviceStacker, HostStack, Stack
-from spkid_dist.windows import EDGE_CODES, DatasetWindows, EdgeRule
+from spkid_dist.streaming.ledger import Ledger
+from spkid_dist.streaming.normalization import Normalization
+from spkid_dist.streaming.pool import PoolFiller
+from spkid_dist.streaming.poolmemory import PoolSize
+from spkid_dist.streaming.rankstream import RankStream
+from spkid_dist.streaming.resumable import ResumableBatches
+from spkid_dist.streaming.selection import Selection
+from spkid_dist.streaming.stacking import Batch, BatchMemory, DeviceStacker, HostStack, Stack
+from spkid_dist.streaming.windows import EDGE_CODES, DatasetWindows, EdgeRule
 
 
 class WindowDataset(ResumableBatches):
@@ -44,7 +44,7 @@ class WindowDataset(ResumableBatches):
         on_bad_block: ``stop`` raises the error of a block that can't be read or is damaged, ``skip`` passes over its
             windows; all ranks stay in step, `bad_blocks` and `skipped_windows` tell.
         normalize: ``utterance`` brings each utterance's features to mean 0 and deviation 1, before windows are cut;
-            ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.normalization`.)
+            ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.streaming.normalization`.)
         dtype: of x: ``float32``, or ``stored`` for the dataset's own where it is not normalised.
         device: where the batches are stacked and yielded; the host's memory by default.
         reuse: stack each batch over the one before, which saves time: keep a copy of what is needed longer.

@@ -24,7 +24,7 @@ from rich.table import Table
 from shards.errors import InputError, SpkidError
 from spkid_dist.config import DoctorConfig, TrainConfig
 from spkid_dist.ranks import explain_lost_ranks
-from spkid_dist.startup import make_accelerator
+from spkid_dist.training.startup import make_accelerator
 from spkid_dist.vitals import Vitals, look_at_this_process
 
 ROUNDS = 7

@@ -22,7 +22,7 @@ from shards.files import make_folder, write_atomic, write_json
 from shards.sources.extras import import_extra
 from spkid_dist.config import ExportConfig
 from spkid_dist.console import RunLog
-from spkid_dist.trained import TrainedModel, load_trained
+from spkid_dist.scoring.trained import TrainedModel, load_trained
 
 MODEL_JSON = "model.json"
 FORMAT_VERSION = 1

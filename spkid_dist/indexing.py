@@ -3,8 +3,8 @@
 import json
 import time
 
-from shards.index import rebuild_index
 from shards.manifest import Manifest
+from shards.verification.index import rebuild_index
 from spkid_dist.config import IndexConfig
 from spkid_dist.console import RunLog
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.dataset import ShardDataset
-from shards.store import StoreOptions
+from shards.stores.store import StoreOptions
 from spkid_dist.config import InfoConfig
 
 HISTOGRAM_BINS = 10

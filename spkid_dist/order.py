@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spkid_dist.kernels import permute
+from spkid_dist.streaming.kernels import permute
 
 DEFAULT_SHUFFLE_WINDOWS = 2**20  # in the pools of all streams together
 
@@ -109,7 +109,7 @@ class RankShare:
 
 
 class WindowCounts(Protocol):
-    """How many windows each shard and each block has; see `spkid_dist.windows`."""
+    """How many windows each shard and each block has; see `spkid_dist.streaming.windows`."""
 
     @property
     def per_shard(self) -> NDArray[np.int64]:

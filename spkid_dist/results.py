@@ -11,7 +11,7 @@ from rich.table import Table
 from shards.errors import InputError
 from shards.files import read_text, write_atomic
 from spkid_dist.config import ResultsConfig
-from spkid_dist.report import OPTIONS_NAME, STATISTICS_NAME, read_options
+from spkid_dist.training.report import OPTIONS_NAME, STATISTICS_NAME, read_options
 
 TABLE_NAME = "results.tsv"
 COLUMNS = ("training", "hsize", "in_frames", "epochs", "best_epoch", "va_loss", "va_acc")

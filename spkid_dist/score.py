@@ -19,16 +19,16 @@ from shards.sources import Source
 from shards.sources.kaldi import UTT2SPK_NAME
 from shards.sources.registry import source_from_description
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_utt2spk
-from shards.store import StoreOptions
+from shards.stores.store import StoreOptions
 from spkid_dist.config import ScoreConfig
-from spkid_dist.confusion import ErrorRates, error_rates
 from spkid_dist.console import Bar, RunLog
-from spkid_dist.pictures import draw_pictures
 from spkid_dist.processes import Processes
-from spkid_dist.scorer import GroupScores, Scorer
-from spkid_dist.trained import TrainedModel, load_trained
-from spkid_dist.trials import DetCurve, TrialCounts, det_curve
-from spkid_dist.utterances import UNKNOWN, ListedFiles, ShardedUtterances, Utterances
+from spkid_dist.scoring.confusion import ErrorRates, error_rates
+from spkid_dist.scoring.pictures import draw_pictures
+from spkid_dist.scoring.scorer import GroupScores, Scorer
+from spkid_dist.scoring.trained import TrainedModel, load_trained
+from spkid_dist.scoring.trials import DetCurve, TrialCounts, det_curve
+from spkid_dist.scoring.utterances import UNKNOWN, ListedFiles, ShardedUtterances, Utterances
 
 DEFAULT_LIST = Path("spk_rec.test")
 LINE_SECONDS = 30  # between lines that say how far it is
@@ -47,7 +47,7 @@ class ScoreResult:
         frames, windows: of each utterance, (U,) int64.
         wrong_windows: windows whose largest log-probability is another class's, (U,) int64; 0 where `true` is -1.
         rates: error rates; None where no true speaker is known.
-        det: the DET curve of claimed speakers (`spkid_dist.trials`); None where there is none.
+        det: the DET curve of claimed speakers (`spkid_dist.scoring.trials`); None where there is none.
         seconds: until the last rank had scored its share.
     """
 

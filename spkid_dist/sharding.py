@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from shards.appending import extended_speakers
-from shards.check import find_bad
-from shards.conversion import ConvertedShard, claim_folder, convert_tasks, process_pool
+from shards.conversion.appending import extended_speakers
+from shards.conversion.check import find_bad
+from shards.conversion.folder import Folder, open_folder
+from shards.conversion.job import ConvertedShard, claim_folder, convert_tasks, process_pool
+from shards.conversion.merging import merge as merge_job
+from shards.conversion.merging import missing_shards
+from shards.conversion.plan import Layout, Plan, make_plan
+from shards.conversion.tasks import TaskShare, parse_share
 from shards.corpus import Utterance, find_speakers, read_list, write_speakers
 from shards.dataset import ShardDataset
 from shards.errors import SpkidError
-from shards.folder import Folder, open_folder
 from shards.listing import ListFile, Listing, MemoryListing
 from shards.manifest import Manifest
-from shards.merging import merge as merge_job
-from shards.merging import missing_shards
-from shards.plan import Layout, Plan, make_plan
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.registry import source_from_description
 from shards.speakers import speaker_by_component, speaker_by_utt2spk
-from shards.tasks import TaskShare, parse_share
 from spkid_dist.config import MergeConfig, ShardConfig
 from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.slurm import run_array

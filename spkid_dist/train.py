@@ -1,9 +1,9 @@
 """Train the context-window MLP: from options to weights, on one process or many.
 
 Read from the top: `_train` opens the data, makes the model, looks for a checkpoint to go on from, and goes through the epochs;
-`_train_epoch` is the loop over global batches, and `spkid_dist.engine` has what is done with one. Every rank takes its share
-of each global batch, and the loss is weighted so that the gradient is the mean over the global batch, whatever the shares'
-sizes: W ranks learn what one learns.
+`_train_epoch` is the loop over global batches, and `spkid_dist.training.engine` has what is done with one. Every rank takes its
+share of each global batch, and the loss is weighted so that the gradient is the mean over the global batch, whatever the
+shares' sizes: W ranks learn what one learns.
 
 Shapes: B windows of a rank's share, C*D inputs.
 """
@@ -19,29 +19,29 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from shards.errors import SpkidError, Stopped
-from spkid_dist.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.engine import choose_engine, make_engine, prepare
-from spkid_dist.finite import FiniteGuard
-from spkid_dist.keeper import Keeper
-from spkid_dist.learning import Schedule, compile_model, make_optimizer
-from spkid_dist.ledger import LedgerError
 from spkid_dist.model import model_from_options, set_moments
-from spkid_dist.preemption import STOP_NAME, Pace, StopRequest
-from spkid_dist.profiling import StepProfile
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
-from spkid_dist.report import Summary, TrainStatistics, options_of, save_options, weights_name
-from spkid_dist.resume import go_on
-from spkid_dist.run import Run
-from spkid_dist.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
-from spkid_dist.state import Stateful, TrainingState, join_ledgers
-from spkid_dist.step import StepParts
-from spkid_dist.tally import Tally
-from spkid_dist.tracking import finish_tracking, start_tracking, track
-from spkid_dist.validation import validate_epoch
-from spkid_dist.watch import Watch, clock
+from spkid_dist.streaming.ledger import LedgerError
+from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
+from spkid_dist.training.engine import choose_engine, make_engine, prepare
+from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.training.keeper import Keeper
+from spkid_dist.training.learning import Schedule, compile_model, make_optimizer
+from spkid_dist.training.preemption import STOP_NAME, Pace, StopRequest
+from spkid_dist.training.profiling import StepProfile
+from spkid_dist.training.report import Summary, TrainStatistics, options_of, save_options, weights_name
+from spkid_dist.training.resume import go_on
+from spkid_dist.training.run import Run
+from spkid_dist.training.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
+from spkid_dist.training.state import Stateful, TrainingState, join_ledgers
+from spkid_dist.training.step import StepParts
+from spkid_dist.training.tally import Tally
+from spkid_dist.training.tracking import finish_tracking, start_tracking, track
+from spkid_dist.training.validation import validate_epoch
+from spkid_dist.training.watch import Watch, clock
 
 PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
 

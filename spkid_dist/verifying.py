@@ -5,8 +5,8 @@ import time
 from collections.abc import Sequence
 
 from shards.errors import InputError
-from shards.shardcheck import Defect
-from shards.verify import Report, verify_dataset
+from shards.verification.shardcheck import Defect
+from shards.verification.verify import Report, verify_dataset
 from spkid_dist.config import VerifyConfig
 from spkid_dist.console import RunLog
 

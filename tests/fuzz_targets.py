@@ -19,18 +19,18 @@ import numpy as np
 import xxhash
 
 from shards import FmatrixSource, Layout, ShardDataset, convert, make_plan
-from shards.conversion import claim_folder, convert_shard
+from shards.conversion.folder import LocalFolder
+from shards.conversion.job import claim_folder, convert_shard
+from shards.conversion.merging import JOB_NAME, load_job
+from shards.conversion.record import ShardRecord, record_name
 from shards.corpus import Utterance
 from shards.errors import InputError, SpkidError
-from shards.folder import LocalFolder
-from shards.index import index_shard
 from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME, shard_name
 from shards.manifest import Manifest, TableInfo
-from shards.merging import JOB_NAME, load_job
-from shards.record import ShardRecord, record_name
 from shards.sources.fmatrix import parse_fmatrix, write_fmatrix
 from shards.sources.npy import ZIP_MAGIC, parse_npy, parse_npz
-from shards.verify import verify_dataset
+from shards.verification.index import index_shard
+from shards.verification.verify import verify_dataset
 
 ALLOWED_BYTES = 4 << 20  # whatever the size of the input: buffers, and small things of Python itself
 ALLOWED_RATIO = 16

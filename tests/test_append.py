@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 
 from shards import FmatrixSource, InputError, Layout, ShardDataset, UsageError, make_plan, merge, read_list
-from shards import appending as appending_module
-from shards import plan as plan_module
-from shards.appending import extended_speakers
-from shards.assembly import assembling
-from shards.conversion import claim_folder, convert_shard, convert_tasks
-from shards.folder import LocalFolder
-from shards.index import rebuild_index
+from shards.conversion import appending as appending_module
+from shards.conversion import plan as plan_module
+from shards.conversion.appending import extended_speakers
+from shards.conversion.assembly import assembling
+from shards.conversion.folder import LocalFolder
+from shards.conversion.job import claim_folder, convert_shard, convert_tasks
+from shards.conversion.merging import JOB_NAME
+from shards.conversion.record import ShardRecord, record_name
 from shards.layout import MANIFEST_NAME, key_hash, shard_name
-from shards.merging import JOB_NAME
-from shards.record import ShardRecord, record_name
 from shards.sources.fmatrix import read_fmatrix, write_fmatrix
-from shards.verify import verify_dataset
+from shards.verification.index import rebuild_index
+from shards.verification.verify import verify_dataset
 from spkid_dist.config import InfoConfig, ShardConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.info import info

@@ -15,9 +15,9 @@ from training import OPTIONS, checkpoints, command, environment, make_shards, re
 
 from shards import InputError, UsageError
 from shards.files import write_json
-from spkid_dist.checkpoint import CheckpointFolder, read_checkpoint, write_checkpoint
 from spkid_dist.config import TrainConfig
 from spkid_dist.train import train
+from spkid_dist.training.checkpoint import CheckpointFolder, read_checkpoint, write_checkpoint
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_where_all_checkpoints_are_damaged_the_user_is_asked(copy, options):
 CRASHES = """
 import os, signal, sys
 from pathlib import Path
-from spkid_dist.checkpoint import CheckpointFolder
+from spkid_dist.training.checkpoint import CheckpointFolder
 
 folder, state = Path(sys.argv[1]), b"x" * 300
 left = None

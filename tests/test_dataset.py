@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from shards import InputError, ShardDataset, UsageError
 from spkid_dist.dataset import WindowDataset, find_rank
-from spkid_dist.ledger import Ledger
-from spkid_dist.windows import EDGE_CODES, DatasetWindows
+from spkid_dist.streaming.ledger import Ledger
+from spkid_dist.streaming.windows import EDGE_CODES, DatasetWindows
 
 LENGTHS = [7, 1, 12, 3, 9, 30, 2, 5, 18, 4, 11, 6, 1, 25]
 

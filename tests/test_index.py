@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shards import InputError, ShardDataset
-from shards.index import rebuild_index
+from shards.conversion.writer import END_OF_TAR
 from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME
 from shards.members import MAX_MEMBER_BYTES, npy_header, padded, parse_npy, tar_header
-from shards.verify import verify_dataset
-from shards.writer import END_OF_TAR
+from shards.verification.index import rebuild_index
+from shards.verification.verify import verify_dataset
 from spkid_dist.config import IndexConfig
 from spkid_dist.indexing import index
 

@@ -30,13 +30,13 @@ from shards import (
     merge,
     read_list,
 )
-from shards.check import find_bad
-from shards.conversion import convert_shard, process_pool
-from shards.folder import LocalFolder
+from shards.conversion.check import find_bad
+from shards.conversion.folder import LocalFolder
+from shards.conversion.job import convert_shard, process_pool
+from shards.conversion.record import ShardRecord, record_name
+from shards.conversion.tasks import TaskShare, parse_share
 from shards.layout import BLOCK_DTYPE, MANIFEST_NAME
-from shards.record import ShardRecord, record_name
 from shards.sources.fmatrix import write_fmatrix
-from shards.tasks import TaskShare, parse_share
 from spkid_dist.dataset import WindowDataset
 
 
@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_at_any_moment_is_made_good_by_a_rerun_on_a_larger_o
 
 def test_workers_end_when_their_job_is_killed(tmp_path):
     code = (
-        "import time; from shards.conversion import process_pool\n"
+        "import time; from shards.conversion.job import process_pool\n"
         "with process_pool(2) as pool:\n"
         "    pool.submit(print, 'up', flush=True).result(); pool.submit(time.sleep, 60).result()\n"
     )

@@ -14,7 +14,8 @@ from shards.kernels import (
     split_lines,
     sum_pairs,
 )
-from spkid_dist.kernels import (
+from spkid_dist.order import GOLDEN, MASK, _mix
+from spkid_dist.streaming.kernels import (
     EDGE,
     VALID,
     ZERO,
@@ -25,7 +26,6 @@ from spkid_dist.kernels import (
     normalize_utterances,
     permute,
 )
-from spkid_dist.order import GOLDEN, MASK, _mix
 
 finite = st.floats(-1e6, 1e6, width=32)
 matrices = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=finite)

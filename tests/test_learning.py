@@ -14,10 +14,10 @@ from training import statistics
 from shards import ShardDataset, UsageError
 from spkid_dist.config import ScoreConfig, TrainConfig
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.learning import Schedule, compile_model, make_optimizer, seed_dropout, training_loss
 from spkid_dist.score import score
+from spkid_dist.streaming.windows import DatasetWindows
 from spkid_dist.train import train
-from spkid_dist.windows import DatasetWindows
+from spkid_dist.training.learning import Schedule, compile_model, make_optimizer, seed_dropout, training_loss
 
 STEPS = 7  # an epoch
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.ledger import Ledger, LedgerError, check_epoch
+from spkid_dist.streaming.ledger import Ledger, LedgerError, check_epoch
 
 
 @given(st.integers(0, 300), st.integers(1, 5), st.randoms())

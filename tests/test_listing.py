@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import FmatrixSource, InputError, Layout, Utterance, convert, make_plan, plan, read_list
+from shards import FmatrixSource, InputError, Layout, Utterance, convert, make_plan, read_list
 from shards import listing as listing_module
+from shards.conversion import plan as plan_module
 from shards.hashing import UtteranceSum, sum_utterances
 from shards.lines import CHUNK_BYTES, numbered_lines, read_chunks
 from shards.listing import ListFile, MemoryListing, storage_order
@@ -117,7 +118,7 @@ def test_bytes_that_are_no_utf8_are_named_in_any_chunk(tmp_path, monkeypatch):
 def test_an_utterance_that_is_listed_twice_is_found_when_it_is_selected(tmp_path, monkeypatch):
     path = tmp_path / "list"
     path.write_text("".join(f"B/s/{n % 150}\n\n" for n in range(151)))
-    monkeypatch.setattr(plan, "SEGMENT_UTTERANCES", 40)
+    monkeypatch.setattr(plan_module, "SEGMENT_UTTERANCES", 40)
     source = FmatrixSource(tmp_path, "mcp")
     write_fmatrix(tmp_path / "f", np.zeros((1, 4), np.float32))
     monkeypatch.setattr(FmatrixSource, "where", lambda _self, _utterance: str(tmp_path / "f"))
@@ -150,7 +151,7 @@ def test_tasks_are_the_same_in_segments_of_any_size(tmp_path, monkeypatch, segme
     (tmp_path / "list").write_text("".join(f"{utterance.key}\n" for utterance in utterances))
     source, layout = FmatrixSource(tmp_path / "mcp", "mcp"), Layout(shard_bytes=160)
     reference = make_plan(utterances, ["s0", "s1", "s2"], source, layout)
-    monkeypatch.setattr(plan, "SEGMENT_UTTERANCES", segment)
+    monkeypatch.setattr(plan_module, "SEGMENT_UTTERANCES", segment)
     listed = make_plan(ListFile(tmp_path / "list", speaker_by_component(2), 0), ["s0", "s1", "s2"], source, layout)
     assert listed.job == reference.job
     shards = [0, 1, 2, 3, 5, 8, 9, 10, 11]

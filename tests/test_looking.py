@@ -10,9 +10,9 @@ from training import OPTIONS, checkpoints, result, statistics
 
 from shards import UsageError
 from spkid_dist.config import TrainConfig
-from spkid_dist.profiling import StepProfile
 from spkid_dist.train import train
-from spkid_dist.watch import Watch, clock
+from spkid_dist.training.profiling import StepProfile
+from spkid_dist.training.watch import Watch, clock
 
 LINE = re.compile(
     r"TRAINING: (\d+)/(\d+) epoch (\d+) loss: [\d.]+ acc: [\d.]+ windows/s: [\d,]+ waiting for data: [\d.]+% "

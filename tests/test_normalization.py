@@ -6,8 +6,8 @@ from conftest import make_corpus
 from test_kernels import twin_normalize, twin_windows
 
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.normalization import normalize_frames
-from spkid_dist.windows import EDGE_CODES
+from spkid_dist.streaming.normalization import normalize_frames
+from spkid_dist.streaming.windows import EDGE_CODES
 
 LENGTHS = [7, 1, 12, 3, 9, 30, 2, 5, 18]
 

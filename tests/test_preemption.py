@@ -15,8 +15,8 @@ from training import OPTIONS, checkpoints, command, environment, result, run, si
 from shards import InputError
 from shards.errors import EXIT_STOPPED, Stopped
 from spkid_dist.config import TrainConfig
-from spkid_dist.finite import FiniteGuard, weigh
 from spkid_dist.train import train
+from spkid_dist.training.finite import FiniteGuard, weigh
 
 
 @pytest.fixture

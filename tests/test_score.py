@@ -14,12 +14,12 @@ from training import run
 from shards import InputError, Layout, UsageError
 from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.config import ScoreConfig
-from spkid_dist.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
 from spkid_dist.model import build_model
 from spkid_dist.processes import Processes
 from spkid_dist.score import open_utterances, score
-from spkid_dist.trained import load_trained
-from spkid_dist.windows import EDGE_CODES
+from spkid_dist.scoring.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
+from spkid_dist.scoring.trained import load_trained
+from spkid_dist.streaming.windows import EDGE_CODES
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from test_kernels import twin_windows
 
 from shards import InputError, UsageError
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.selection import Selection
-from spkid_dist.windows import EDGE_CODES
+from spkid_dist.streaming.selection import Selection
+from spkid_dist.streaming.windows import EDGE_CODES
 
 # Odd utterances are spk1's, who has a sixth of spk0's frames.
 LENGTHS = [30, 8, 25, 6, 41, 5, 22, 7]

@@ -11,17 +11,17 @@ import pytest
 from conftest import make_corpus
 
 from shards.errors import InputError, UsageError
-from spkid_dist import kernels
-from spkid_dist.clustermodel import Plan, predict
-from spkid_dist.clusterparts import Network
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.devicerates import PRESETS, fit_step
-from spkid_dist.measuring import Task, _run_processes
-from spkid_dist.mixing import distinct_in_permutation, distinct_in_pools
 from spkid_dist.model import NetworkOptions
 from spkid_dist.order import EpochOrder, RankShare
-from spkid_dist.simulate import WELL_MIXED, make_plan, shuffle_windows_for
-from spkid_dist.simulate_config import RateFlags, SimulateConfig
+from spkid_dist.simulation.clustermodel import Plan, predict
+from spkid_dist.simulation.clusterparts import Network
+from spkid_dist.simulation.command import WELL_MIXED, make_plan, shuffle_windows_for
+from spkid_dist.simulation.config import RateFlags, SimulateConfig
+from spkid_dist.simulation.devicerates import PRESETS, fit_step
+from spkid_dist.simulation.measuring import Task, _run_processes
+from spkid_dist.simulation.mixing import distinct_in_permutation, distinct_in_pools
+from spkid_dist.streaming import kernels
 
 SIZE = {"frames": 10**9, "mean_frames": 250, "speakers": 1000}
 CLUSTER = {"nodes": 4, "gpus": 8, "network_gbits": 100, "store_gbytes": 2, "memory_gb": 500, "price": 10}
@@ -64,8 +64,9 @@ def test_the_command_prints_a_table_and_json(corpus):
 
 def test_predicting_by_a_data_sheet_loads_no_torch():
     program = (
-        "import sys; from spkid_dist.simulate import make_plan; from spkid_dist.clustermodel import predict\n"
-        "from spkid_dist.simulate_config import SimulateConfig\n"
+        "import sys; from spkid_dist.simulation.command import make_plan\n"
+        "from spkid_dist.simulation.clustermodel import predict\n"
+        "from spkid_dist.simulation.config import SimulateConfig\n"
         "predict(make_plan(SimulateConfig(frames=10**6, utterances=4000, speakers=9, device='h100')))\n"
         "sys.exit('torch' in sys.modules)"
     )

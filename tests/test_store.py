@@ -469,7 +469,7 @@ def test_a_block_outside_its_shard_is_never_asked_for(copy, corpus, monkeypatch,
         with pytest.raises(InputError, match=rf"{BLOCKS_NAME}: damaged: its blocks do not lie within their shards"):
             ShardDataset(store.url, options())
         assert store.count(".tar") == 0
-    monkeypatch.setattr("shards.store.CHECKED_TABLE_BYTES", 0)  # as if the tables were too large to look at
+    monkeypatch.setattr("shards.stores.store.CHECKED_TABLE_BYTES", 0)  # as if the tables were too large to look at
     with pytest.raises(InputError, match=rf"{BLOCKS_NAME}: damaged: row 3 is of bytes"):
         ShardDataset(copy).read_block(3)
 

@@ -14,8 +14,8 @@ from torch import nn
 from training import LAUNCH, environment, statistics
 
 from spkid_dist.config import TrainConfig
-from spkid_dist.report import read_options
 from spkid_dist.train import train
+from spkid_dist.training.report import read_options
 
 
 def run(*arguments, processes=1, cwd=None):

@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from spkid_dist.trials import TrialCounts, det_curve
+from spkid_dist.scoring.trials import TrialCounts, det_curve
 
 
 def curve_of(scores, true):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from shards import ShardDataset, SpkidError
 from shards.layout import BLOCKS_NAME, MANIFEST_NAME, UTTERANCES_NAME
 from shards.manifest import parse_manifest
-from shards.verify import verify_dataset
+from shards.verification.verify import verify_dataset
 from spkid_dist.config import VerifyConfig
 from spkid_dist.verifying import verify
 

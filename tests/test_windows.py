@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import make_corpus
 
-from spkid_dist import windows as windows_module
-from spkid_dist.kernels import windows_of
-from spkid_dist.selection import Selection
-from spkid_dist.windows import EDGE_CODES, DatasetWindows
+from spkid_dist.streaming import windows as windows_module
+from spkid_dist.streaming.kernels import windows_of
+from spkid_dist.streaming.selection import Selection
+from spkid_dist.streaming.windows import EDGE_CODES, DatasetWindows
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from spkid_dist.bench.workbench import Workbench, torch_threads
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.ranks import explain_lost_ranks, raise_everywhere
-from spkid_dist.startup import make_accelerator
+from spkid_dist.training.startup import make_accelerator
 
 TIMEOUT_MINUTES = 600.0  # the other ranks wait while one shards the corpus
 MEASURES: dict[str, Callable[[Workbench], Findings]] = {

@@ -11,9 +11,9 @@ from shards.errors import UsageError
 from spkid_dist.bench.rows import SCORE, Findings, make_row, middle
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.model import model_from_options
-from spkid_dist.scorer import ACCELERATOR_BATCH, CPU_BATCH, Scorer
-from spkid_dist.trained import TrainedModel
-from spkid_dist.utterances import Group, ListedFiles, ShardedUtterances, Utterances
+from spkid_dist.scoring.scorer import ACCELERATOR_BATCH, CPU_BATCH, Scorer
+from spkid_dist.scoring.trained import TrainedModel
+from spkid_dist.scoring.utterances import Group, ListedFiles, ShardedUtterances, Utterances
 
 READERS = 4
 NETWORK, FILES, SHARDS = "the network alone", "spkid score, files", "spkid score, shards"

@@ -5,13 +5,13 @@ import torch
 from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.engine import choose_engine, make_engine, prepare
-from spkid_dist.finite import FiniteGuard
-from spkid_dist.learning import Schedule, make_optimizer
 from spkid_dist.model import model_from_options
-from spkid_dist.report import options_of
-from spkid_dist.step import StepParts
-from spkid_dist.tally import Tally
+from spkid_dist.training.engine import choose_engine, make_engine, prepare
+from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.training.learning import Schedule, make_optimizer
+from spkid_dist.training.report import options_of
+from spkid_dist.training.step import StepParts
+from spkid_dist.training.tally import Tally
 
 
 class TrainingSteps:

@@ -16,9 +16,9 @@ from spkid_dist.bench.rows import POOLS, STACK, Findings, Row, make_row
 from spkid_dist.bench.workbench import Case, Workbench, torch_threads
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.pool import PoolFiller
-from spkid_dist.stacking import Batch, DeviceStacker, HostStack, Stack
-from spkid_dist.windows import EDGE_CODES
+from spkid_dist.streaming.pool import PoolFiller
+from spkid_dist.streaming.stacking import Batch, DeviceStacker, HostStack, Stack
+from spkid_dist.streaming.windows import EDGE_CODES
 
 SOURCE_BATCHES = 96  # of the copied buffer: more than the processor's cache
 POOL_PARTS = 20

@@ -15,7 +15,7 @@ from spkid_dist.bench.stream import endless, open_stream, run_windows
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.stacking import Batch
+from spkid_dist.streaming.stacking import Batch
 
 CACHED, STREAMED, MATRIX = "the step, one cached batch", "training from the stream", "matrix products"
 ASKED_SHARE, ASKED_WAITING = 0.95, 0.03

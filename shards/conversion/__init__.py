@@ -1,0 +1,1 @@
+"""From feature files to a dataset: plan, tasks, shards, records, and their assembly."""

@@ -1,0 +1,169 @@
+"""Where a dataset is written: a local folder, or anything that fsspec writes to, such as ``s3://bucket/corpus``.
+
+In either, a file is whole or not there: locally by renaming, remotely because an object appears when its upload ends. What
+is made piece by piece (a shard) lies in a local temporary file until it is uploaded.
+"""
+
+import contextlib
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from shards.errors import InputError, UsageError
+from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, write_all
+from shards.stores.remote import RemoteFiles, open_filesystem
+
+
+class Folder(ABC):
+    """Files by name, in one folder and its subfolders; names have ``/`` between folder and file.
+
+    All methods raise InputError where the folder can't be reached or written.
+    """
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """The file as messages name it."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The names of all files with their bytes, without unfinished ones."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """The contents of a file. Raises FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Open a file that appears under `name` when the block ends without an error."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    @abstractmethod
+    def remove_unfinished(self) -> None:
+        """Give back the room of unfinished files that this host's processes left when they were killed."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a whole file."""
+        with self.create(name) as file:
+            write_all(file, data)
+
+
+@dataclass(frozen=True)
+class LocalFolder(Folder):
+    """A folder of this machine's file system; made with the first file."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def where(self, name: str) -> str:
+        """The file's path."""
+        return str(self.path / name)
+
+    def sizes(self) -> dict[str, int]:
+        """The names of all files with their bytes, without unfinished ones."""
+        paths = self.path.rglob("*") if self.path.is_dir() else ()
+        return {
+            str(path.relative_to(self.path)): path.stat().st_size
+            for path in paths
+            if TEMPORARY_MARK not in path.name and path.is_file()
+        }
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file. Raises FileNotFoundError where there is none."""
+        return (self.path / name).read_bytes()
+
+    def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Open a file that appears under `name` when the block ends without an error."""
+        path = self.path / name
+        make_folder(path.parent)
+        return atomic_writer(path)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there, and its subfolder, if that is empty then."""
+        path = self.path / name
+        path.unlink(missing_ok=True)
+        if path.parent != self.path:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
+
+    def remove_unfinished(self) -> None:
+        """Give back the room of unfinished files that this host's processes left when they were killed."""
+        if not self.path.is_dir():
+            return
+        for path in self.path.rglob(f"*{TEMPORARY_MARK}*"):
+            if is_left_behind(path.name):
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RemoteFolder(Folder):
+    """A folder at a URL that fsspec knows."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def where(self, name: str) -> str:
+        """The file's URL."""
+        return f"{self.url}/{name}"
+
+    def sizes(self) -> dict[str, int]:
+        """The names of all files with their bytes."""
+        with self._reached(self.url) as (fs, root):
+            fs.invalidate_cache()
+            found = fs.find(root, detail=True)
+            return {str(path)[len(root) + 1 :]: int(info["size"]) for path, info in found.items()}
+
+    def read(self, name: str) -> bytes:
+        """The contents of a file. Raises FileNotFoundError where there is none."""
+        return RemoteFiles(self.url).read(name)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a local temporary file that is uploaded to `name` when the block ends without an error."""
+        with tempfile.TemporaryDirectory(prefix="spkid-upload-") as staging:
+            path = Path(staging) / "file"
+            try:
+                with path.open("w+b", buffering=0) as file:
+                    yield file
+            except OSError as error:
+                raise InputError(
+                    f"{staging}: can't be written: {error.strerror}; point TMPDIR to a larger disk"
+                ) from error
+            with self._reached(self.where(name)) as (fs, root):
+                fs.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)  # noqa: PTH120 - a URL's path
+                fs.put_file(str(path), f"{root}/{name}")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with self._reached(self.where(name)) as (fs, root), contextlib.suppress(FileNotFoundError):
+            fs.rm_file(f"{root}/{name}")
+
+    def remove_unfinished(self) -> None:
+        """Nothing: a store shows no unfinished upload, and the temporary file was in the system's folder for them."""
+
+    @contextlib.contextmanager
+    def _reached(self, where: str) -> Iterator[tuple[Any, str]]:
+        """The file system and the folder's path in it; what it raises becomes our error."""
+        fs, root = open_filesystem(self.url, repeats=True)
+        try:
+            yield fs, root
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"{self.url}: can't be opened: {error}") from error
+        except Exception as error:
+            raise InputError(f"{where}: the store failed: {type(error).__name__}: {error}; run again later") from error
+
+
+def open_folder(place: str | Path) -> Folder:
+    """The folder at a path, or at a URL such as ``s3://bucket/corpus``."""
+    text = str(place)
+    return RemoteFolder(text.rstrip("/")) if "://" in text else LocalFolder(Path(place))

@@ -1,0 +1,1 @@
+"""Behind `spkid_dist.score`: from utterances to decisions, figures and pictures."""

@@ -1,0 +1,187 @@
+"""The pictures of a scoring: confusions, error rate by length, DET curve; PNG, drawn without a display."""
+
+import io
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spkid_dist.scoring.confusion import ErrorRates, LengthGroup, worst_pairs
+from spkid_dist.scoring.trials import DetCurve
+
+MATRIX_SPEAKERS = 40  # more names can't be read beside a matrix
+COUNTED_SPEAKERS = 15  # more numbers can't be read in one
+LISTED_PAIRS = 20
+NAME_LENGTH = 14
+PALE, BLUE, RED, GREY = "#8db8de", "#1f5a99", "#b3261e", "#777777"
+# fmt: off
+DET_RATES = (
+    0.00001, 0.0001, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99,
+)
+# fmt: on
+DET_POINTS = 2000
+
+
+def draw_pictures(
+    true: NDArray[np.int64],
+    found: NDArray[np.int64],
+    speakers: Sequence[str],
+    rates: ErrorRates | None,
+    det: DetCurve | None,
+) -> dict[str, bytes]:
+    """The pictures that there is something for, by name: ``confusion``, ``lengths`` and ``det``, PNG each."""
+    pictures = {}
+    if rates is not None:
+        known = true >= 0
+        pictures["confusion"] = draw_confusions(true[known], found[known], speakers)
+        pictures["lengths"] = draw_lengths(rates.lengths)
+    if det is not None:
+        pictures["det"] = draw_det(det)
+    return pictures
+
+
+def draw_confusions(true: NDArray[np.int64], found: NDArray[np.int64], speakers: Sequence[str]) -> bytes:
+    """Who is taken for whom: true and found classes (U,). A matrix for few speakers, the confusions alone for many."""
+    wrong = int((true != found).sum())
+    title = f"{wrong:,} of {len(true):,} utterances taken for another of {len(speakers):,} speakers"
+    if len(speakers) <= MATRIX_SPEAKERS:
+        side = 3.2 + 0.25 * max(len(speakers), 10)
+        return _png((side + 1, side), lambda figure: _draw_matrix(figure, true, found, speakers, title))
+    return _png((13, 7.5), lambda figure: _draw_map(figure, true, found, speakers, title))
+
+
+def draw_lengths(groups: Sequence[LengthGroup]) -> bytes:
+    """The error rate of each group of lengths, with its 95 % interval."""
+    return _png((8, 5), lambda figure: _draw_lengths(figure, groups))
+
+
+def draw_det(curve: DetCurve) -> bytes:
+    """The DET curve on normal deviate axes, with the equal error rate."""
+    return _png((7, 7), lambda figure: _draw_det(figure, curve))
+
+
+def _png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
+    from matplotlib.figure import Figure  # a figure of its own: no backend and no global state
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+def _draw_matrix(
+    figure: Any, true: NDArray[np.int64], found: NDArray[np.int64], speakers: Sequence[str], title: str
+) -> None:
+    size = len(speakers)
+    counts = np.zeros((size, size), np.int64)
+    np.add.at(counts, (true, found), 1)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis = figure.subplots()
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [_short(name) for name in speakers]
+    font = 9 if size <= 20 else 7
+    axis.set_xticks(range(size), names, rotation=90, fontsize=font)
+    axis.set_yticks(range(size), names, fontsize=font)
+    axis.set(title=title, xlabel="found speaker", ylabel="true speaker")
+    for a, b in np.argwhere(counts):
+        if size <= COUNTED_SPEAKERS or a != b:
+            colour = "white" if shares[a, b] > 0.5 else (RED if a != b else "black")
+            axis.text(b, a, counts[a, b], ha="center", va="center", color=colour, fontsize=font)
+    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true speaker's utterances")
+
+
+def _draw_map(
+    figure: Any, true: NDArray[np.int64], found: NDArray[np.int64], speakers: Sequence[str], title: str
+) -> None:
+    """Left a dot for each confused pair, its size and colour their number; right the most frequent pairs by name."""
+    pairs = worst_pairs(true, found, most=len(true))
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("confusions", (PALE, BLUE, RED))
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    left.plot((0, len(speakers)), (0, len(speakers)), color=GREY, linewidth=0.6)
+    if pairs:
+        a, b, counts = np.array(pairs[::-1]).T  # the most frequent drawn last, on top
+        dots = left.scatter(b, a, s=10 + 14 * (counts - 1), c=counts, cmap=colours, vmin=1, linewidths=0)
+        bar = figure.colorbar(dots, ax=left, shrink=0.8, label="utterances")
+        bar.ax.yaxis.get_major_locator().set_params(integer=True)
+    limits = (-1, len(speakers))
+    left.set(title=title, xlabel="found class", ylabel="true class", xlim=limits, ylim=limits[::-1], aspect="equal")
+    shown = pairs[:LISTED_PAIRS]
+    right.barh(range(len(shown)), [count for _, _, count in shown], color=BLUE)
+    labels = [f"{_short(speakers[a])} → {_short(speakers[b])}" for a, b, _ in shown]
+    right.set_yticks(range(len(shown)), labels, fontsize=8)
+    right.margins(y=0.01)
+    right.invert_yaxis()
+    right.set(title="the most frequent confusions, true → found", xlabel="utterances")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    right.grid(axis="x", alpha=0.3)
+
+
+def _draw_lengths(figure: Any, groups: Sequence[LengthGroup]) -> None:
+    axis = figure.subplots()
+    rates = np.array([group.utterances.rate for group in groups]) * 100
+    low = np.array([group.utterances.low for group in groups]) * 100
+    high = np.array([group.utterances.high for group in groups]) * 100
+    places = np.arange(len(groups))
+    axis.vlines(places, low, high, color=GREY, linewidth=2, label="95 % interval")
+    axis.plot(places, rates, "o", color=BLUE, markersize=8, label="error rate")
+    for place, group in zip(places, groups, strict=True):
+        errors = group.utterances
+        text = f"{errors.errors}/{errors.total}"
+        axis.annotate(text, (place, rates[place]), (9, 0), textcoords="offset points", va="center", fontsize=9)
+    labels = [f"{group.first}-{group.last}" if group.first < group.last else f"{group.first}" for group in groups]
+    axis.set_xticks(places, labels, rotation=30 if len(groups) > 4 else 0)
+    axis.set_xlim(-0.5, len(groups) - 0.2)
+    axis.set_ylim(bottom=-0.04 * max(high))  # a rate of 0 lies clear of the axis
+    axis.set_title("utterance errors by length", loc="left")
+    axis.set(xlabel="frames of the utterance", ylabel="error rate, %")
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above, where no interval is
+
+
+def _draw_det(figure: Any, curve: DetCurve) -> None:
+    axis = figure.subplots()
+    # A rate that is 0 among n trials has no place on these axes: the curve ends at half a trial.
+    least = (0.5 / curve.num_others, 0.5 / curve.num_targets)
+    kept = _thinned(curve)
+    x, y = (
+        _probit(np.clip(rates[kept], smallest, 1 - smallest))
+        for rates, smallest in zip((curve.false_alarms, curve.misses), least, strict=True)
+    )
+    axis.plot(x, y, color=BLUE, linewidth=1.8)
+    rate, _ = curve.equal_error
+    lowest, highest = min(0.01, max(rate / 20, 1e-5)), max(0.5, min(0.99, 2 * rate))
+    place = _probit(np.array([max(rate, lowest)]))[0]
+    axis.plot(place, place, "o", color=RED, label=f"equal error rate {rate:.2%}")
+    limits = tuple(_probit(np.array([lowest, highest])))
+    ticks = [tick for tick in DET_RATES if lowest <= tick <= highest]
+    axis.plot(limits, limits, color=GREY, linewidth=0.6)
+    for set_ticks in (axis.set_xticks, axis.set_yticks):
+        set_ticks(_probit(np.array(ticks)), [f"{100 * tick:g}" for tick in ticks])
+    axis.set(xlim=limits, ylim=limits, aspect="equal", xlabel="false alarms, %", ylabel="misses, %")
+    axis.set_title(f"claimed speakers: {curve.num_targets:,} target and {curve.num_others:,} other trials")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper right")
+
+
+def _thinned(curve: DetCurve) -> NDArray[np.int64]:
+    """Points of the curve that are enough to draw it: the first of each step of either axis."""
+    steps = [
+        np.round(_probit(np.clip(r, 1e-9, 1 - 1e-9)) * DET_POINTS / 12) for r in (curve.false_alarms, curve.misses)
+    ]
+    moved = (np.diff(steps[0]) != 0) | (np.diff(steps[1]) != 0)
+    return np.flatnonzero(np.concatenate(([True], moved)) | np.concatenate((moved, [True])))
+
+
+def _probit(rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The standard normal deviates of rates in (0, 1)."""
+    inverse = NormalDist().inv_cdf
+    return np.array([inverse(rate) for rate in rates.tolist()])
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"

@@ -1,0 +1,176 @@
+"""Where the utterances to be scored come from: files of a list, or a sharded dataset.
+
+Either deals its utterances to W ranks and yields them in groups, read ahead by threads. An utterance is known by its
+position in the results, which are in the order of the list, or of the dataset where there is no list.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.conversion.frames import check_finite, check_shape
+from shards.corpus import Utterance
+from shards.dataset import ShardDataset
+from shards.errors import InputError
+from shards.layout import key_hash
+from shards.parallel import in_order
+from shards.sources import Source
+from shards.stores.store import StoreOptions
+from spkid_dist.scoring.trained import TrainedModel
+
+UNKNOWN = -1  # true class of an utterance whose speaker is not known, or none of the model's
+FILES_A_TASK = 8  # a thread's task costs as much as reading a small file
+
+
+@dataclass(frozen=True)
+class Group:
+    """U utterances end to end: U keys, frames (T, D) float32, lengths (U,) int32, positions and true classes (U,) int64."""
+
+    keys: list[str]
+    frames: NDArray[np.float32]
+    lengths: NDArray[np.int32]
+    positions: NDArray[np.int64]
+    true: NDArray[np.int64]
+
+
+class Utterances(Protocol):
+    """What can be scored: `count` utterances, of which every rank reads its share."""
+
+    count: int
+
+    def share_size(self, rank: int, world_size: int) -> int:
+        """How many utterances are this rank's."""
+
+    def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
+        """This rank's utterances. Raises InputError where one can't be read."""
+
+
+class ListedFiles:
+    """The files of a list, read from a source; every W-th of them is a rank's."""
+
+    def __init__(self, listed: Sequence[Utterance], source: Source, model: TrainedModel) -> None:
+        self._listed = listed
+        self._source = source
+        self._num_features = model.num_features
+        self._classes = {name: index for index, name in enumerate(model.speakers)}
+        self.count = len(listed)
+
+    def share_size(self, rank: int, world_size: int) -> int:
+        """How many utterances are this rank's."""
+        return len(range(rank, self.count, world_size))
+
+    def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
+        """This rank's utterances, some files a group. Raises InputError where one can't be read or is no such features."""
+        share = range(rank, self.count, world_size)
+        tasks = (share[first : first + FILES_A_TASK] for first in range(0, len(share), FILES_A_TASK))
+        yield from in_order(self._read, tasks, workers)
+
+    def _read(self, positions: range) -> Group:
+        utterances = [self._listed[position] for position in positions]
+        loaded = [self._load(utterance) for utterance in utterances]
+        return Group(
+            [utterance.key for utterance in utterances],
+            np.concatenate(loaded),
+            np.array([len(frames) for frames in loaded], np.int32),
+            np.array(positions, np.int64),
+            np.array([self._classes.get(utterance.speaker, UNKNOWN) for utterance in utterances], np.int64),
+        )
+
+    def _load(self, utterance: Utterance) -> NDArray[np.float32]:
+        frames = self._source.load(utterance)
+        check_shape(frames, self._num_features, "the model was trained on", self._source.where(utterance))
+        check_finite(frames, self._source.where(utterance))
+        return frames
+
+
+class ShardedUtterances:
+    """A sharded dataset, or those of its utterances that a list names, in the list's order.
+
+    The utterances' keys stand in the blocks; the table has their hashes, which tell the blocks that a list needs. Every
+    W-th of these blocks is a rank's.
+
+    Raises:
+        InputError: the dataset is missing or damaged, not of this model's features, or lacks an utterance of the list.
+        UsageError: the kind of URL is not known, its library is not installed, or it needs a cache.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: TrainedModel,
+        listed: Sequence[Utterance] | None,
+        list_path: Path | None,
+        store: StoreOptions | None = None,
+    ) -> None:
+        self.data = ShardDataset(folder, store)
+        self._check_features(model)
+        classes = {name: index for index, name in enumerate(model.speakers)}
+        names = self.data.manifest.speakers
+        self._class_of_label = np.array([classes.get(name, UNKNOWN) for name in names], np.int64)
+        self._position: dict[str, int] | None = None
+        if listed is None:
+            self.count = self.data.manifest.num_utterances
+            self._blocks: NDArray[np.int64] = np.arange(len(self.data.blocks))
+            self._per_block = np.asarray(self.data.blocks["utterances"], np.int64)
+        else:
+            self.count = len(listed)
+            self._position = {utterance.key: position for position, utterance in enumerate(listed)}
+            rows = _find_rows(self.data, listed, list_path)
+            self._blocks, self._per_block = np.unique(self.data.utterances["block"][rows], return_counts=True)
+
+    def share_size(self, rank: int, world_size: int) -> int:
+        """How many utterances are this rank's."""
+        return int(self._per_block[rank::world_size].sum())
+
+    def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
+        """This rank's utterances, a block a group. Raises InputError where a block is damaged, or the store fails."""
+        workers = max(workers, self.data.reads_ahead)
+        yield from in_order(self._read, self._blocks[rank::world_size].tolist(), workers)
+
+    def _read(self, block: int) -> Group:
+        arrays = self.data.read_block(block)
+        keys, lengths, labels = arrays.keys(), arrays.lengths, arrays.labels
+        if self._position is None:
+            first = int(self.data.blocks[block]["first_utterance"])
+            positions = np.arange(first, first + len(lengths))
+            frames = arrays.frames.astype(np.float32, copy=False)
+            return Group(keys, frames, lengths, positions, self._class_of_label[labels])
+        positions = np.array([self._position.get(key, -1) for key in keys], np.int64)
+        wanted = positions >= 0
+        frames = arrays.frames[np.repeat(wanted, lengths)].astype(np.float32, copy=False)
+        keys = [key for key, is_wanted in zip(keys, wanted, strict=True) if is_wanted]
+        return Group(keys, frames, lengths[wanted], positions[wanted], self._class_of_label[labels[wanted]])
+
+    def _check_features(self, model: TrainedModel) -> None:
+        manifest = self.data.manifest
+        source = model.options.get("source")
+        trained_features = source.get("features") if isinstance(source, dict) else None
+        for what, found, expected in (
+            ("features per frame", manifest.num_features, model.num_features),
+            ("options of audio features", manifest.source.get("features"), trained_features),
+        ):
+            if found != expected:
+                raise InputError(
+                    f"{self.data.folder}: its {what} are {found}, but the model was trained on {expected}; shard the "
+                    "utterances with the features of the training"
+                )
+
+
+def _find_rows(data: ShardDataset, listed: Sequence[Utterance], list_path: Path | None) -> NDArray[np.int64]:
+    """The listed utterances' rows in the dataset's table, found by their keys' hashes."""
+    hashes = np.asarray(data.utterances["key_hash"])
+    order = np.argsort(hashes)
+    asked = np.array([key_hash(utterance.key) for utterance in listed], np.uint64)
+    places = np.searchsorted(hashes, asked, sorter=order).clip(max=len(hashes) - 1)
+    rows: NDArray[np.int64] = order[places]
+    missing = np.flatnonzero(hashes[rows] != asked)
+    if len(missing):
+        raise InputError(
+            f"{list_path}: utterance {listed[missing[0]].key!r} is not in the dataset {data.folder} ({len(missing)} of "
+            f"{len(listed)} are not); shard it, or remove it from the list"
+        )
+    return rows

@@ -1,0 +1,250 @@
+"""The rates of this machine, measured in some seconds: a real stream, real training steps, a real all-reduce.
+
+As many processes as a node is to have, as far as this machine has cores or devices, do the same side by side, so that what they
+share (cores, memory) is shared as in a training. A process measures, in this order: its first batch; stacking, out of pools
+that are filled; filling; steps of its share of a batch and of an eighth of it, alone and with their all-reduce.
+"""
+
+import gc
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from shards import Layout, Utterance, convert, make_plan
+from shards.errors import InputError
+from spkid_dist.dataset import WindowDataset
+from spkid_dist.simulation.clusterparts import Cluster, Corpus, Network, Stream
+from spkid_dist.simulation.devicerates import DeviceRates, fit_step
+from spkid_dist.simulation.steptime import StepTimer, find_device, seconds_of
+
+OTHERWISE = "give --device h100, and rates by the flags"
+MEASURED_BYTES = 64_000_000  # of frames: more than most caches hold
+LONGEST_SECONDS = 300.0  # of measuring; a process that waits for one that has ended would wait for ever
+EXIT_SECONDS = 5.0  # after its result a process has nothing more to do
+SMALLER_SHARE = 8  # the second size of a step is so many times smaller
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a process measures: `windows` a step of its share, in `processes` that meet by a file in `folder`."""
+
+    folder: Path
+    processes: int
+    windows: int
+    network: Network
+    num_features: int
+    in_frames: int
+    num_streams: int
+    stacks_on_device: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a process found: seconds, and windows a second."""
+
+    first_batch_seconds: float
+    stack_windows_per_second: float
+    fill_windows_per_second: float
+    step_seconds: float
+    small_step_seconds: float
+    joint_step_seconds: float
+    process_bytes: int
+
+
+def measure_rates(
+    corpus: Corpus, network: Network, stream: Stream, cluster: Cluster, *, stacks_on_device: bool
+) -> DeviceRates:
+    """The rates of this machine for such a training. Raises InputError where a process that measures ends."""
+    wanted = min(cluster.devices_per_node, _num_devices())
+    processes = max(wanted, 2) if cluster.ranks > 1 else 1  # an all-reduce takes two
+    with tempfile.TemporaryDirectory() as name:
+        task = Task(
+            folder=Path(name),
+            processes=processes,
+            windows=max(1, stream.rank_windows(cluster.ranks, corpus.num_windows)),
+            network=network,
+            num_features=corpus.num_features,
+            in_frames=stream.in_frames,
+            num_streams=max(2, stream.num_streams),
+            stacks_on_device=stacks_on_device,
+        )
+        _write_dataset(task, corpus, -(-stream.shuffle_windows // cluster.ranks))
+        next(iter(_open(task)))  # compiles the loops where they never ran before
+        found = _run_processes(task)
+    mean = {name: statistics.fmean(getattr(one, name) for one in found) for name in Measured.__annotations__}
+    small = max(1, task.windows // SMALLER_SHARE), mean["small_step_seconds"]
+    rounds = max(1, (processes - 1).bit_length())  # as `clustermodel` counts them
+    overhead, rate = fit_step(small, (task.windows, mean["step_seconds"]))
+    return DeviceRates(
+        source=f"measured here, by {processes} process{'es' * (processes > 1)}",
+        step_overhead_seconds=overhead,
+        compute_windows_per_second=rate,
+        stack_windows_per_second=mean["stack_windows_per_second"],
+        fill_windows_per_second=mean["fill_windows_per_second"],
+        bus_bytes_per_second=None,  # the steps that were measured begin on the host
+        stacks_on_device=stacks_on_device,
+        allreduce_hop_seconds=max(0.0, mean["joint_step_seconds"] - mean["step_seconds"]) / rounds,
+        first_batch_seconds=mean["first_batch_seconds"],
+        process_bytes=round(mean["process_bytes"]),
+    )
+
+
+def _num_devices() -> int:
+    """Devices of this machine; without a GPU, its cores."""
+    return len(os.sched_getaffinity(0)) if find_device().type == "cpu" else torch.cuda.device_count()
+
+
+class RandomSource:
+    """Utterances of random frames, all of the same length."""
+
+    def __init__(self, num_frames: int, num_features: int) -> None:
+        self._shape = num_frames, num_features
+
+    def load(self, utterance: Utterance) -> NDArray[np.float32]:
+        """The frames (T, D) of an utterance, whose key is its number."""
+        return np.random.default_rng(int(utterance.key)).standard_normal(self._shape, np.float32)
+
+    def where(self, utterance: Utterance) -> str:
+        """For messages."""
+        return f"utterance {utterance.key}"
+
+    def describe(self) -> dict[str, Any]:
+        """The kind of source."""
+        return {"kind": "random"}
+
+
+def _write_dataset(task: Task, corpus: Corpus, num_windows: int) -> None:
+    """Shard about as many windows as a rank's pools have, but no more than `MEASURED_BYTES` of frames."""
+    length = max(task.in_frames + 1, round(corpus.num_frames / corpus.num_utterances))
+    value_bytes = corpus.value_bytes * corpus.num_features
+    frames = min(num_windows, MEASURED_BYTES // value_bytes, corpus.num_frames)
+    listed = [Utterance(f"{number}", f"spk{number % 2}") for number in range(max(2, frames // length))]
+    layout = Layout(dtype="float16" if corpus.value_bytes == 2 else "float32", block_frames=corpus.block_frames)
+    source = RandomSource(length, corpus.num_features)
+    convert(make_plan(listed, ["spk0", "spk1"], source, layout), source, task.folder / "shards")
+
+
+def _open(task: Task, world_size: int = 1) -> WindowDataset:
+    """The dataset, all of it in one generation of pools."""
+    device = find_device() if task.stacks_on_device else None
+    return WindowDataset(
+        task.folder / "shards",
+        in_frames=task.in_frames,
+        batch_size=task.windows * world_size,
+        num_streams=task.num_streams,
+        shuffle_windows=2**40,
+        device=device,
+        rank=0,
+        world_size=world_size,
+    )
+
+
+def _run_processes(task: Task) -> list[Measured]:
+    """What each process found. Raises InputError where one ends without, or they take too long; none is left running."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe(duplex=False) for _ in range(task.processes)]
+    running = [context.Process(target=_send, args=(task, rank, pipe[1])) for rank, pipe in enumerate(pipes)]
+    waiting, found = [pipe[0] for pipe in pipes], list[Measured]()
+    try:
+        for process, (_, sender) in zip(running, pipes, strict=True):
+            process.start()
+            sender.close()
+        until = time.monotonic() + LONGEST_SECONDS
+        while waiting:
+            ready = wait(waiting, max(0.0, until - time.monotonic()))
+            if not ready:
+                raise InputError(f"measuring: took more than {LONGEST_SECONDS:g} s; {OTHERWISE}")
+            for receiver in ready:
+                assert isinstance(receiver, Connection)
+                found.append(receiver.recv())
+                waiting.remove(receiver)
+    except EOFError:
+        raise InputError(f"measuring: a process has ended without a result, killed perhaps; {OTHERWISE}") from None
+    finally:
+        for process in running:
+            if process.pid is not None:
+                process.join(EXIT_SECONDS if not waiting else 0)
+                process.kill()
+                process.join()
+    return found
+
+
+def _send(task: Task, rank: int, sender: Connection) -> None:
+    """Called in a process of its own."""
+    sender.send(_measure(task, rank))
+    sender.close()
+    gc.collect()  # DDP's cycles keep the group's threads, which may not outlast the interpreter
+    if task.processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def _measure(task: Task, rank: int) -> Measured:
+    process_bytes = psutil.Process().memory_info().rss
+    if task.processes > 1:
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(1)  # as launchers of several processes set it
+        torch.distributed.init_process_group(
+            "gloo" if find_device().type == "cpu" else "nccl",
+            init_method=f"file://{task.folder / 'meeting'}",
+            rank=rank,
+            world_size=task.processes,
+            timeout=timedelta(seconds=LONGEST_SECONDS),
+        )
+    if find_device().type == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    first, stack_rate, num_windows = _measure_stacking(task)
+    fill_rate = _measure_filling(task)
+    timer = StepTimer(task.network, task.num_features, task.in_frames, joint=task.processes > 1)
+    alone, smaller = timer.seconds(task.windows), timer.seconds(max(1, task.windows // SMALLER_SHARE))
+    joint = timer.seconds(task.windows, with_allreduce=True)
+    return Measured(
+        first_batch_seconds=max(0.0, first - num_windows / fill_rate),
+        stack_windows_per_second=stack_rate,
+        fill_windows_per_second=fill_rate,
+        step_seconds=alone,
+        small_step_seconds=smaller,
+        joint_step_seconds=joint,
+        process_bytes=process_bytes,
+    )
+
+
+def _measure_stacking(task: Task) -> tuple[float, float, int]:
+    """Seconds to the first batch, the windows a second of further batches, and how many windows the pools have."""
+    began = time.perf_counter()
+    data = _open(task)
+    batches = _endless(data)
+    next(batches)
+    first = time.perf_counter() - began
+    next(batches)
+    seconds = statistics.median(seconds_of(lambda: next(batches)))
+    data.close()
+    return first, min(task.windows, data.num_windows) / seconds, data.num_windows
+
+
+def _endless(data: WindowDataset) -> Iterator[object]:
+    while True:
+        yield from data
+
+
+def _measure_filling(task: Task) -> float:
+    """Windows a second of filling pools, read from the page cache, by passing over them; half a dataset does not stay."""
+    data = _open(task, world_size=2)
+    share = data.share.consumed_before(data.num_windows)
+    stream = data.open_stream(0, 0)
+    stream.skip(share)
+    seconds = statistics.median(seconds_of(lambda: stream.skip(share)))
+    stream.close()
+    return share / seconds

@@ -1,0 +1,199 @@
+"""The compiled loops of the stream: plain functions on arrays that write into what the caller allocated.
+
+Shapes: T frames, D features per frame, U utterances of a block, C frames per window, R rows of an arena, N windows,
+S streams of this rank. Each kernel has a NumPy or Python twin in `tests/test_kernels.py`.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from shards.kernels import GOLDEN, mix
+from spkid_dist.streaming.intrinsics import copy_bytes, prefetch
+
+# Edge rules, as the kernels take them; `spkid_dist.streaming.windows` has their meaning.
+ZERO, EDGE, VALID = 0, 1, 2
+
+FLOAT32_EPS = float(np.finfo(np.float32).eps)
+CACHE_LINE = 64  # bytes
+GATHER_AHEAD = 4  # windows; 2 to 8 are as fast
+
+_32 = np.uint64(32)
+
+
+@njit(cache=True, nogil=True)
+def permute(key: np.uint64, values: NDArray[np.int64]) -> None:
+    """Permute `values` (n,), n < 2^32, in place: Fisher-Yates, drawing from splitmix64 seeded with `key`.
+
+    A draw below k is ``(bits >> 32) * k >> 32`` (Lemire 2019, without the rejection: its bias is below k / 2^32).
+    """
+    state = np.uint64(key)
+    for k in range(len(values) - 1, 0, -1):
+        state += GOLDEN
+        j = np.int64(((mix(state) >> _32) * np.uint64(k + 1)) >> _32)
+        values[k], values[j] = values[j], values[k]
+
+
+@njit(cache=True, nogil=True)
+def windows_of(length: int, context: int, edge: int) -> int:
+    """The windows of an utterance of `length` frames."""
+    return max(0, length - context + 1) if edge == VALID else length
+
+
+@njit(cache=True, nogil=True)
+def count_windows(
+    lengths: NDArray[np.int32],
+    repeats: NDArray[np.int32],
+    first: NDArray[np.int64],
+    context: int,
+    edge: int,
+    counts: NDArray[np.int64],
+) -> int:
+    """Count the windows of each block: ``counts[b]`` (B,); return how many of the chosen utterances have none.
+
+    `lengths` (U,) of all utterances, `repeats` (U,) how often each is taken, `first` (B + 1,) each block's first utterance.
+    """
+    short = 0
+    for b in range(len(counts)):
+        total = 0
+        for u in range(first[b], first[b + 1]):
+            windows = windows_of(lengths[u], context, edge)
+            total += repeats[u] * windows
+            short += repeats[u] > 0 and windows == 0
+        counts[b] = total
+    return short
+
+
+@njit(cache=True, nogil=True)
+def fill_edge(frames: NDArray[Any], nearest: int, edge: int, arena: NDArray[Any], row: int, count: int) -> int:
+    """Fill `count` rows of `arena` (R, D) from `row` on with what stands beyond an utterance's end; return the next row.
+
+    That is frame `nearest` of `frames` (T, D) under EDGE, and zeros else.
+    """
+    for at in range(row, row + count):
+        for d in range(frames.shape[1]):
+            arena[at, d] = frames[nearest, d] if edge == EDGE else 0
+    return row + count
+
+
+@njit(cache=True, nogil=True)
+def lay_out(
+    frames: NDArray[Any],
+    lengths: NDArray[np.int32],
+    block_labels: NDArray[np.int32],
+    repeats: NDArray[np.int32],
+    first: int,
+    last: int,
+    context: int,
+    edge: int,
+    arena: NDArray[Any],
+    row: int,
+    starts: NDArray[np.int64],
+    labels: NDArray[np.int64],
+) -> int:
+    """Lay out windows [first, last) of a block in the arena, from row `row` on; return the first row not used.
+
+    Each utterance takes (its windows + C - 1) rows of `arena` (R, D), with the edge rule's rows in place, so that every
+    window is C consecutive rows; ``starts[k]`` gets the first of them and ``labels[k]`` the class of window first + k.
+    `frames` (T, D), contiguous as `arena` and of its dtype, has the utterances of `lengths` (U,) end to end; `block_labels`
+    (U,); `repeats` (U,) says how often each is taken, 0 for not at all.
+    """
+    left = 0 if edge == VALID else (context - 1) // 2
+    num_features, itemsize = frames.shape[1], arena.itemsize
+    flat, source = arena.reshape(-1), frames.reshape(-1)
+    base = 0  # the utterance's first window, within the block
+    frame = 0  # the utterance's first frame, within the block
+    at = 0
+    for u in range(len(lengths)):
+        length = lengths[u]
+        windows = windows_of(length, context, edge)
+        for _ in range(repeats[u]):
+            lo = max(first, base) - base
+            hi = min(last, base + windows) - base
+            if lo < hi:
+                for k in range(hi - lo):
+                    starts[at + k] = row + k
+                    labels[at + k] = block_labels[u]
+                at += hi - lo
+                t, end = lo - left, hi - left + context - 1  # the rows are those of frames t to end
+                inside, behind = max(t, 0), min(end, length)
+                row = fill_edge(frames, frame, edge, arena, row, inside - t)
+                num_values = (behind - inside) * num_features
+                copy_bytes(flat, row * num_features, source, (frame + inside) * num_features, num_values * itemsize)
+                row = fill_edge(frames, frame + length - 1, edge, arena, row + behind - inside, end - behind)
+            base += windows
+        frame += length
+    return row
+
+
+@njit(cache=True, nogil=True)
+def gather(arena: NDArray[Any], starts: NDArray[np.int64], num_features: int, out: NDArray[Any]) -> None:
+    """Copy the windows that begin at rows `starts` (B,) of the flat arena (R*D,) to `out` (B*C*D,), flat too.
+
+    The places are random, so the processor can't foresee them: each window is asked for some windows before its turn.
+    On one core 110 us for 1,000 windows of 1,680 bytes out of 66 MB, against 165 us of torch's index_select on two, and
+    70 us of copying as many bytes in order.
+    """
+    if len(starts) == 0:
+        return
+    size = len(out) // len(starts)
+    line = CACHE_LINE // arena.itemsize
+    num_bytes = size * arena.itemsize
+    for k in range(len(starts)):
+        if k + GATHER_AHEAD < len(starts):
+            ahead = starts[k + GATHER_AHEAD] * num_features
+            for i in range(ahead, ahead + size, line):
+                prefetch(arena, i)
+            prefetch(arena, ahead + size - 1)
+        copy_bytes(out, k * size, arena, starts[k] * num_features, num_bytes)
+
+
+@njit(cache=True, nogil=True)
+def interleave(
+    order: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    stream: int,
+    num_streams: int,
+    table_starts: NDArray[np.int64],
+    table_labels: NDArray[np.int64],
+    table_ids: NDArray[np.int64],
+) -> None:
+    """Deal one pool, permuted by `order` (L,), into column `stream` of the tables, which go round the S streams.
+
+    `starts`, `labels`, `ids` (L,) are the pool's windows in line order; the tables (N,) are rows of S, the last one cut short.
+    """
+    for p in range(len(order)):
+        at, window = p * num_streams + stream, order[p]
+        table_starts[at] = starts[window]
+        table_labels[at] = labels[window]
+        table_ids[at] = ids[window]
+
+
+@njit(cache=True, nogil=True)
+def normalize_utterances(frames: NDArray[np.float32], lengths: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+    """Bring each feature of each utterance to mean 0 and (population) deviation 1; sums in float64.
+
+    `frames` (T, D) has the utterances of `lengths` (U,) end to end; `out` (T, D) may be `frames` itself. A feature whose
+    deviation is below what float32 resolves of its mean is constant, as all of a single frame are, and becomes 0.
+    """
+    first = 0
+    for u in range(len(lengths)):
+        end = first + lengths[u]
+        for d in range(frames.shape[1]):
+            total = 0.0
+            for t in range(first, end):
+                total += frames[t, d]
+            mean = total / lengths[u]
+            squares = 0.0
+            for t in range(first, end):
+                deviation = frames[t, d] - mean
+                squares += deviation * deviation
+            std = np.sqrt(squares / lengths[u])
+            scale = 1.0 / std if std > FLOAT32_EPS * abs(mean) else 0.0
+            for t in range(first, end):
+                out[t, d] = (frames[t, d] - mean) * scale
+        first = end

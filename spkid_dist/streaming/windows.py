@@ -1,0 +1,106 @@
+"""How many windows a dataset has, for a context size, an edge rule and a choice of utterances.
+
+Edge rules: ``zero`` centres a window on each frame and pads with zero frames, ``edge`` repeats the first and last frame
+instead, ``valid`` takes only windows that fit: T - C + 1 of an utterance of T frames, none of a shorter one.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.dataset import ShardDataset
+from shards.errors import InputError, UsageError
+from spkid_dist.order import starts_of
+from spkid_dist.streaming import kernels
+from spkid_dist.streaming.selection import Selection
+
+EdgeRule = Literal["zero", "edge", "valid"]
+EDGE_CODES = {"zero": kernels.ZERO, "edge": kernels.EDGE, "valid": kernels.VALID}
+BLOCKS_AT_A_TIME = 2**16  # that are counted: half a megabyte of counts
+
+
+def check_context(in_frames: int, edge: str) -> None:
+    """Raise UsageError where `in_frames` or `edge` can't be."""
+    if in_frames < 1:
+        raise UsageError(f"--in_frames {in_frames}: a window has at least 1 frame; give 1 or more (21 by default)")
+    if edge not in EDGE_CODES:
+        raise UsageError(f"--edge {edge}: expected one of {', '.join(EDGE_CODES)}")
+
+
+class DatasetWindows:
+    """Window counts of a dataset: `total`, `per_shard`, per block, and how many utterances have none (`num_short`).
+
+    Where all utterances are taken under ``zero`` or ``edge``, a frame is a window, so the counts come from the manifest; else
+    the utterance table is read once. What is kept is a number a shard; blocks are counted anew where they are asked for.
+
+    Raises:
+        InputError: there is no window at all, or the selection names what the dataset lacks.
+        UsageError: `in_frames` < 1, an unknown edge rule, or an empty selection.
+    """
+
+    def __init__(
+        self, dataset: ShardDataset, in_frames: int, edge: EdgeRule, selection: Selection | None = None
+    ) -> None:
+        check_context(in_frames, edge)
+        selection = selection or Selection()
+        shards = dataset.manifest.shards
+        self._first_block = starts_of(np.array([shard.blocks for shard in shards]))
+        self._blocks, self._in_frames, self._edge = dataset.blocks, in_frames, EDGE_CODES[edge]
+        lengths = self._lengths = dataset.utterances["frames"]  # read where it is mapped
+        if selection.is_everything:
+            self._repeats = np.broadcast_to(np.int32(1), len(lengths))  # one number, however many utterances
+        else:
+            windows = np.maximum(lengths - in_frames + 1, 0) if edge == "valid" else lengths
+            self._repeats = selection.repeats(dataset, windows)
+        self.num_short = 0
+        self._by_manifest = edge != "valid" and selection.is_everything
+        self.per_shard = np.array([shard.frames for shard in shards], np.int64)
+        if not self._by_manifest:
+            self._count_shards()
+        self.total = int(self.per_shard.sum())
+        if self.total == 0:
+            longest = int(lengths[self._repeats > 0].max())
+            raise InputError(
+                f"{dataset.folder}: no utterance has {in_frames} frames (the longest has {longest}), so with --edge valid "
+                "there is no window; give a smaller --in_frames, or --edge zero"
+            )
+
+    def blocks_of(self, shard: int) -> range:
+        """The blocks of a shard."""
+        return range(int(self._first_block[shard]), int(self._first_block[shard + 1]))
+
+    def of_blocks(self, blocks: range) -> NDArray[np.int64]:
+        """Windows of each of `blocks` (consecutive ones)."""
+        if self._by_manifest:
+            return self._blocks["frames"][blocks.start : blocks.stop].astype(np.int64)
+        return self._count(blocks)[0]
+
+    def repeats_of(self, block: int) -> NDArray[np.int32]:
+        """How often each utterance of a block is taken: (U,)."""
+        first, end = self._utterances_before(range(block, block + 1))
+        return self._repeats[first:end]
+
+    def _count_shards(self) -> None:
+        """Set `per_shard` and `num_short` by the utterance table."""
+        self.per_shard[:] = 0
+        for start in range(0, len(self._blocks), BLOCKS_AT_A_TIME):
+            blocks = range(start, min(start + BLOCKS_AT_A_TIME, len(self._blocks)))
+            counts, short = self._count(blocks)
+            self.num_short += short
+            shards = np.searchsorted(self._first_block, np.arange(blocks.start, blocks.stop), side="right") - 1
+            np.add.at(self.per_shard, shards, counts)
+
+    def _count(self, blocks: range) -> tuple[NDArray[np.int64], int]:
+        """Windows of each of `blocks` (B,), and how many of their chosen utterances have none."""
+        counts = np.empty(len(blocks), np.int64)
+        first = self._utterances_before(blocks)
+        short = kernels.count_windows(self._lengths, self._repeats, first, self._in_frames, self._edge, counts)
+        return counts, short
+
+    def _utterances_before(self, blocks: range) -> NDArray[np.int64]:
+        """The first utterance of each of `blocks`, and of the one behind them: (B + 1,)."""
+        firsts = self._blocks["first_utterance"][blocks.start : blocks.stop + 1]
+        return np.append(firsts, len(self._lengths))[
+            : len(blocks) + 1
+        ]  # a copy, contiguous as the kernel is compiled for

@@ -1,0 +1,1 @@
+"""Behind `spkid_dist.train`: the parts of a training."""

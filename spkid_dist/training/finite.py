@@ -1,0 +1,97 @@
+"""A loss that is not finite stops the training on all ranks before the optimiser moves.
+
+Such a loss makes all of its rank's gradient NaN (`weigh`), and the mean over ranks carries that to all of them: each sees it
+in the gradient of the last bias, which every window contributes to. Where that can be read at no cost, on CPUs, all ranks
+stop at this step. On GPUs a read would wait for the device in each step: there the fused optimiser is told to skip the step
+by a flag on the device (`found_inf`, as torch's GradScaler tells it; with fp16 the scaler does so itself), and the ranks
+stop when they next meet.
+"""
+
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+
+from shards.errors import InputError
+from spkid_dist.ranks import raise_everywhere
+
+RECENT_STEPS = 128  # whose losses are kept; ranks meet more often (spkid_dist.training.preemption)
+
+
+def weigh(loss_sum: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
+    """`loss_sum` times `weight`, but with the gradient NaN where it is not finite."""
+    return loss_sum * (loss_sum.detach() * 0 + weight)
+
+
+class FiniteGuard:
+    """Watches the losses of a training; `optimizer` is the prepared one of `model`."""
+
+    def __init__(self, accelerator: Accelerator, model: torch.nn.Module, optimizer: Any) -> None:
+        self._accelerator = accelerator
+        self._last_bias = list(model.parameters())[-1]
+        self._optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._scaled = accelerator.scaler is not None
+        self.waits = accelerator.device.type == "cpu" or not (
+            self._scaled or getattr(self._optimizer, "_step_supports_amp_scaling", False)
+        )
+        self._recent = torch.zeros(RECENT_STEPS, device=accelerator.device)  # a ring
+        self._newest = self._slot = 0
+
+    def note(self, loss_sum: torch.Tensor) -> None:
+        """Keep the loss of a share, or of a part of it, for the message; before `check`."""
+        self._recent[self._slot] += loss_sum.detach()
+
+    def check(self, epoch: int, step: int) -> None:
+        """Keep the optimiser from moving by a gradient that is not finite; `step` counts from 0.
+
+        Raises:
+            InputError: it is not, on CPUs.
+        """
+        finite = self.guard_optimizer()
+        self.advance()
+        if self.waits and finite is not None and not finite.item():
+            self.fail(epoch, step)
+
+    def guard_optimizer(self) -> torch.Tensor | None:
+        """Whether the gradient is finite, a scalar on the device; where nobody waits for it, the optimiser is told there.
+
+        None where the loss is scaled, as its scaler does that.
+        """
+        if self._scaled:
+            return None
+        assert self._last_bias.grad is not None
+        finite = torch.isfinite(self._last_bias.grad.sum())
+        if not self.waits:
+            self._optimizer.found_inf = (~finite).float()
+        return finite
+
+    def advance(self) -> None:
+        """The step is over: the next losses are another's."""
+        self._newest = self._slot
+        self._slot = (self._slot + 1) % RECENT_STEPS
+        self._recent[self._slot] = 0
+
+    def seen(self) -> torch.Tensor:
+        """1 where a recent loss of this rank was not finite, else 0; a scalar on the device."""
+        return (~torch.isfinite(self._recent)).any().float()
+
+    def fail(self, epoch: int, step: int) -> NoReturn:
+        """Say which step was the first, `step` being the last one taken, and on which ranks; called by all.
+
+        Raises:
+            InputError: always.
+        """
+        in_order = torch.roll(self._recent, -(self._newest + 1))[None]  # (1, RECENT_STEPS), the last is of `step`
+        losses = self._accelerator.gather(in_order).reshape(-1, RECENT_STEPS).cpu()
+        ranks, steps = torch.nonzero(~torch.isfinite(losses), as_tuple=True)
+        if not len(steps):
+            found, first = "the gradient of the training loss is not finite", step
+        else:
+            first_column = int(steps.min())
+            first = step - (RECENT_STEPS - 1 - first_column)
+            on = ranks[steps == first_column].tolist()
+            value = losses[on[0], first_column].item()
+            found = f"the training loss is {value} on rank {', '.join(map(str, on))}"
+        raise_everywhere(
+            InputError(f"epoch {epoch}, batch {first + 1}: {found}; the training diverged: give a smaller --lr")
+        )

@@ -1,0 +1,162 @@
+"""The files that a training leaves beside its weights: options, statistics, curves."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from shards.files import read_text, write_atomic, write_json
+from spkid_dist.config import TrainConfig
+from spkid_dist.streaming.windows import EDGE_CODES
+from spkid_dist.training.watch import Watch, clock
+
+OPTIONS_NAME = "train.opts"
+STATISTICS_NAME = "train_stats.json"
+SUMMARY_NAME = "summary.json"
+PLOTS_NAME = "log_plots.png"
+
+
+@dataclass
+class TrainStatistics:
+    """Loss and accuracy: `tr_*` a value a log line, `va_*` a value an epoch."""
+
+    tr_loss: list[float] = field(default_factory=list)
+    tr_acc: list[float] = field(default_factory=list)
+    va_loss: list[float] = field(default_factory=list)
+    va_acc: list[float] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were trained and validated."""
+        return len(self.va_loss)
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch of the lowest validation loss; -1 where there is none yet."""
+        losses = [math.inf if math.isnan(loss) else loss for loss in self.va_loss]
+        return losses.index(min(losses)) if losses else -1
+
+    def save(self, folder: Path) -> None:
+        """Write the statistics into `folder`."""
+        write_json(folder / STATISTICS_NAME, asdict(self))
+
+    def plot(self, folder: Path) -> None:
+        """Draw the curves into `folder`; takes half a second."""
+        import io
+
+        from matplotlib.figure import Figure  # a figure of its own: no backend and no global state
+
+        figure = Figure(figsize=(12, 8), layout="constrained")
+        axes = figure.subplots(2, 2)
+        panels = (
+            (self.tr_loss, "training loss (NLL)", "log line", False),
+            (self.tr_acc, "training accuracy of frames", "log line", False),
+            (self.va_loss, "validation loss (NLL)", "epoch", True),
+            (self.va_acc, "validation accuracy of frames", "epoch", True),
+        )
+        for axis, (values, title, unit, marked) in zip(axes.flat, panels, strict=True):
+            axis.plot(range(len(values)), values, marker="o" if marked else None, linewidth=1.5)
+            axis.set(title=title, xlabel=unit)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.3)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120)
+        write_atomic(folder / PLOTS_NAME, buffer.getvalue())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a training came to, and what its last run, since it began or went on, took.
+
+    `windows` are those of all epochs; what begins with `run_` is of the last run. Rates are in windows a second over the
+    training steps, `run_waiting_share` is the share of these steps' time spent waiting for data; times are in seconds.
+    """
+
+    save_path: str
+    best_weights: str
+    best_epoch: int
+    va_loss: float
+    va_acc: float
+    epochs: int
+    windows: int
+    run_windows: int
+    run_windows_per_second: float
+    run_waiting_share: float
+    run_training_seconds: float
+    run_validation_seconds: float
+    run_checkpoint_seconds: float
+
+    @classmethod
+    def of(cls, statistics: TrainStatistics, windows_per_epoch: int, watch: Watch, save_path: Path) -> "Summary":
+        """Sum up a finished training whose last run `watch` has seen."""
+        best, seconds = statistics.best_epoch, watch.seconds
+        training_seconds = seconds["training"] + seconds["waiting"]
+        return cls(
+            save_path=str(save_path),
+            best_weights=weights_name(best, best=True),
+            best_epoch=best,
+            va_loss=statistics.va_loss[best],
+            va_acc=statistics.va_acc[best],
+            epochs=statistics.epochs,
+            windows=statistics.epochs * windows_per_epoch,
+            run_windows=watch.windows,
+            run_windows_per_second=watch.windows / training_seconds,
+            run_waiting_share=seconds["waiting"] / training_seconds,
+            run_training_seconds=training_seconds,
+            run_validation_seconds=seconds["validation"],
+            run_checkpoint_seconds=seconds["checkpoints"],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the summary into `folder`."""
+        write_json(folder / SUMMARY_NAME, asdict(self))
+
+    def lines(self) -> list[str]:
+        """The summary for the log; its best epoch has a line already."""
+        return [
+            f"summary: {self.epochs} epochs, {self.windows:,} windows; in this run {self.run_windows:,} windows, "
+            f"{self.run_windows_per_second:,.0f} windows/s, waiting for data: {self.run_waiting_share:.1%}",
+            f"summary: training {clock(self.run_training_seconds)} validation {clock(self.run_validation_seconds)} "
+            f"checkpoints {clock(self.run_checkpoint_seconds)}; all files are in {self.save_path}",
+        ]
+
+
+def weights_name(epoch: int, best: bool) -> str:
+    """The file of an epoch's weights; `best` where its validation loss was the lowest so far."""
+    return f"{'bestval_' if best else ''}e{epoch}_weights.ckpt"
+
+
+def options_of(config: TrainConfig) -> dict[str, Any]:
+    """All options as JSON has them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def save_options(folder: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
+    """Write `train.opts`: all options, and what the data decided (`input_dim` = D, `num_spks`, ...)."""
+    write_json(folder / OPTIONS_NAME, options_of(config) | extra)
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read a `train.opts` file, as a training of ours or of the same command line wrote it.
+
+    Raises:
+        InputError: it is missing, not JSON, or lacks what describes the network.
+    """
+    text = read_text(path, "the training options", "give the train.opts beside the weights (--train_cfg)")
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}; give the train.opts of a training") from None
+    needed = ("input_dim", "in_frames", "hsize", "num_spks")
+    for name in needed:
+        value = options.get(name) if isinstance(options, dict) else None
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{path}: {name} is {value!r}, expected a whole number; give the train.opts of a training")
+    component, edge = options.get("speaker_component"), options.get("edge", "valid")
+    if not (component is None or (isinstance(component, int) and component >= 1)):
+        raise InputError(f"{path}: speaker_component is {component!r}, expected a whole number from 1")
+    if edge not in EDGE_CODES:
+        raise InputError(f"{path}: edge is {edge!r}, expected one of {', '.join(EDGE_CODES)}")
+    return dict(options)

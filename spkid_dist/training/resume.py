@@ -1,0 +1,137 @@
+"""Which checkpoint a training goes on from, and whether it may.
+
+It must be of the same data, told by the fingerprints, and of the same options, but for those that describe the machine or
+where things lie. What is not in `MAY_CHANGE` changes results: a new option has to be put there to be free.
+"""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from shards.errors import InputError, UsageError
+from shards.files import write_atomic
+from spkid_dist.config import TrainConfig
+from spkid_dist.console import RunLog
+from spkid_dist.ranks import by_main, raise_everywhere
+from spkid_dist.training.checkpoint import Checkpoint, CheckpointFolder, Say
+from spkid_dist.training.report import TrainStatistics, options_of, weights_name
+from spkid_dist.training.state import TrainingState
+
+# Where data and results lie: what the data are is told by their fingerprints.
+_PLACES = {"db_path", "tr_list_file", "va_list_file", "ext", "spk2idx", "speaker_component"}
+_PLACES |= {"tr_shards", "va_shards", "cache_dir", "shard_cache", "shard_cache_bytes", "save_path"}
+# How the training is run.
+_RUN = {"log_freq", "accumulation", "resume", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}
+_RUN |= {"timeout_minutes", "log_with", "profile", "engine"}
+# When it ends; --epoch not to below what is trained already.
+_END = {"epoch", "patience"}
+MAY_CHANGE = frozenset(_PLACES | _RUN | _END)
+
+
+def go_on(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    log: RunLog,
+    *,
+    folder: CheckpointFolder,
+    state: TrainingState,
+    data: dict[str, str],
+) -> None:
+    """Bring `state` to where the checkpoint stands that --resume names, if there is one. Called by all ranks.
+
+    Only rank 0 reads; see `find_checkpoint` for `folder`, `data` and what is raised.
+    """
+    checkpoint = by_main(accelerator, lambda: find_checkpoint(config, folder, data, log.line))
+    if checkpoint is not None:
+        try:
+            state.restore(checkpoint, accelerator)
+        except InputError as error:  # all ranks have the same bytes, and the same error
+            raise_everywhere(error)
+        place = state.place
+        log.line(f"going on in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
+
+
+def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[str, str], say: Say) -> Checkpoint | None:
+    """The checkpoint to go on from, as --resume says; None to train from the start. Called by rank 0.
+
+    Args:
+        config: this training's options.
+        folder: the checkpoints of its `save_path`.
+        data: what is trained and validated on -> its fingerprint.
+        say: tells of what was found.
+
+    Raises:
+        InputError: no checkpoint at --resume, or only damaged ones; or of other data.
+        UsageError: it is of other options.
+    """
+    if config.resume == "never":
+        if not folder.is_empty():
+            say(f"{folder.folder}: holds checkpoints of an earlier training, which --resume auto would go on from")
+            say("this training replaces them when it writes its first")
+        return None
+    if config.resume == "auto":
+        checkpoint = folder.newest(say)
+        if checkpoint is None:
+            say(f"{folder.folder}: no checkpoint yet, training from the start")
+            return None
+    else:
+        checkpoint = folder.at(Path(config.resume), say)
+    _check_data(checkpoint, data)
+    _check_options(checkpoint, config)
+    _bring_best_weights(checkpoint, config.save_path)
+    return checkpoint
+
+
+def _check_data(checkpoint: Checkpoint, data: dict[str, str]) -> None:
+    for what, fingerprint in data.items():
+        found = checkpoint.values["data"].get(what)
+        if found != fingerprint:
+            raise InputError(
+                f"{checkpoint.path}: its {what} has the fingerprint {found}, this one {fingerprint}; go on with the same "
+                "data, or give another --save_path, or --resume never"
+            )
+
+
+def _check_options(checkpoint: Checkpoint, config: TrainConfig) -> None:
+    now, then = options_of(config), checkpoint.values["options"]
+    for option in fields(TrainConfig):
+        name = option.name
+        before = then.get(name, None if option.default is MISSING else option.default)
+        if name not in MAY_CHANGE and before != now[name]:
+            raise UsageError(
+                f"--{name} {_shown(now[name])}: the checkpoint {checkpoint.path} was trained with {_shown(before)}; go on with "
+                "that, or give another --save_path, or --resume never"
+            )
+    if then["epoch"] != config.epoch and (config.warmup or config.schedule in ("cosine", "one_cycle")):
+        raise UsageError(
+            f"--epoch {config.epoch}: the learning rates of the checkpoint {checkpoint.path} follow from its {then['epoch']} "
+            f"epochs (--schedule {config.schedule}); go on with that number"
+        )
+    epochs = len(checkpoint.values["statistics"]["va_loss"])
+    if config.epoch < epochs:
+        raise UsageError(
+            f"--epoch {config.epoch}: the checkpoint {checkpoint.path} has {epochs} epochs behind it; give {epochs} or more"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def _bring_best_weights(checkpoint: Checkpoint, save_path: Path) -> None:
+    """Copy the weights of the best epoch so far from where the training began, if it goes on in another folder."""
+    best = TrainStatistics(**checkpoint.values["statistics"]).best_epoch
+    name = weights_name(best, best=True)
+    if best < 0 or (save_path / name).exists():
+        return
+    origin = checkpoint.path.parent.parent / name
+    try:
+        weights = origin.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{origin}: can't read the best weights so far: {error.strerror}; restore them, or train from the start with "
+            "--resume never"
+        ) from None
+    write_atomic(save_path / name, weights)

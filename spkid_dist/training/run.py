@@ -1,0 +1,53 @@
+"""A training and all that it consists of."""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from spkid_dist.config import TrainConfig
+from spkid_dist.console import RunLog
+from spkid_dist.dataset import WindowDataset
+from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.training.keeper import Keeper
+from spkid_dist.training.learning import Schedule
+from spkid_dist.training.preemption import Pace
+from spkid_dist.training.profiling import StepProfile
+from spkid_dist.training.state import TrainingState
+from spkid_dist.training.step import Engine
+from spkid_dist.training.watch import Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A training and all that it consists of; `model` as the engine needs it.
+
+    `first_step` is the step of the whole training, from 0, that this process began with.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    log: RunLog
+    model: torch.nn.Module
+    engine: Engine
+    schedule: Schedule
+    tr_data: WindowDataset
+    va_data: WindowDataset
+    state: TrainingState
+    guard: FiniteGuard
+    keeper: Keeper
+    plots: Pace
+    profile: StepProfile
+    watch: Watch
+    first_step: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or the last `patience` of them were not better."""
+        return self.state.statistics.epochs >= self.config.epoch or self.is_out_of_patience
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether the last `patience` epochs were not better."""
+        statistics = self.state.statistics
+        return bool(statistics.epochs) and statistics.epochs - 1 - statistics.best_epoch >= self.config.patience

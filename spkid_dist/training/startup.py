@@ -1,0 +1,222 @@
+"""What comes before the first batch: the process's place, its data, and that all ranks mean the same training."""
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object
+
+from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
+from shards.errors import InputError, UsageError
+from shards.files import make_folder
+from shards.sources.fmatrix import FmatrixSource
+from shards.stores.store import StoreOptions
+from spkid_dist.cache import cached_shards
+from spkid_dist.config import TrainConfig
+from spkid_dist.console import RunLog, shard_progress
+from spkid_dist.dataset import WindowDataset
+from spkid_dist.launched import check_this_process, is_on_cpus
+from spkid_dist.model import describe_model
+from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
+from spkid_dist.streaming.selection import Selection
+from spkid_dist.training.preemption import STOP_NAME
+from spkid_dist.training.report import options_of
+from spkid_dist.training.tracking import check_tracker
+
+EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
+
+
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """The process's Accelerator.
+
+    Raises:
+        LostRanksError: the processes can't reach each other.
+        UsageError: the launcher meant several processes, but this one is alone; fp16 on a CPU; --log_with needs a library.
+    """
+    check_tracker(config.log_with)
+    precision = None if config.mixed_precision == "launcher" else config.mixed_precision
+    on_cpu = is_on_cpus()
+    if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
+        raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
+    accelerator = _meet(precision, config)
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UsageError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}: each batch is a step "
+            "here; leave it 1 and set --accumulation"
+        )
+    check_this_process(accelerator.num_processes, on_cpu)
+    return accelerator
+
+
+def _meet(precision: str | None, config: TrainConfig) -> Accelerator:
+    """Join the other processes of the job, if there are any. Raises LostRanksError where they can't be reached."""
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
+    try:
+        return Accelerator(
+            mixed_precision=precision,
+            kwargs_handlers=[timeout],
+            log_with=config.log_with,
+            project_dir=config.save_path,  # where a tracker's files go
+        )
+    except RuntimeError as error:
+        if not is_of_collective(error):
+            raise
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        remedy = (
+            "after a restart they do so only by the rendezvous c10d with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; see "
+            "launch/accelerate/nodes_elastic.yaml"
+            if restarted
+            else "are all of them started, and are the ports open between the machines?"
+        )
+        raise LostRanksError(
+            f"rank {os.environ.get('RANK')} on {socket.gethostname()}: the processes did not meet at {where} within "
+            f"--timeout_minutes {config.timeout_minutes:g} ({first_words(error)}); {remedy}"
+        ) from None
+
+
+def open_save_path(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> None:
+    """Make `save_path` and open the log in it; a request to stop that was left there is removed. Called by all ranks.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    by_main(accelerator, lambda: _open_save_path(config, log))
+
+
+def _open_save_path(config: TrainConfig, log: RunLog) -> None:
+    make_folder(config.save_path)
+    log.open_file(config.save_path / "train.log")
+    stop_file = config.save_path / STOP_NAME
+    if stop_file.exists():
+        stop_file.unlink()
+        log.line(f"{stop_file}: left from an earlier training, removed")
+    if config.resume == "never" and any(config.save_path.glob("*_weights.ckpt")):
+        log.line(f"{config.save_path}: holds weights of an earlier training; those that this one does not replace stay")
+
+
+def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[WindowDataset, WindowDataset]:
+    """The training and the validation stream of this rank; feature files are sharded first.
+
+    Raises:
+        InputError: data missing or damaged, or the two do not fit together.
+    """
+    if config.tr_shards is not None and config.va_shards is not None:
+        folders = config.tr_shards, config.va_shards
+    else:
+        folders = _shard_features(config, accelerator, log)
+    options: dict[str, Any] = {
+        "in_frames": config.in_frames,
+        "edge": config.edge,
+        "num_streams": config.num_streams,
+        "shuffle_windows": config.shuffle_windows,
+        "seed": config.seed,
+        "normalize": "utterance" if config.normalize == "utterance" else "none",
+        "rank": accelerator.process_index,
+        "world_size": accelerator.num_processes,
+        "device": None if accelerator.device.type == "cpu" else accelerator.device,
+        "reuse": True,
+        "store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes),
+    }
+    tr_data = WindowDataset(
+        folders[0],
+        batch_size=config.batch_size,
+        selection=_selection(config),
+        on_bad_block=config.on_bad_block,
+        **options,
+    )
+    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **options)
+    tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
+    for what, ours, theirs in (
+        ("features per frame", tr_manifest.num_features, va_manifest.num_features),
+        ("speakers", tr_manifest.speakers, va_manifest.speakers),
+        ("options of audio features", tr_manifest.source.get("features"), va_manifest.source.get("features")),
+    ):
+        if ours != theirs:
+            raise InputError(
+                f"{folders[1]}: its {what} are not those of the training set {folders[0]}; shard both with the same "
+                "--spk2idx and alike features"
+            )
+    return tr_data, va_data
+
+
+def _selection(config: TrainConfig) -> Selection:
+    utterances = None
+    if config.tr_utterances is not None:
+        utterances = [u.key for u in read_list(config.tr_utterances, config.speaker_component, speakers_known=False)]
+    return Selection(speakers=config.tr_speakers, utterances=utterances, balance=config.balance_speakers)
+
+
+def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[str, str]:
+    source = FmatrixSource(config.db_path, config.ext)
+    paths = config.tr_list_file, config.va_list_file
+    listed = [read_list(path, config.speaker_component) for path in paths]
+    speakers = find_speakers(paths[0], listed[0], config.spk2idx)
+    check_speakers(paths[1], listed[1], config.spk2idx, speakers)
+    folders = []
+    for path, utterances in zip(paths, listed, strict=True):
+        with log.bar(len(utterances), "utterances") as bar:
+            folder = cached_shards(
+                path,
+                utterances,
+                source,
+                speakers,
+                cache_dir=config.cache_dir,
+                makes_it=accelerator.is_local_main_process,
+                say=log.line,
+                progress=shard_progress(bar),
+            )
+        folders.append(folder)
+    if accelerator.is_main_process and write_speakers(config.spk2idx, speakers):
+        log.line(f"{config.spk2idx}: made from the speakers of {paths[0]}")
+    return str(folders[0]), str(folders[1])
+
+
+def check_ranks_alike(config: TrainConfig, data: dict[str, str]) -> None:
+    """Compare all ranks' options and data (what -> fingerprint); folders may differ from machine to machine.
+
+    Raises:
+        UsageError: a rank's are not those of rank 0.
+    """
+    ours: dict[str, Any] = {
+        f"--{n}": v for n, v in options_of(config).items() if not isinstance(getattr(config, n), Path)
+    }
+    everyone = gather_object([ours | {f"the fingerprint of its {what}": value for what, value in data.items()}])
+    for rank, theirs in enumerate(everyone):
+        for name, value in theirs.items():
+            if value != everyone[0].get(name):
+                raise_everywhere(
+                    UsageError(
+                        f"rank {rank}: {name} is {value}, of rank 0 {everyone[0].get(name)}; start all processes with the "
+                        "same options and the same data"
+                    )
+                )
+
+
+def log_start(
+    log: RunLog,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    tr_data: WindowDataset,
+    va_data: WindowDataset,
+    model: torch.nn.Sequential,
+    engine: str,
+) -> None:
+    """Say what is trained on what, and on which device."""
+    for data, name in ((tr_data, "training"), (va_data, "validation")):
+        counts = data.windows
+        short = f", {counts.num_short} utterances are shorter than a window" if counts.num_short else ""
+        manifest = data.data.manifest
+        log.line(f"{name}: {manifest.num_utterances} utterances, {counts.total} windows{short}, {len(data)} batches")
+    for name, formula, number in describe_model(model):
+        log.line(f"{name:>10}: {formula} = {number} parameters")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    log.line(f"{'total':>10}: {total} parameters")
+    log.line(
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}, "
+        f"{config.optimizer}, engine {engine}, {torch.get_num_threads()} threads a process"
+    )

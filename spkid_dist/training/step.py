@@ -1,0 +1,51 @@
+"""What a step of the training works on, and what does it.
+
+Shapes: B windows of a rank's share, G of the global batch, C*D inputs.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+
+from spkid_dist.config import TrainConfig
+from spkid_dist.order import EpochOrder
+from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.training.learning import Schedule
+from spkid_dist.training.tally import Tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepParts:
+    """What a step works on; `model` and `optimizer` as the engine needs them (`spkid_dist.training.engine.prepare`)."""
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    order: EpochOrder
+    tally: Tally
+    guard: FiniteGuard
+
+    def global_windows(self, step: int) -> int:
+        """G of step `step` of an epoch: the last one may be smaller."""
+        batch_size = self.config.batch_size
+        return min(batch_size, self.order.num_windows - step * batch_size)
+
+    def whole_step(self, epoch: int, step: int) -> int:
+        """The step's number in the whole training, from 0."""
+        return epoch * -(-self.order.num_windows // self.config.batch_size) + step
+
+
+class Engine(Protocol):
+    """Does the steps of a training."""
+
+    def step(self, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> None:
+        """Learn from this rank's share x (B, C*D), y (B,) int64, B from 0, of step `step` of an epoch; called by all ranks.
+
+        Raises:
+            InputError: a loss is not finite, on CPUs.
+        """
+        ...

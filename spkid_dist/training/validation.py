@@ -1,0 +1,66 @@
+"""What follows an epoch's batches: the validation, its weights, the curves."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.nn import functional
+
+from shards.files import atomic_writer
+from spkid_dist.dataset import WindowDataset
+from spkid_dist.ranks import by_main
+from spkid_dist.training.keeper import Keeper
+from spkid_dist.training.report import SUMMARY_NAME, weights_name
+from spkid_dist.training.run import Run
+from spkid_dist.training.tally import Tally
+from spkid_dist.training.tracking import track
+
+
+def validate_epoch(run: Run, epoch: int) -> None:
+    """Validation loss and accuracy after an epoch, its weights and the statistics so far."""
+    statistics, save_path = run.state.statistics, run.config.save_path
+    va_loss, va_acc = evaluate(run.accelerator, run.model, run.va_data, run.keeper)
+    statistics.va_loss.append(va_loss)
+    statistics.va_acc.append(va_acc)
+    best = statistics.best_epoch == epoch
+    path = save_path / weights_name(epoch, best)
+
+    def save() -> None:
+        save_weights(run.accelerator.unwrap_model(run.model), path)
+        (save_path / weights_name(epoch, not best)).unlink(missing_ok=True)  # of an earlier training
+        (save_path / SUMMARY_NAME).unlink(missing_ok=True)
+        statistics.save(save_path)
+        if run.is_finished or run.plots.is_due():
+            statistics.plot(save_path)
+
+    by_main(run.accelerator, save)
+    track(run.accelerator, "validation", {"loss": va_loss, "accuracy": va_acc}, (epoch + 1) * len(run.tr_data))
+    if run.schedule.after_validation(va_loss):
+        run.log.line(f"learning rate: multiplied by {run.config.step_factor}")
+    run.log.line(
+        f"VALIDATION: epoch {epoch} loss: {va_loss:.4f} acc: {va_acc:.4f} "
+        f"{'better' if best else 'not better'}, saved {path}"
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    accelerator: Accelerator, model: torch.nn.Module, data: WindowDataset, keeper: Keeper
+) -> tuple[float, float]:
+    """Mean loss and accuracy over all windows of `data`, each once."""
+    model.eval()
+    tally = Tally(accelerator.device)
+    for x, y in data:
+        with accelerator.autocast():
+            log_probs = model(x)
+        log_probs = log_probs.float()
+        tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
+        keeper.in_validation()
+    return tally.reduce(accelerator)
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write the model's `state_dict` to `path` atomically."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    with atomic_writer(path) as file:
+        torch.save(state, file)
