@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus
 from spkid_dist.bench.steps import TrainingSteps
@@ -24,6 +25,7 @@ from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.training.startup import make_accelerator
+from spkid_dist.training.step import stream_dtype
 
 WARM_UP = 20
 
@@ -35,13 +37,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=1000, help="after the first ones")
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="as that of spkid train")
     options = parser.parse_args()
+    keep_freed_memory()  # as trainings do
     bench = Workbench(
         config=BenchConfig(what="train", shards=options.shards, mixed_precision=options.mixed_precision),
         corpus=Corpus(shards=options.shards, files=None, work=Path(tempfile.gettempdir()), facts={}),
         accelerator=make_accelerator(TrainConfig(mixed_precision=options.mixed_precision)),
         threads=torch.get_num_threads(),
     )
-    data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS)
+    data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(options.mixed_precision, "none"))
     steps, numbered = TrainingSteps(bench, data), itertools.repeat((cached_batch(data), 0))
     steps_case(bench, steps, numbered, WARM_UP)()
     began = time.perf_counter()

@@ -20,6 +20,7 @@ from shards.sources.kaldi import UTT2SPK_NAME
 from shards.sources.registry import source_from_description
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_utt2spk
 from shards.stores.store import StoreOptions
+from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import ScoreConfig
 from spkid_dist.console import Bar, RunLog
 from spkid_dist.processes import Processes
@@ -73,6 +74,7 @@ def score(config: ScoreConfig) -> ScoreResult:
         InputError: list, features, weights or train.opts missing, damaged or not fitting together.
         UsageError: an option that can't be on this machine.
     """
+    keep_freed_memory()
     processes = Processes("score")
     log = RunLog(shown=processes.is_main)
     if config.mixed_precision == "fp16" and processes.device.type == "cpu":

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from shards.errors import SpkidError, Stopped
+from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
@@ -68,6 +69,7 @@ def train(config: TrainConfig) -> TrainResult:
         UsageError: an option that can't be, alone, on this machine, or for the checkpoint.
         Stopped: the training was told to stop, and can be continued.
     """
+    keep_freed_memory()
     with StopRequest() as request:
         accelerator = make_accelerator(config)
         log = RunLog(shown=accelerator.is_main_process)

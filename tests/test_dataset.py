@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import make_corpus
+from conftest import make_corpus, random_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernels import twin_windows
@@ -173,7 +173,7 @@ def test_no_window_at_all_is_an_error(corpus):
         ({"batch_size": 0}, "--batch_size 0: expected 1 or more"),
         ({"shuffle_windows": 0}, "--shuffle_windows 0: expected 1 or more"),
         ({"on_bad_block": "ignore"}, "--on_bad_block ignore: expected one of stop, skip"),
-        ({"dtype": "float64"}, "--dtype float64: expected one of float32, stored"),
+        ({"dtype": "float64"}, "--dtype float64: expected one of float32, stored, bfloat16"),
     ],
 )
 def test_options_out_of_range_are_refused(corpus, option, message):
@@ -297,6 +297,23 @@ def test_windows_come_as_stored_where_that_is_asked_for(tmp_path):
         assert x.dtype == torch.float16
         assert torch.equal(x.float(), wide_x)
     stored.close()
+    wide.close()
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize(("stored", "normalize"), [("float32", "none"), ("float16", "none"), ("float32", "utterance")])
+def test_bfloat16_windows_are_the_float32_ones_rounded(tmp_path, stored, normalize, device):
+    shards = random_dataset(tmp_path / "shards", block_frames=40, dtype=stored)
+    options = {"in_frames": 3, "batch_size": 64, "normalize": normalize, "num_streams": 4, "shuffle_windows": 100}
+    short = WindowDataset(shards, **options, dtype="bfloat16", device=device, rank=0, world_size=1)
+    wide = WindowDataset(shards, **options, rank=0, world_size=1)
+    for (x, y), (wide_x, wide_y) in zip(short, wide, strict=True):
+        assert x.dtype == torch.bfloat16
+        assert torch.equal(x, wide_x.to(torch.bfloat16))
+        assert torch.equal(y, wide_y)
+    if wide.memory.of(1)[0].dtype == torch.float32:
+        assert short.memory_bound < wide.memory_bound
+    short.close()
     wide.close()
 
 

@@ -43,6 +43,16 @@ def test_the_graph_engine_learns_bit_for_bit_what_the_eager_one_learns(config, t
     assert statistics(tmp_path / "graph") == statistics(tmp_path / "eager")
 
 
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_pools_in_bfloat16_change_no_bit_of_what_is_learnt(config, tmp_path, monkeypatch, engine):
+    config = replace(config, mixed_precision="bf16", engine=engine, normalize="utterance")
+    train(config)
+    monkeypatch.setattr("spkid_dist.training.startup.stream_dtype", lambda *_: "float32")
+    train(replace(config, save_path=tmp_path / "wide"))
+    short, wide = (torch.load(last_weights(tmp_path / name)) for name in ("eager", "wide"))
+    assert all(torch.equal(short[name], wide[name]) for name in short)
+
+
 def last_weights(folder):
     return max(folder.glob("*e1_weights.ckpt"))
 

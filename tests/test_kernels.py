@@ -1,6 +1,9 @@
 """Each kernel equals its twin, which is written to be obviously right."""
 
+from itertools import pairwise
+
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,11 +23,13 @@ from spkid_dist.streaming.kernels import (
     VALID,
     ZERO,
     count_windows,
+    deal,
     gather,
-    interleave,
     lay_out,
     normalize_utterances,
+    number_windows,
     permute,
+    round_to_bfloat16,
 )
 
 finite = st.floats(-1e6, 1e6, width=32)
@@ -158,17 +163,39 @@ def test_lay_out_equals_numpy_for_any_part_of_a_block(block, context, edge, data
         np.testing.assert_array_equal(arena[start : start + context].ravel(), window)
 
 
-@given(st.integers(1, 5), st.integers(0, 6), st.integers(0, 4))
-def test_interleave_deals_the_streams_in_turn(num_streams, length, extra):
-    extra = min(extra, num_streams - 1)  # the first streams may have one more
-    sizes = [length + (s < extra) for s in range(num_streams)]
+@given(st.integers(1, 20), st.integers(0, 6), st.integers(0, 20), st.booleans(), st.booleans())
+def test_deal_equals_python(num_streams, length, extra, shuffle, by_id):
+    sizes = [
+        length + (s < min(extra, num_streams - 1)) for s in range(num_streams)
+    ]  # the first streams may have one more
+    bounds = np.cumsum([0, *sizes])
+    ids = np.random.default_rng(0).permutation(sum(sizes))
+    starts, labels = ids + 1000, ids + 2000
+    keys = np.arange(num_streams).astype(np.uint64)
     tables = [np.full(sum(sizes), -1) for _ in range(3)]
-    for stream, size in enumerate(sizes):
-        places = 100 * stream + np.arange(size)
-        order = np.arange(size)[::-1].copy()
-        interleave(order, places, places + 1000, places + 2000, stream, num_streams, *tables)
-    expected = [100 * s + sizes[s] - 1 - p for p in range(length + 1) for s in range(num_streams) if p < sizes[s]]
-    assert [table.tolist() for table in tables] == [[place + 1000 * k for place in expected] for k in range(3)]
+    by_place = (np.sort(starts), np.sort(labels)) if by_id else (starts, labels)
+    deal(keys, bounds, shuffle, ids, *by_place, by_id, np.empty(8 * max(sizes), np.int64), *tables)
+    pools = [list(range(*interval)) for interval in pairwise(bounds)]
+    for key, pool in enumerate(pools):
+        twin_permute(key, pool) if shuffle else None
+    in_turn = [ids[pool[p]] for p in range(length + 1) for pool in pools if p < len(pool)]
+    assert np.array_equal(tables, [np.array(in_turn, np.int64) + more for more in (1000, 2000, 0)])
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=6))
+def test_number_windows_equals_python(segments):
+    expected = [first + k for first, count in segments for k in range(count)]
+    ids = np.empty(len(expected), np.int64)
+    number_windows(np.array([f for f, _ in segments], np.int64), np.array([c for _, c in segments], np.int64), ids)
+    assert ids.tolist() == expected
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_round_to_bfloat16_equals_torch(values):
+    out = np.empty(len(values), np.uint16)
+    round_to_bfloat16(values.view(np.uint32), out)
+    twin = torch.from_numpy(values).to(torch.bfloat16)
+    assert np.array_equal(out, twin.view(torch.uint16).numpy())
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.sampled_from(["u2", "u4"]), st.data())

@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 
 from shards.errors import InputError, SpkidError
 from shards.files import make_folder, write_atomic, write_json
+from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus, open_corpus
 from spkid_dist.bench.limits import measure_limits
@@ -53,6 +54,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         InputError: corpus or dataset missing or damaged, a process that was started failed, or --out can't be written.
         UsageError: what can't be measured on this corpus, or by several processes.
     """
+    keep_freed_memory()  # as trainings do
     accelerator = make_accelerator(TrainConfig(mixed_precision=config.mixed_precision, timeout_minutes=TIMEOUT_MINUTES))
     log = RunLog(shown=accelerator.is_main_process)
     threads = config.threads or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -14,7 +14,7 @@ import torch
 from spkid_dist.bench.limits import local_tars, read_files
 from spkid_dist.bench.rows import POOLS, STACK, Findings, Row, make_row
 from spkid_dist.bench.workbench import Case, Workbench, torch_threads
-from spkid_dist.dataset import WindowDataset
+from spkid_dist.dataset import StreamDtype, WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.stacking import Batch, DeviceStacker, HostStack, Stack
@@ -72,7 +72,9 @@ def _row(stage: str, name: str, rates: dict[str, list[float]], limit: str) -> Ro
     return make_row(stage, name, "windows/s", rates[name], limit=against, windows_per_unit=1.0, on_path=on_path)
 
 
-def open_stream(bench: Workbench, shuffle_windows: int, *, reuse: bool = True) -> WindowDataset:
+def open_stream(
+    bench: Workbench, shuffle_windows: int, *, reuse: bool = True, dtype: StreamDtype = "float32"
+) -> WindowDataset:
     """The rank's share of the stream, stacked where a training has it."""
     return WindowDataset(
         bench.shards,
@@ -81,6 +83,7 @@ def open_stream(bench: Workbench, shuffle_windows: int, *, reuse: bool = True) -
         shuffle_windows=shuffle_windows,
         device=None if bench.device.type == "cpu" else bench.device,
         reuse=reuse,
+        dtype=dtype,
         rank=bench.rank,
         world_size=bench.world_size,
     )
@@ -151,6 +154,7 @@ def _filler(bench: Workbench, data: WindowDataset) -> PoolFiller:
         seed=0,
         shuffle=True,
         normalize=False,
+        bfloat16=False,
         skip_bad=False,
     )
 
@@ -171,7 +175,9 @@ def take_case(bench: Workbench, windows: int) -> Case:
     """Stack all windows of one pool, batch over batch."""
     data = open_stream(bench, min(windows, DEFAULT_SHUFFLE_WINDOWS))
     pool, in_frames = _filler(bench, data).fill(0, 0), bench.config.in_frames
-    stack: Stack = HostStack(pool) if bench.device.type == "cpu" else DeviceStacker(in_frames, bench.device)(pool)
+    stack: Stack = (
+        HostStack(pool) if bench.device.type == "cpu" else DeviceStacker(in_frames, bench.device, torch.float32)(pool)
+    )
     size, count = share_of_batch(bench), len(pool.starts)
 
     def take() -> float:

@@ -19,6 +19,7 @@ ZERO, EDGE, VALID = 0, 1, 2
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 CACHE_LINE = 64  # bytes
 GATHER_AHEAD = 4  # windows; 2 to 8 are as fast
+DEALT_TOGETHER = CACHE_LINE // 8  # streams
 
 _32 = np.uint64(32)
 
@@ -151,26 +152,66 @@ def gather(arena: NDArray[Any], starts: NDArray[np.int64], num_features: int, ou
 
 
 @njit(cache=True, nogil=True)
-def interleave(
-    order: NDArray[np.int64],
+def number_windows(first_ids: NDArray[np.int64], counts: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
+    """Fill `ids` (N,) with the numbers of segments (n,), end to end: counts[k] of them from first_ids[k] on."""
+    at = 0
+    for k in range(len(counts)):
+        for i in range(counts[k]):
+            ids[at + i] = first_ids[k] + i
+        at += counts[k]
+
+
+@njit(cache=True, nogil=True)
+def deal(
+    keys: NDArray[np.uint64],
+    bounds: NDArray[np.int64],
+    shuffle: bool,
+    ids: NDArray[np.int64],
     starts: NDArray[np.int64],
     labels: NDArray[np.int64],
-    ids: NDArray[np.int64],
-    stream: int,
-    num_streams: int,
+    by_id: bool,
+    order: NDArray[np.int64],
     table_starts: NDArray[np.int64],
     table_labels: NDArray[np.int64],
     table_ids: NDArray[np.int64],
 ) -> None:
-    """Deal one pool, permuted by `order` (L,), into column `stream` of the tables, which go round the S streams.
+    """Deal the pools of S streams into the tables (N,), which go round the streams: rows of S, the last one cut short.
 
-    `starts`, `labels`, `ids` (L,) are the pool's windows in line order; the tables (N,) are rows of S, the last one cut short.
+    Stream s has bounds[s] to bounds[s + 1] of the windows, `ids` (N,); they are permuted by the generator keys[s], where
+    `shuffle`. `starts` and `labels` are in the order of `ids`, or, `by_id`, indexed by them. `order` is overwritten; it has
+    room for `DEALT_TOGETHER` streams' windows.
+
+    Streams are dealt `DEALT_TOGETHER` at a time, whose values of a row share a cache line, and what belongs to a window is
+    looked up afterwards: 11 ns a window, where all three tables stream by stream took 24.
     """
-    for p in range(len(order)):
-        at, window = p * num_streams + stream, order[p]
-        table_starts[at] = starts[window]
-        table_labels[at] = labels[window]
-        table_ids[at] = ids[window]
+    num_streams = len(keys)
+    for first in range(0, num_streams, DEALT_TOGETHER):
+        last = min(first + DEALT_TOGETHER, num_streams)
+        base, longest = bounds[first], 0
+        for s in range(first, last):
+            for k in range(bounds[s], bounds[s + 1]):
+                order[k - base] = ids[k] if by_id else k
+            if shuffle:
+                permute(keys[s], order[bounds[s] - base : bounds[s + 1] - base])
+            longest = max(longest, bounds[s + 1] - bounds[s])
+        for p in range(longest):
+            for s in range(first, last):
+                if p < bounds[s + 1] - bounds[s]:
+                    table_ids[p * num_streams + s] = order[bounds[s] - base + p]
+    for at in range(len(table_ids)):
+        place = table_ids[at]
+        table_starts[at] = starts[place]
+        table_labels[at] = labels[place]
+        if not by_id:
+            table_ids[at] = ids[place]
+
+
+@njit(cache=True, nogil=True)
+def round_to_bfloat16(bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
+    """The bits of finite float32 values `bits` (n,) rounded to the nearest bfloat16, ties to even: `out` (n,)."""
+    for i in range(len(bits)):
+        odd = (bits[i] >> np.uint32(16)) & np.uint32(1)
+        out[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
 @njit(cache=True, nogil=True)

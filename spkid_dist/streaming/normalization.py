@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.layout import BlockArrays
-from spkid_dist.streaming.kernels import normalize_utterances
+from spkid_dist.streaming.kernels import normalize_utterances, round_to_bfloat16
 
 Normalization = Literal["none", "global", "utterance"]
 
@@ -24,6 +24,14 @@ Normalization = Literal["none", "global", "utterance"]
 def normalize_block(block: BlockArrays) -> BlockArrays:
     """The block with each of its utterances normalised: frames (T, D) float32, a copy."""
     return replace(block, frames=normalize_frames(block.frames, block.lengths))
+
+
+def bfloat16_block(block: BlockArrays) -> BlockArrays:
+    """The block with its frames (T, D) rounded to bfloat16: their bits as uint16, a copy."""
+    bits = np.ascontiguousarray(block.frames, np.float32).view(np.uint32).reshape(-1)
+    rounded = np.empty(block.frames.shape, np.uint16)
+    round_to_bfloat16(bits, rounded.reshape(-1))
+    return replace(block, frames=rounded)
 
 
 def normalize_frames(frames: NDArray[Any], lengths: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.layout import BlockArrays
-from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, permutation, starts_of
-from spkid_dist.streaming.kernels import interleave, lay_out
-from spkid_dist.streaming.normalization import normalize_block
+from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, starts_of
+from spkid_dist.streaming.kernels import DEALT_TOGETHER, deal, lay_out, number_windows
+from spkid_dist.streaming.normalization import bfloat16_block, normalize_block
 from spkid_dist.streaming.poolmemory import BLOCKS_KEPT
 from spkid_dist.streaming.windows import DatasetWindows
 
@@ -31,8 +31,9 @@ NO_WINDOW = -1  # the start of a window whose block is bad, and was passed over
 class Pool:
     """One generation of a rank: N windows in their order of use.
 
-    `arena` (R, D) has the frames; `starts` (N,) are the windows' first rows of it, `labels` (N,) their classes and `ids` (N,)
-    their numbers in the order of storage, all int64. Where `has_gaps`, a start may be NO_WINDOW.
+    `arena` (R, D) has the frames, as bits (uint16) where they are bfloat16, which NumPy does not know; `starts` (N,) are the
+    windows' first rows of it, `labels` (N,) their classes and `ids` (N,) their numbers in the order of storage, all int64.
+    Where `has_gaps`, a start may be NO_WINDOW.
     """
 
     arena: NDArray[Any]
@@ -43,13 +44,12 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class LineWindows:
-    """Windows in line order, laid out in an arena (R, D): `starts`, `labels` and `ids`, each (N,) int64."""
+class LaidOut:
+    """Windows laid out in an arena (R, D), in the order given: `starts` and `labels`, each (N,) int64."""
 
     arena: NDArray[Any]
     starts: NDArray[np.int64]
     labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
     has_gaps: bool
 
 
@@ -71,6 +71,7 @@ class PoolFiller:
         seed: int,
         shuffle: bool,
         normalize: bool,
+        bfloat16: bool,
         skip_bad: bool,
     ) -> None:
         self.bad_blocks: dict[int, str] = {}
@@ -82,12 +83,14 @@ class PoolFiller:
         self._seed = seed
         self._shuffle = shuffle
         self._normalize = normalize
+        self._bfloat16 = bfloat16
+        self._dtype = np.dtype("u2" if bfloat16 else "f4" if normalize else dataset.manifest.dtype)  # of the arenas
         self._skip_bad = skip_bad
         # A stream's consecutive pools share the block at their border; what is kept are views of mapped files, downloads,
         # or, where they are normalised, frames of our own.
         self._kept: dict[int, BlockArrays] = {}
         self._line: tuple[int, EpochLine] | None = None
-        self._resident: LineWindows | None = None
+        self._resident: LaidOut | None = None
         self._fits = share.world_size == 1 and share.order.num_generations <= 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,43 +107,43 @@ class PoolFiller:
         streams = self._share.streams
         pieces = [list(line.segments(*self._share.order.pool_interval(s, generation))) for s in streams]
         segments = [segment for piece in pieces for segment in piece]
-        laid = self._take_resident(segments) if self._fits else self._lay_out(segments)
-        starts, labels, ids = (np.empty_like(laid.starts) for _ in range(3))
-        at = 0
-        for column, (stream, piece) in enumerate(zip(streams, pieces, strict=True)):
-            end = at + sum(segment.last - segment.first for segment in piece)
-            key = generator_key(self._seed, POOL_DOMAIN, epoch, stream, generation)
-            order = permutation(key, end - at, self._shuffle)
-            of_pool = slice(at, end)
-            interleave(
-                order,
-                laid.starts[of_pool],
-                laid.labels[of_pool],
-                laid.ids[of_pool],
-                column,
-                len(streams),
-                starts,
-                labels,
-                ids,
-            )
-            at = end
-        return Pool(laid.arena, starts, labels, ids, laid.has_gaps)
+        laid = self._resident_windows() if self._fits else self._lay_out(segments)
+        ids = _ids_of(segments)
+        sizes = np.array([sum(segment.last - segment.first for segment in piece) for piece in pieces], np.int64)
+        order = np.empty(DEALT_TOGETHER * sizes.max(), np.int64)
+        starts, labels, pool_ids = (np.empty_like(ids) for _ in range(3))
+        deal(
+            np.array([generator_key(self._seed, POOL_DOMAIN, epoch, s, generation) for s in streams], np.uint64),
+            starts_of(sizes),
+            self._shuffle,
+            ids,
+            laid.starts,
+            laid.labels,
+            self._fits,
+            order,
+            starts,
+            labels,
+            pool_ids,
+        )
+        return Pool(laid.arena, starts, labels, pool_ids, laid.has_gaps)
 
     def _epoch_line(self, epoch: int) -> EpochLine:
         if self._line is None or self._line[0] != epoch:
             self._line = (epoch, EpochLine(self._counts, self._seed, epoch, self._shuffle))
         return self._line[1]
 
-    def _lay_out(self, segments: Sequence[Segment]) -> LineWindows:
+    def _lay_out(self, segments: Sequence[Segment]) -> LaidOut:
         """Read the segments' blocks and lay their windows out, in the order given."""
         manifest = self._dataset.manifest
         num_windows = sum(segment.last - segment.first for segment in segments)
         repeats = [self._counts.repeats_of(segment.block) for segment in segments]
         num_utterances = sum(int(counts.sum()) for counts in repeats)
         rows = num_windows + num_utterances * (self._in_frames - 1)
-        arena = np.empty((rows, manifest.num_features), "float32" if self._normalize else manifest.dtype)
+        arena = np.empty((rows, manifest.num_features), self._dtype)
         starts, labels = np.empty(num_windows, np.int64), np.empty(num_windows, np.int64)
-        bits = np.dtype(f"u{arena.itemsize}")  # the compiled loop knows no float16; it only copies, and zero is zero
+        bits = np.dtype(
+            f"u{arena.itemsize}"
+        )  # the compiled loop knows no short floats; it only copies, and zero is zero
         has_gaps = False
         at = row = 0
         for segment, times, block in zip(segments, repeats, self._read_blocks(segments), strict=True):
@@ -163,7 +166,7 @@ class PoolFiller:
                     labels[at:end],
                 )
             at = end
-        return LineWindows(arena[:row], starts, labels, _ids_of(segments), has_gaps)
+        return LaidOut(arena[:row], starts, labels, has_gaps)
 
     def _read_blocks(self, segments: Sequence[Segment]) -> Iterator[BlockArrays | None]:
         """The segments' blocks, one a segment; those that are not kept are read ahead of their use. None for bad ones."""
@@ -184,7 +187,11 @@ class PoolFiller:
 
     def _prepared(self, arrays: BlockArrays | InputError) -> BlockArrays | InputError:
         """A block as it is laid out."""
-        return normalize_block(arrays) if self._normalize and isinstance(arrays, BlockArrays) else arrays
+        if isinstance(arrays, InputError):
+            return arrays
+        if self._normalize:
+            arrays = normalize_block(arrays)
+        return bfloat16_block(arrays) if self._bfloat16 else arrays
 
     def _keep(self, block: int, arrays: BlockArrays | InputError) -> BlockArrays | None:
         """Keep a block that was read; one that is bad is an error, or noted and None."""
@@ -198,20 +205,21 @@ class PoolFiller:
             self._kept.pop(next(iter(self._kept)))
         return arrays
 
-    def _take_resident(self, segments: Sequence[Segment]) -> LineWindows:
-        """The segments' windows out of the whole dataset, which the first call lays out in the order of storage."""
+    def _resident_windows(self) -> LaidOut:
+        """The whole dataset in the order of storage, so that a window's place is its id."""
         if self._resident is None:
             counts = self._counts.of_blocks(range(len(self._dataset.blocks)))
             first_ids = starts_of(counts)
             self._resident = self._lay_out(
                 [Segment(int(b), 0, int(counts[b]), int(first_ids[b])) for b in np.flatnonzero(counts)]
             )
-        laid, ids = self._resident, _ids_of(segments)
-        return LineWindows(laid.arena, laid.starts[ids], laid.labels[ids], ids, laid.has_gaps)
+        return self._resident
 
 
 def _ids_of(segments: Sequence[Segment]) -> NDArray[np.int64]:
     """The ids of the segments' windows, in order."""
-    if not segments:
-        return np.empty(0, np.int64)
-    return np.concatenate([np.arange(s.first_id, s.first_id + s.last - s.first) for s in segments])
+    first_ids = np.array([segment.first_id for segment in segments], np.int64)
+    counts = np.array([segment.last - segment.first for segment in segments], np.int64)
+    ids = np.empty(counts.sum(), np.int64)
+    number_windows(first_ids, counts, ids)
+    return ids

@@ -74,7 +74,7 @@ class HostStack:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self._num_features = pool.arena.shape[1]
-        self._bits = np.dtype(f"u{pool.arena.itemsize}")  # the compiled loop knows no float16; it only copies
+        self._bits = np.dtype(f"u{pool.arena.itemsize}")  # the compiled loop knows no short floats; it only copies
         self._flat = pool.arena.reshape(-1).view(self._bits)
 
     def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
@@ -83,7 +83,8 @@ class HostStack:
         if self.pool.has_gaps:
             good = starts != NO_WINDOW
             starts, labels = starts[good], labels[good]
-        gather(self._flat, starts, self._num_features, x[: len(starts)].numpy().reshape(-1).view(self._bits))
+        out = x[: len(starts)].view(torch.uint8).numpy().reshape(-1).view(self._bits)  # NumPy knows no bfloat16
+        gather(self._flat, starts, self._num_features, out)
         y.numpy()[: len(starts)] = labels
         return len(starts)
 
@@ -91,9 +92,10 @@ class HostStack:
 class DeviceStacker:
     """Makes stacks on `device`; an arena that stays on the host from pool to pool is copied there once."""
 
-    def __init__(self, in_frames: int, device: torch.device) -> None:
+    def __init__(self, in_frames: int, device: torch.device, dtype: torch.dtype) -> None:
         self._in_frames = in_frames
         self._device = device
+        self._dtype = dtype  # of the frames
         self._last: tuple[NDArray[Any], torch.Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class DeviceStacker:
         """Arena (R, D), and starts and labels of the `good` windows, of all for None, (N,) each, on the device."""
         chosen = slice(None) if good is None else good
         if self._last is None or self._last[0] is not pool.arena:
-            self._last = (pool.arena, self._copy(pool.arena))
+            self._last = (pool.arena, self._copy(pool.arena).view(self._dtype))
         return self._last[1], self._copy(pool.starts[chosen]), self._copy(pool.labels[chosen])
 
     def _copy(self, array: NDArray[Any]) -> torch.Tensor:

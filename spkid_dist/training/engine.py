@@ -19,7 +19,7 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.training.finite import weigh
 from spkid_dist.training.graph import GraphEngine
 from spkid_dist.training.learning import seed_dropout, training_loss
-from spkid_dist.training.step import Engine, StepParts
+from spkid_dist.training.step import Engine, StepParts, network_input
 
 
 class EagerEngine:
@@ -44,7 +44,7 @@ class EagerEngine:
         for number, (x_piece, y_piece) in enumerate(pieces, start=1):  # may be empty: ranks differ in their shares
             last = number == len(pieces)
             with contextlib.nullcontext() if last else accelerator.no_sync(model):  # the ranks meet in the last one
-                log_probs = model(x_piece)
+                log_probs = model(network_input(x_piece))
                 loss_sum = training_loss(log_probs, y_piece, config.label_smoothing)
                 accelerator.backward(weigh(loss_sum, weight))
             parts.guard.note(loss_sum)

@@ -17,7 +17,7 @@ from torch import distributed
 
 from spkid_dist.training.finite import weigh
 from spkid_dist.training.learning import training_loss
-from spkid_dist.training.step import StepParts
+from spkid_dist.training.step import StepParts, network_input
 
 STEPS_BEFORE = 3  # of a shape, before it is captured
 MOST_GRAPHS = 16  # shapes of a rank's share that are captured; others are done without
@@ -68,7 +68,7 @@ class GraphEngine:
         parts = self._parts
         self._gradient.zero_()
         with parts.accelerator.autocast():
-            log_probs = parts.model(x.float())
+            log_probs = parts.model(network_input(x))
         log_probs = log_probs.float()
         loss_sum = training_loss(log_probs, y, parts.config.label_smoothing)
         weigh(loss_sum, self._weight).backward()  # type: ignore[no-untyped-call]

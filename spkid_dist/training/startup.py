@@ -25,6 +25,7 @@ from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collect
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.training.preemption import STOP_NAME
 from spkid_dist.training.report import options_of
+from spkid_dist.training.step import stream_dtype
 from spkid_dist.training.tracking import check_tracker
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
@@ -116,6 +117,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         "shuffle_windows": config.shuffle_windows,
         "seed": config.seed,
         "normalize": "utterance" if config.normalize == "utterance" else "none",
+        "dtype": stream_dtype(config.mixed_precision, config.normalize),
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
         "device": None if accelerator.device.type == "cpu" else accelerator.device,

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from spkid_dist.config import TrainConfig
+from spkid_dist.dataset import StreamDtype
 from spkid_dist.order import EpochOrder
 from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.learning import Schedule
@@ -37,6 +38,16 @@ class StepParts:
     def whole_step(self, epoch: int, step: int) -> int:
         """The step's number in the whole training, from 0."""
         return epoch * -(-self.order.num_windows // self.config.batch_size) + step
+
+
+def stream_dtype(mixed_precision: str, normalize: str) -> StreamDtype:
+    """What the stream of a training yields: bfloat16 where the network would round its input to that anyway."""
+    return "bfloat16" if mixed_precision == "bf16" and normalize != "global" else "stored"
+
+
+def network_input(x: torch.Tensor) -> torch.Tensor:
+    """x (B, C*D) as the stream yields it, as the network takes it: bfloat16 is autocast's own, all else is float32."""
+    return x if x.dtype == torch.bfloat16 else x.float()
 
 
 class Engine(Protocol):

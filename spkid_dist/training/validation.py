@@ -12,6 +12,7 @@ from spkid_dist.ranks import by_main
 from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.report import SUMMARY_NAME, weights_name
 from spkid_dist.training.run import Run
+from spkid_dist.training.step import network_input
 from spkid_dist.training.tally import Tally
 from spkid_dist.training.tracking import track
 
@@ -52,7 +53,7 @@ def evaluate(
     tally = Tally(accelerator.device)
     for x, y in data:
         with accelerator.autocast():
-            log_probs = model(x)
+            log_probs = model(network_input(x))
         log_probs = log_probs.float()
         tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
         keeper.in_validation()
