@@ -19,7 +19,7 @@ from torch import nn
 
 from shards.errors import InputError, UsageError
 from spkid_dist.batchnorm import GlobalBatchNorm
-from spkid_dist.config import MOST_LAYERS, Activation
+from spkid_dist.config.training import MOST_LAYERS, Activation
 from spkid_dist.streaming.normalization import Normalization
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from shards import InputError, UsageError
-from spkid_dist.config import EXPORT_FORMATS, ExportConfig, ScoreConfig
+from spkid_dist.config import ExportConfig, ScoreConfig
+from spkid_dist.config.scoring import EXPORT_FORMATS
 from spkid_dist.export import export
 from spkid_dist.model import build_model
 from spkid_dist.score import score

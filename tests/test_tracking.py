@@ -14,7 +14,8 @@ from training import OPTIONS, checkpoints, command, environment, make_shards, re
 
 from shards import UsageError
 from shards.errors import EXIT_FAILED, EXIT_STOPPED
-from spkid_dist.config import Tracker, TrainConfig
+from spkid_dist.config import TrainConfig
+from spkid_dist.config.training import Tracker
 from spkid_dist.training.tracking import check_tracker, plain_options, tracker_options
 
 TRACKERS = get_args(Tracker)
