@@ -1,7 +1,7 @@
 """The command line: ``spkid COMMAND [flags]``.
 
-Each command is a dataclass of `spkid_dist.config` (`spkid bench`: of its own package) and a function that is imported when it
-runs: sharding loads no torch.
+Each command is a dataclass of `spkid_dist.config` (those of `bench` and `simulate`: of their packages) and a function that is
+imported when it runs: sharding loads no torch.
 Exit codes: 0 done, 1 failed, 2 used wrongly, 75 stopped when told to and to be continued, 130 interrupted.
 """
 
@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
@@ -70,6 +70,8 @@ def _parse(parse: Callable[[], Any]) -> Any:
         return parse()
     except SpkidError as error:
         _fail(error)
+    except BrokenPipeError:  # of --help
+        _leave_unread()
 
 
 def _run(command: str, config: Any) -> None:
@@ -78,9 +80,8 @@ def _run(command: str, config: Any) -> None:
         getattr(import_module(module), function)(config)
     except SpkidError as error:
         _fail(error)
-    except BrokenPipeError:  # whoever read our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
+    except BrokenPipeError:
+        _leave_unread()
     except OSError as error:
         _fail(InputError(str(error)))
     except KeyboardInterrupt:
@@ -89,7 +90,13 @@ def _run(command: str, config: Any) -> None:
     sys.exit(EXIT_DONE)
 
 
-def _fail(error: SpkidError) -> None:
+def _leave_unread() -> NoReturn:
+    """Whoever read our output has left; what is still to be flushed goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(EXIT_FAILED)
+
+
+def _fail(error: SpkidError) -> NoReturn:
     said_by_another = error.everywhere and os.environ.get("RANK", "0") != "0"
     if not (said_by_another or isinstance(error, Stopped)):  # who stops has said so in its log
         print(f"spkid: error: {error}", file=sys.stderr)

@@ -188,3 +188,11 @@ def test_the_console_command_runs_as_a_process():
     assert done.returncode == 0
     for flag in ("--db_path", "--tr_list_file", "--in_frames", "--patience", "--momentum"):
         assert flag in done.stdout
+
+
+def test_help_that_nobody_reads_to_the_end_leaves_no_traceback():
+    command = [sys.executable, "-c", "from spkid_dist.cli import main; main()", "train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
