@@ -51,11 +51,6 @@ def _sum_over_ranks(values: torch.Tensor) -> None:
         distributed.all_reduce(values)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def _standardize(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
-    return _Standardize.apply(x, eps)  # type: ignore[no-any-return, no-untyped-call]
-
-
 class GlobalBatchNorm(nn.BatchNorm1d):
     """`nn.BatchNorm1d` of (B, H) whose statistics in training are those of the global batch; the same state_dict.
 
@@ -66,7 +61,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         """Normalise x (B, H), B from 0; in training, all ranks must call it together."""
         if not self.training:
             return super().forward(x)
-        standard, mean, variance, count = _standardize(x.float(), self.eps)
+        standard, mean, variance, count = _Standardize.apply(x.float(), self.eps)  # type: ignore[no-untyped-call]
         self._track(mean, variance * (count / (count - 1).clamp(min=1)))
         return torch.addcmul(self.bias, standard, self.weight).to(x.dtype)
 

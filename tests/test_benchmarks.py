@@ -11,8 +11,9 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-# Slow, and what they measure is tested elsewhere: `spkid bench resume` in the report's tests, the arithmetic in test_simulate.
-LONG = ("bench_simulate.py", "bench_resume.py")
+# Slow, and what they measure is tested elsewhere: `spkid bench` train and resume in the report's tests, the arithmetic in
+# test_simulate.
+LONG = ("bench_simulate.py", "bench_resume.py", "bench_train.py")
 TRAIN = ("--frames", 8000, "--speakers", 4, "--precision", "fp32", "--threads", 1)
 SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
 

@@ -296,7 +296,7 @@ def test_plateau_reduces_the_rate_of_a_training_that_stays(config, capsys):
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
 def test_a_compiled_network_learns_the_same_and_saves_plain_names(config, tmp_path):
-    options = config | {"hsize": 10}
+    options = config | {"hsize": 10, "batch_norm": True}
     plain = train(TrainConfig(**options))
     compiled = train(TrainConfig(**(options | {"save_path": tmp_path / "compiled"}), compile=True))
     assert compiled.va_loss == pytest.approx(plain.va_loss, rel=1e-4)

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from shards.errors import UsageError
+from spkid_dist.batchnorm import GlobalBatchNorm
 from spkid_dist.config import TrainConfig
 from spkid_dist.order import DROPOUT_DOMAIN, generator_key
 
@@ -136,4 +137,7 @@ def compile_model(model: torch.nn.Module, device: torch.device) -> None:
         )
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UsageError("--compile: triton is not installed; install torch's build for this GPU, or leave it out")
+    for module in model.modules():
+        if isinstance(module, GlobalBatchNorm):  # the compiler knows nothing of its all-reduce
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign, no-untyped-call]
     model.compile()
