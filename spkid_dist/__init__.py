@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from spkid_dist.config import TrainConfig as TrainConfig
     from spkid_dist.dataset import WindowDataset as WindowDataset
     from spkid_dist.export import export as export
+    from spkid_dist.mixture import MixedDataset as MixedDataset
     from spkid_dist.score import ScoreResult as ScoreResult
     from spkid_dist.score import score as score
-    from spkid_dist.streaming.mixture import MixedDataset as MixedDataset
     from spkid_dist.streaming.selection import Selection as Selection
     from spkid_dist.train import TrainResult as TrainResult
     from spkid_dist.train import train as train
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # name: the module that has it
 _MODULES = {
     "ExportConfig": "config",
-    "MixedDataset": "streaming.mixture",
+    "MixedDataset": "mixture",
     "ScoreConfig": "config",
     "ScoreResult": "score",
     "Selection": "streaming.selection",

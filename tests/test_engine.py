@@ -10,7 +10,7 @@ from training import OPTIONS, checkpoints, make_shards, result, run, statistics
 from shards.errors import InputError, UsageError
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.streaming.mixture import MixedDataset
+from spkid_dist.mixture import MixedDataset
 from spkid_dist.train import train
 
 

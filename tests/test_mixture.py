@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from shards import InputError, UsageError
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.streaming.mixture import CIRCLE, STRIDE, MixedDataset, borders_of, points_below, shares
+from spkid_dist.mixture import CIRCLE, STRIDE, MixedDataset, borders_of, points_below, shares
 
 
 @pytest.fixture(scope="module")
