@@ -18,9 +18,8 @@ import torch
 from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus
-from spkid_dist.bench.steps import TrainingSteps
 from spkid_dist.bench.stream import open_stream
-from spkid_dist.bench.train import cached_batch, steps_case
+from spkid_dist.bench.train import cached_batch, steps_case, training_steps
 from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
@@ -45,7 +44,7 @@ def main() -> None:
         threads=torch.get_num_threads(),
     )
     data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(options.mixed_precision, "none"))
-    steps, numbered = TrainingSteps(bench, data), itertools.repeat((cached_batch(data), 0))
+    steps, numbered = training_steps(bench, data), itertools.repeat((cached_batch(data), 0))
     steps_case(bench, steps, numbered, WARM_UP)()
     began = time.perf_counter()
     windows = steps_case(bench, steps, numbered, options.batches)()

@@ -32,7 +32,7 @@ from spkid_dist.bench.rows import (
     readable,
 )
 from spkid_dist.bench.scaling import process_counts
-from spkid_dist.bench.steps import step_flops
+from spkid_dist.training.alone import step_flops
 
 TOY = {
     "frames": 3000,

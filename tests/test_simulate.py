@@ -135,7 +135,7 @@ def test_parameters_and_operations_are_those_of_the_network(num_layers):
     options = NetworkOptions(input_dim=40, in_frames=21, num_spks=157, num_layers=num_layers)
     assert network.num_parameters == options.num_parameters
     if num_layers == 3:  # 122 M windows/s at 67 TFLOP/s
-        rates = PRESETS["h100"].rates(network, stacks_on_device=True)
+        rates = PRESETS["h100"].rates(network)
         assert rates.compute_windows_per_second == pytest.approx(122e6, rel=0.01)
 
 
@@ -186,7 +186,7 @@ def test_a_step_of_each_size_that_was_measured_is_met():
         ({"fill_windows": 100}, "pool filling"),
         ({"bus_gbytes": 1e-6}, "bus"),
         ({"stack_windows": 100}, "stacking"),
-        ({"num_streams": 33, "batch_size": 10**6, "store_gbytes": 1000}, "streams"),
+        ({"num_streams": 33, "batch_size": 10**6, "store_gbytes": 1000, "fill_windows": 1e9}, "streams"),
     ],
 )
 def test_what_is_too_little_breaks_first(changed, first):
@@ -197,7 +197,7 @@ def test_what_is_too_little_breaks_first(changed, first):
 
 def test_every_rate_can_be_given_by_a_flag():
     names = list(RateFlags.__annotations__)
-    found = plan(**dict.fromkeys(names, 2.0), stacking="device")
+    found = plan(**dict.fromkeys(names, 2.0))
     assert all(f"--{name} 2" in found.rates.source for name in names)
     rates = found.rates
     assert (rates.step_overhead_seconds, rates.compute_windows_per_second, rates.bus_bytes_per_second) == (2e-6, 2, 2e9)
@@ -256,7 +256,6 @@ def test_a_process_that_ends_while_it_measures_is_an_error(tmp_path):
         num_features=2,
         in_frames=3,
         num_streams=4,
-        stacks_on_device=False,
     )
     with pytest.raises(InputError, match=r"a process has ended without a result.*give --device h100"):
         _run_processes(task)

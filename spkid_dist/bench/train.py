@@ -10,23 +10,25 @@ from collections.abc import Iterator
 
 from spkid_dist.bench.limits import matrix_case
 from spkid_dist.bench.rows import TRAIN, Findings, make_row, middle
-from spkid_dist.bench.steps import TrainingSteps
 from spkid_dist.bench.stream import endless, open_stream, run_windows
 from spkid_dist.bench.workbench import Case, Workbench
+from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.streaming.stacking import Batch
+from spkid_dist.training.alone import TrainingSteps
 from spkid_dist.training.step import stream_dtype
 
 CACHED, STREAMED, MATRIX = "the step, one cached batch", "training from the stream", "matrix products"
 ASKED_SHARE, ASKED_WAITING = 0.95, 0.03
+TRAINING_OPTIONS = ("batch_size", "in_frames", "hsize", "num_layers", "mixed_precision", "engine")
 KINDS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
 def measure_train(bench: Workbench) -> Findings:
     """Measure both; the notes tell what is asked: 95 % of the cached batch's rate, and less than 3 % waiting for data."""
     data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(bench.config.mixed_precision, "none"))
-    steps = TrainingSteps(bench, data)
+    steps = training_steps(bench, data)
     count = max(1, run_windows(bench, data) // bench.config.batch_size)
     cached = cached_batch(data)
     waited = WaitedStream(endless(data))
@@ -57,6 +59,19 @@ def measure_train(bench: Workbench) -> Findings:
     ]
     figures = {"rates": rates, "waiting": shares[1:], "flops_per_window": steps.flops_per_window}
     return Findings(rows=rows, notes=notes, figures=figures)
+
+
+def training_steps(bench: Workbench, data: WindowDataset) -> TrainingSteps:
+    """The steps of a training on `data` with the options of the benchmark."""
+    options = {name: getattr(bench.config, name) for name in TRAINING_OPTIONS}
+    manifest = data.data.manifest
+    return TrainingSteps(
+        bench.accelerator,
+        TrainConfig(**options),
+        num_features=manifest.num_features,
+        num_speakers=len(manifest.speakers),
+        order=data.order,
+    )
 
 
 class WaitedStream(Iterator[Batch]):

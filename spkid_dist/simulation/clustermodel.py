@@ -1,7 +1,7 @@
 """What a cluster would make of a training: arithmetic on sizes and rates, before any of it is rented.
 
-A step takes each rank its overhead + windows / rate of compute + of stacking (+ of the bus, where stacked windows cross it) +
-the all-reduce, one after the other; filling pools and reading the store go on beside it, and limit it where they are slower.
+A step takes each rank its overhead + windows / rate of compute + of stacking + the all-reduce, one after the other; filling
+pools, their way over the bus as frames, and reading the store go on beside it, and limit it where they are slower.
 W ranks, B windows of a global batch, S streams. The rank with the most streams, ceil(S / W), has ceil(S / W) / S of each batch.
 
 All-reduce of n bytes over W ranks on N nodes: 2 (N - 1) / N n / bandwidth, the ring's bound (Patarasuk, Yuan, "Bandwidth
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spkid_dist.simulation.clusterparts import UTTERANCE_ROW_BYTES, Cluster, Corpus, Network, Stream
-from spkid_dist.simulation.devicerates import STACKED_VALUE_BYTES, DeviceRates
+from spkid_dist.simulation.devicerates import DeviceRates
 from spkid_dist.simulation.mixing import distinct_in_permutation, distinct_in_pools
 from spkid_dist.streaming.poolmemory import PoolSize
 
@@ -117,15 +117,12 @@ class Plan:
     def step_parts(self) -> dict[str, float]:
         """Seconds of what a rank does one after the other in a step, by name."""
         windows, rates = self.rank_windows, self.rates
-        parts = {
+        return {
             "step overhead": rates.step_overhead_seconds,
             "compute": windows / rates.compute_windows_per_second,
             "stacking": windows / rates.stack_windows_per_second,
             "all-reduce": self.allreduce_seconds,
         }
-        if rates.bus_bytes_per_second is not None and not rates.stacks_on_device:
-            parts["bus"] = windows * self.network.inputs * STACKED_VALUE_BYTES / rates.bus_bytes_per_second
-        return parts
 
     @property
     def beside(self) -> dict[str, float]:
@@ -133,7 +130,7 @@ class Plan:
         corpus, rates, ranks = self.corpus, self.rates, self.cluster.ranks
         rank_share = self.rank_streams / self.stream.num_streams
         rates_beside = {"pool filling": rates.fill_windows_per_second / rank_share}
-        if rates.bus_bytes_per_second is not None and rates.stacks_on_device:
+        if rates.bus_bytes_per_second is not None:
             window_bytes = corpus.num_features * corpus.value_bytes + TABLE_ROW_BYTES
             rates_beside["bus"] = rates.bus_bytes_per_second / window_bytes / rank_share
         store = self.cluster.total_store_bytes_per_second
@@ -214,7 +211,7 @@ _REMEDIES = {
     "step overhead": "a larger --batch_size: more windows for each step's fixed cost",
     "compute": "more or faster devices, mixed precision, or a smaller network",
     "stacking": "more processes for the same windows, or a smaller --in_frames",
-    "bus": "stack on the device (--stacking device), or float16 shards",
+    "bus": "float16 shards, or a larger --shuffle_windows: what fits one process crosses it once",
     "all-reduce": "a larger --batch_size: fewer all-reduces; or a faster network",
     "pool filling": "more processes for the same windows",
     "store": "a faster store, --shard_cache on local disks that hold the corpus, or float16 shards",

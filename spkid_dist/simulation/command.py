@@ -136,14 +136,13 @@ def _corpus_of_size(config: SimulateConfig) -> Corpus:
 
 def _rates(config: SimulateConfig, corpus: Corpus, network: Network, stream: Stream, cluster: Cluster) -> DeviceRates:
     """The preset's rates, or those of this machine; those of the flags take their place."""
-    on_device = config.stacking == "device"
     given = config.given()
     if config.device != "here":
-        rates = PRESETS[config.device].rates(network, stacks_on_device=on_device)
+        rates = PRESETS[config.device].rates(network)
     else:
         from spkid_dist.simulation.measuring import measure_rates  # loads torch
 
-        rates = measure_rates(corpus, network, stream, cluster, stacks_on_device=on_device)
+        rates = measure_rates(corpus, network, stream, cluster)
     changed: dict[str, Any] = {RATE_FIELDS[name][0]: value * RATE_FIELDS[name][1] for name, value in given.items()}
     source = rates.source + "".join(
         f", --{name} {given[name]:g}" for name in RateFlags.__annotations__ if name in given

@@ -91,8 +91,6 @@ class SimulateConfig(RateFlags):
 
     device: Literal["here", "h100"] = "here"
     """rates of a device: measured on this machine in some seconds, or by a data sheet"""
-    stacking: Literal["host", "device"] = "host"
-    """where batches are stacked; `spkid train` does it on the host, WindowDataset(device=...) on the device"""
 
     def __post_init__(self) -> None:
         """Check the values; raises UsageError."""

@@ -20,8 +20,7 @@ class DeviceRates:
         compute_windows_per_second: forward and backward, beyond the overhead.
         stack_windows_per_second: stacking of batches.
         fill_windows_per_second: reading from memory, checking and laying out of pools, in the background.
-        bus_bytes_per_second: from the host to the device; None where they share memory.
-        stacks_on_device: whether frames cross the bus, or stacked windows.
+        bus_bytes_per_second: of frames from the host to the device; None where they share memory.
         allreduce_hop_seconds: of an all-reduce among the processes, for each doubling of their number.
         first_batch_seconds: from a process with its imports to its first batch, of a dataset of no size.
         process_bytes: host memory of a process, besides its pools.
@@ -33,7 +32,6 @@ class DeviceRates:
     stack_windows_per_second: float
     fill_windows_per_second: float
     bus_bytes_per_second: float | None
-    stacks_on_device: bool
     allreduce_hop_seconds: float
     first_batch_seconds: float
     process_bytes: int
@@ -46,7 +44,6 @@ class DevicePreset:
     source: str
     flops: float
     memory_bytes_per_second: float
-    host_gather_bytes_per_second: float
     bus_bytes_per_second: float
     step_overhead_seconds: float
     fill_windows_per_second: float
@@ -54,18 +51,15 @@ class DevicePreset:
     first_batch_seconds: float
     process_bytes: int
 
-    def rates(self, network: Network, *, stacks_on_device: bool) -> DeviceRates:
+    def rates(self, network: Network) -> DeviceRates:
         """The rates for a network; on the device, a stacked value is read once and written once."""
-        on_device = self.memory_bytes_per_second / 2
-        gathered = on_device if stacks_on_device else self.host_gather_bytes_per_second
         return DeviceRates(
             source=self.source,
             step_overhead_seconds=self.step_overhead_seconds,
             compute_windows_per_second=self.flops / network.flops_per_window,
-            stack_windows_per_second=gathered / (STACKED_VALUE_BYTES * network.inputs),
+            stack_windows_per_second=self.memory_bytes_per_second / 2 / (STACKED_VALUE_BYTES * network.inputs),
             fill_windows_per_second=self.fill_windows_per_second,
             bus_bytes_per_second=self.bus_bytes_per_second,
-            stacks_on_device=stacks_on_device,
             allreduce_hop_seconds=self.allreduce_hop_seconds,
             first_batch_seconds=self.first_batch_seconds,
             process_bytes=self.process_bytes,
@@ -73,17 +67,16 @@ class DevicePreset:
 
 
 PRESETS = {
-    # 67 TFLOP/s of fp32 and 3.35 TB/s: NVIDIA H100 SXM data sheet. 54 GB/s of the bus: what PCIe 5.0 x16 carries of its 63,
-    # 16 M windows of 840 float32 a second. Eager steps of 1,000 windows: 3 to 6 M windows/s, bound by launches.
-    # 15.3 GB/s: `kernels.gather` on one core of an EPYC (1,000 windows of 1,680 bytes in 110 us).
+    # 67 TFLOP/s of fp32 and 3.35 TB/s: NVIDIA H100 SXM data sheet. 54 GB/s of the bus: what PCIe 5.0 x16 carries of its 63.
+    # Steps of 1,000 windows of 840 values as one CUDA graph: 11 to 16 M windows/s by arithmetic, 74 us, of which compute and
+    # stacking take 10. (Eager steps: 3 to 6 M, bound by launches.)
     # Filling, all-reduce, start-up and memory of a process are assumptions, to be replaced by the flags.
     "h100": DevicePreset(
-        source="one H100 SXM by its data sheet, eager steps of 222 us; host, all-reduce and start-up assumed",
+        source="one H100 SXM by its data sheet, a step as one CUDA graph by arithmetic; host, all-reduce and start-up assumed",
         flops=67e12,
         memory_bytes_per_second=3.35e12,
-        host_gather_bytes_per_second=15.3e9,
         bus_bytes_per_second=54e9,
-        step_overhead_seconds=1000 / 4.5e6,
+        step_overhead_seconds=64e-6,
         fill_windows_per_second=16e6,
         allreduce_hop_seconds=10e-6,
         first_batch_seconds=1.0,

@@ -2,7 +2,8 @@
 
 As many processes as a node is to have, as far as this machine has cores or devices, do the same side by side, so that what they
 share (cores, memory) is shared as in a training. A process measures, in this order: its first batch; stacking, out of pools
-that are filled; filling; steps of its share of a batch and of an eighth of it, alone and with their all-reduce.
+that are filled; filling; steps of its share of a batch and of an eighth of it, alone; and, when all have met, such steps with
+their all-reduce.
 """
 
 import gc
@@ -11,29 +12,39 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
 
 from shards import Layout, Utterance, convert, make_plan
 from shards.errors import InputError
+from spkid_dist.allocator import keep_freed_memory
+from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.launched import is_on_cpus
 from spkid_dist.simulation.clusterparts import Cluster, Corpus, Network, Stream
 from spkid_dist.simulation.devicerates import DeviceRates, fit_step
-from spkid_dist.simulation.steptime import StepTimer, find_device, seconds_of
+from spkid_dist.training.alone import TrainingSteps
 
 OTHERWISE = "give --device h100, and rates by the flags"
 MEASURED_BYTES = 64_000_000  # of frames: more than most caches hold
 LONGEST_SECONDS = 300.0  # of measuring; a process that waits for one that has ended would wait for ever
 EXIT_SECONDS = 5.0  # after its result a process has nothing more to do
+MEASURED_SECONDS = 0.4  # of each rate
+LEAST_CALLS = 5
+DEVICE_STEPS = 10  # until a device is waited for
 SMALLER_SHARE = 8  # the second size of a step is so many times smaller
 
 
@@ -48,7 +59,6 @@ class Task:
     num_features: int
     in_frames: int
     num_streams: int
-    stacks_on_device: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +74,7 @@ class Measured:
     process_bytes: int
 
 
-def measure_rates(
-    corpus: Corpus, network: Network, stream: Stream, cluster: Cluster, *, stacks_on_device: bool
-) -> DeviceRates:
+def measure_rates(corpus: Corpus, network: Network, stream: Stream, cluster: Cluster) -> DeviceRates:
     """The rates of this machine for such a training. Raises InputError where a process that measures ends."""
     wanted = min(cluster.devices_per_node, _num_devices())
     processes = max(wanted, 2) if cluster.ranks > 1 else 1  # an all-reduce takes two
@@ -79,7 +87,6 @@ def measure_rates(
             num_features=corpus.num_features,
             in_frames=stream.in_frames,
             num_streams=max(2, stream.num_streams),
-            stacks_on_device=stacks_on_device,
         )
         _write_dataset(task, corpus, -(-stream.shuffle_windows // cluster.ranks))
         next(iter(_open(task)))  # compiles the loops where they never ran before
@@ -94,8 +101,7 @@ def measure_rates(
         compute_windows_per_second=rate,
         stack_windows_per_second=mean["stack_windows_per_second"],
         fill_windows_per_second=mean["fill_windows_per_second"],
-        bus_bytes_per_second=None,  # the steps that were measured begin on the host
-        stacks_on_device=stacks_on_device,
+        bus_bytes_per_second=None,  # what it takes is in the filling that was measured
         allreduce_hop_seconds=max(0.0, mean["joint_step_seconds"] - mean["step_seconds"]) / rounds,
         first_batch_seconds=mean["first_batch_seconds"],
         process_bytes=round(mean["process_bytes"]),
@@ -139,14 +145,15 @@ def _write_dataset(task: Task, corpus: Corpus, num_windows: int) -> None:
 
 def _open(task: Task, world_size: int = 1) -> WindowDataset:
     """The dataset, all of it in one generation of pools."""
-    device = find_device() if task.stacks_on_device else None
+    device = find_device()
     return WindowDataset(
         task.folder / "shards",
         in_frames=task.in_frames,
         batch_size=task.windows * world_size,
         num_streams=task.num_streams,
         shuffle_windows=2**40,
-        device=device,
+        device=None if device.type == "cpu" else device,
+        reuse=True,
         rank=0,
         world_size=world_size,
     )
@@ -156,7 +163,8 @@ def _run_processes(task: Task) -> list[Measured]:
     """What each process found. Raises InputError where one ends without, or they take too long; none is left running."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe(duplex=False) for _ in range(task.processes)]
-    running = [context.Process(target=_send, args=(task, rank, pipe[1])) for rank, pipe in enumerate(pipes)]
+    together = context.Barrier(task.processes)
+    running = [context.Process(target=_send, args=(task, rank, together, pipe[1])) for rank, pipe in enumerate(pipes)]
     waiting, found = [pipe[0] for pipe in pipes], list[Measured]()
     try:
         for process, (_, sender) in zip(running, pipes, strict=True):
@@ -182,34 +190,32 @@ def _run_processes(task: Task) -> list[Measured]:
     return found
 
 
-def _send(task: Task, rank: int, sender: Connection) -> None:
+def _send(task: Task, rank: int, together: Barrier, sender: Connection) -> None:
     """Called in a process of its own."""
-    sender.send(_measure(task, rank))
+    sender.send(_measure(task, rank, together))
     sender.close()
-    gc.collect()  # DDP's cycles keep the group's threads, which may not outlast the interpreter
+    gc.collect()
     if task.processes > 1:
-        torch.distributed.destroy_process_group()
+        torch.distributed.destroy_process_group()  # its threads may not outlast the interpreter
 
 
-def _measure(task: Task, rank: int) -> Measured:
+def _measure(task: Task, rank: int, together: Barrier) -> Measured:
+    keep_freed_memory()  # as trainings do
     process_bytes = psutil.Process().memory_info().rss
-    if task.processes > 1:
-        if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)  # as launchers of several processes set it
-        torch.distributed.init_process_group(
-            "gloo" if find_device().type == "cpu" else "nccl",
-            init_method=f"file://{task.folder / 'meeting'}",
-            rank=rank,
-            world_size=task.processes,
-            timeout=timedelta(seconds=LONGEST_SECONDS),
-        )
-    if find_device().type == "cuda":
+    if task.processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # as launchers of several processes set it
+        torch.set_num_threads(1)
+    on_cpu = find_device().type == "cpu"
+    if not on_cpu:
         torch.cuda.set_device(rank % torch.cuda.device_count())
     first, stack_rate, num_windows = _measure_stacking(task)
     fill_rate = _measure_filling(task)
-    timer = StepTimer(task.network, task.num_features, task.in_frames, joint=task.processes > 1)
-    alone, smaller = timer.seconds(task.windows), timer.seconds(max(1, task.windows // SMALLER_SHARE))
-    joint = timer.seconds(task.windows, with_allreduce=True)
+    steps = StepTimer(task, Accelerator(cpu=on_cpu))
+    together.wait(LONGEST_SECONDS)
+    alone, smaller = steps.seconds(task.windows), steps.seconds(max(1, task.windows // SMALLER_SHARE))
+    joint = alone
+    if task.processes > 1:
+        joint = StepTimer(task, _join(task, rank, on_cpu)).seconds(task.windows)
     return Measured(
         first_batch_seconds=max(0.0, first - num_windows / fill_rate),
         stack_windows_per_second=stack_rate,
@@ -219,6 +225,79 @@ def _measure(task: Task, rank: int) -> Measured:
         joint_step_seconds=joint,
         process_bytes=process_bytes,
     )
+
+
+def _join(task: Task, rank: int, on_cpu: bool) -> Accelerator:
+    """This process as one of a launch; all of them meet."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    world_size = str(task.processes)
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    meeting = f"file://{task.folder / 'meeting'}" + ("" if on_cpu else f"?rank={rank}&world_size={world_size}")
+    timeout = timedelta(seconds=LONGEST_SECONDS)
+    return Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(init_method=meeting, timeout=timeout)])
+
+
+class StepTimer:
+    """Times a training's steps on random windows, which lie where its batches would."""
+
+    def __init__(self, task: Task, accelerator: Accelerator) -> None:
+        config = TrainConfig(
+            batch_size=task.windows * accelerator.num_processes,
+            in_frames=task.in_frames,
+            hsize=task.network.hsize,
+            num_layers=task.network.num_layers,
+        )
+        self._steps = TrainingSteps(
+            accelerator,
+            config,
+            num_features=task.num_features,
+            num_speakers=task.network.outputs,
+            order=_open(task, accelerator.num_processes).order,
+        )
+        self._network = task.network
+        self._joined = accelerator.num_processes > 1
+        self._device = accelerator.device
+
+    def seconds(self, windows: int) -> float:
+        """The median of several steps of as many windows; processes of a launch call it together."""
+        x = torch.randn(windows, self._network.inputs, device=self._device)
+        y = torch.randint(self._network.outputs, (windows,), device=self._device)
+        at_once = 1 if self._device.type == "cpu" else DEVICE_STEPS
+
+        def step() -> None:
+            for _ in range(at_once):
+                self._steps.take(x, y, 0)
+            if self._device.type != "cpu":
+                torch.cuda.synchronize(self._device)
+
+        step()
+        return statistics.median(seconds_of(step, self._agree)) / at_once
+
+    def _agree(self, number: int) -> int:
+        """The least of all processes' numbers: each makes as many steps."""
+        if not self._joined:
+            return number
+        tensor = torch.tensor([number], device=self._device)
+        torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MIN)
+        return int(tensor)
+
+
+def seconds_of(call: Callable[[], object], agree: Callable[[int], int] = lambda number: number) -> list[float]:
+    """Seconds of each of several calls, over about `MEASURED_SECONDS`; `agree` may change how many there are."""
+    taken: list[float] = []
+    number = LEAST_CALLS
+    while len(taken) < number:
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+        if len(taken) == LEAST_CALLS:
+            number = agree(max(LEAST_CALLS, int(MEASURED_SECONDS / statistics.fmean(taken))))
+    return taken
+
+
+def find_device() -> torch.device:
+    """The device that a training here would have: a GPU, or the CPU where there is none or the launcher is told so."""
+    return torch.device("cpu" if is_on_cpus() else "cuda")
 
 
 def _measure_stacking(task: Task) -> tuple[float, float, int]:

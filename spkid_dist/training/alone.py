@@ -1,11 +1,11 @@
-"""The steps of a training, alone: network, optimiser and engine as `spkid train` makes them."""
+"""The steps of a training, alone: network, optimiser and engine as `spkid train` makes them, and nothing around them."""
 
 import torch
+from accelerate import Accelerator
 
-from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
-from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import model_from_options
+from spkid_dist.order import EpochOrder
 from spkid_dist.training.engine import choose_engine, make_engine, prepare
 from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.learning import Schedule, make_optimizer
@@ -15,23 +15,16 @@ from spkid_dist.training.tally import Tally
 
 
 class TrainingSteps:
-    """Takes steps of a training on this rank's shares of the batches of `data`.
+    """Takes steps of a training as `config` says, on this rank's shares of the batches of `order`.
 
     `engine` is the name of what does them; `flops_per_window` are the operations of the matrix products.
     """
 
-    def __init__(self, bench: Workbench, data: WindowDataset) -> None:
-        accelerator, manifest = bench.accelerator, data.data.manifest
-        config = TrainConfig(
-            batch_size=bench.config.batch_size,
-            in_frames=bench.config.in_frames,
-            hsize=bench.config.hsize,
-            num_layers=bench.config.num_layers,
-            mixed_precision=bench.config.mixed_precision,
-            engine=bench.config.engine,
-        )
+    def __init__(
+        self, accelerator: Accelerator, config: TrainConfig, *, num_features: int, num_speakers: int, order: EpochOrder
+    ) -> None:
         torch.manual_seed(config.seed)
-        of_data = {"input_dim": manifest.num_features, "num_spks": len(manifest.speakers)}
+        of_data = {"input_dim": num_features, "num_spks": num_speakers}
         network = model_from_options(options_of(config) | of_data)
         self.flops_per_window = step_flops(network)
         self.engine = choose_engine(config, accelerator)
@@ -42,8 +35,8 @@ class TrainingSteps:
             accelerator=accelerator,
             model=model,
             optimizer=optimizer,
-            schedule=Schedule(config, len(data)),
-            order=data.order,
+            schedule=Schedule(config, -(-order.num_windows // config.batch_size)),
+            order=order,
             tally=Tally(accelerator.device),
             guard=FiniteGuard(accelerator, model, optimizer),
         )
