@@ -21,8 +21,9 @@ test: lint
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py tests/test_append.py --kills 50
-	$(BIN)/python -m pytest tests/test_state.py tests/test_benchmarks.py tests/test_simulate.py tests/test_bench.py --long
-	$(BIN)/python -m pytest tests/test_checkpoint.py tests/test_preemption.py --kills 30
+	$(BIN)/python -m pytest tests/test_state.py tests/test_bench.py --long
+	$(BIN)/python -m pytest tests --long -m long --deselect tests/test_state.py
+	$(BIN)/python -m pytest tests/test_checkpoint.py --kills 30
 
 test-cluster: $(STAMP)
 	-$(BIN)/python tests/cluster/two_nodes.py install

@@ -30,7 +30,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the length of the tests that draw random moments."""
     parser.addoption("--kills", type=int, default=2, help="random moments at which a job is killed")
     parser.addoption("--cluster", action="store_true", help="the tests that need Slurm or network namespaces")
-    parser.addoption("--long", action="store_true", help="all combinations of what is a sample otherwise")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="the tests that take long, and all combinations of what is a sample otherwise",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what is marked as long unless it is asked for."""
+    if item.get_closest_marker("long") and not item.config.getoption("--long"):
+        pytest.skip("in the long tests (make test-long)")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -11,9 +11,8 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-# Slow, and what they measure is tested elsewhere: `spkid bench` train and resume in the report's tests, the arithmetic in
-# test_simulate.
-LONG = ("bench_simulate.py", "bench_resume.py", "bench_train.py")
+# What these measure is tested elsewhere: `spkid bench` train and resume in the report's tests, the arithmetic in test_simulate.
+LONG = pytest.mark.long
 TRAIN = ("--frames", 8000, "--speakers", 4, "--precision", "fp32", "--threads", 1)
 SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
 
@@ -24,18 +23,19 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 4),
         ("bench_plan.py", ("--keys", 5000, "--tasks", 3, "--shards", 20, "--repeats", 1), 2),
         ("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4),
-        ("bench_train.py", (*TRAIN, "--epoch", 1, "--batches", 10, "--plain_batches", 5, "--repeats", 1), 2),
+        pytest.param(
+            "bench_train.py",
+            (*TRAIN, "--epoch", 1, "--batches", 10, "--plain_batches", 5, "--repeats", 1),
+            2,
+            marks=LONG,
+        ),
         (
             "bench_order.py",
             ("--windows", 10**6, "--ranks", 8, "--streams", 64, "--shuffle_windows", 4096, "--repeats", 1),
             5,
         ),
-        (
-            "bench_simulate.py",
-            (*SIMULATED, "--processes", 1, "--repeats", 1, "--epochs", 1),
-            3,
-        ),
-        ("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3),
+        pytest.param("bench_simulate.py", (*SIMULATED, "--processes", 1, "--repeats", 1, "--epochs", 1), 3, marks=LONG),
+        pytest.param("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3, marks=LONG),
         (
             "bench_score.py",
             ("--utterances", 40, "--mean_frames", 40, "--speakers", 5, "--peer_utterances", 5, "--repeats", 1),
@@ -43,9 +43,7 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
         ),
     ],
 )
-def test_a_benchmark_ends_in_json(name, arguments, ratios, tmp_path, pytestconfig):
-    if name in LONG and not pytestconfig.getoption("--long"):
-        pytest.skip("in the long tests (make test-long)")
+def test_a_benchmark_ends_in_json(name, arguments, ratios, tmp_path):
     result = run_benchmark(name, arguments, tmp_path)
     assert len(result["ratios"]) == ratios
     assert all(ratio > 0 for ratio in result["ratios"].values())

@@ -57,6 +57,7 @@ def last_weights(folder):
     return max(folder.glob("*e1_weights.ckpt"))
 
 
+@pytest.mark.long  # two: test_any_number_of_ranks_has_the_same_loss_curve
 def test_three_ranks_by_one_all_reduce_learn_what_one_learns(config, shards, tmp_path):
     train(config)
     done = run({**shards, **OPTIONS, "epoch": 2, "engine": "graph", "save_path": tmp_path / "graph"}, processes=3)

@@ -119,10 +119,8 @@ def test_a_signal_to_one_rank_stops_all_and_another_number_of_ranks_goes_on(opti
         np.testing.assert_allclose(found[name][: len(expected[name])], expected[name], rtol=1e-4)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_any_number_of_ranks_has_the_same_loss_curve(processes, options, straight, request):
-    if processes > 2 and request.config.getoption("--kills") < 10:
-        pytest.skip("in the long tests (make test-long)")
+@pytest.mark.parametrize("processes", [2, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 4))])
+def test_any_number_of_ranks_has_the_same_loss_curve(processes, options, straight):
     done = run(options | {"accumulation": processes - 1}, processes)
     assert done.returncode == 0, done.stderr[-3000:]
     found, expected = statistics(options["save_path"]), statistics(straight)

@@ -230,9 +230,8 @@ def test_a_store_limits_a_node_and_all_of_them():
     assert predict(one).node_read_bytes_per_second == pytest.approx(1e6)
 
 
-def test_this_machine_is_measured_by_two_processes(pytestconfig):
-    if not pytestconfig.getoption("--long"):
-        pytest.skip("in the long tests (make test-long)")
+@pytest.mark.long
+def test_this_machine_is_measured_by_two_processes():
     config = SimulateConfig(
         frames=20_000, utterances=100, speakers=5, num_features=8, in_frames=5, batch_size=200, hsize=16, gpus=2
     )

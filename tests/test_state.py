@@ -54,7 +54,7 @@ def joined(ranks):
     return [sorted(chain(*shares)) for shares in zip(*ranks, strict=True)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.long), 4])
 def test_any_ranks_and_workers_go_on_from_every_step(corpus, tmp_path, world_size, pytestconfig):
     whole = [sorted(batch) for batch in first_values(stream(corpus))]
     states = every_state(corpus)

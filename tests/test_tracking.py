@@ -192,10 +192,11 @@ def fails_at(tmp_path):
     ("call", "processes", "line"),
     [
         ("init", 1, "--log_with trackio: can't start: ValueError: no key for spkid-dist"),
-        (
+        pytest.param(
             "log",
             2,
             "--log_with trackio: can't write the curves: ConnectionError: the server; train on with --resume auto",
+            marks=pytest.mark.long,
         ),
     ],
 )
