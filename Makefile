@@ -39,7 +39,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/figures.py
 
 bench-peers: .venv-peers/.installed
-	.venv-peers/bin/python -W ignore benchmarks/bench_peers.py
+	$(BIN)/python benchmarks/figures.py --only peers
 
 .venv-peers/.installed: $(STAMP) benchmarks/peers/requirements.txt
 	test -x .venv-peers/bin/python || $(BIN)/python -m venv .venv-peers

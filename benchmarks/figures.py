@@ -2,15 +2,17 @@
 
     python benchmarks/figures.py [--only shard train] [--render]
 
-Runs the benchmarks one after the other, keeps the JSON line of each in `benchmarks/results`, and writes the table between the
-marks in README.md. `--render` only writes the table, from the results that are there. Every figure is a ratio of one run, or
-seconds and bytes asked for as such. Ends with 1 where a benchmark failed; a figure that falls short stays in the table.
+Runs the benchmarks one after the other, keeps the JSON line of each in `benchmarks/results`, and writes the tables between the
+marks in README.md. `--render` only writes the tables, from the results that are there. Every figure is a ratio of one run, or
+seconds and bytes asked for as such. Ends with 1 where a benchmark failed; a figure that falls short stays in the table, and so
+does a system that is faster. The comparison of systems (peers) needs the environment that `make bench-peers` sets up.
 """
 
 import argparse
 import datetime
 import json
 import operator
+import statistics
 import subprocess
 import sys
 import time
@@ -22,6 +24,9 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- figures: written by benchmarks/figures.py -->", "<!-- end of figures -->"
+PEERS = "peers"
+PEERS_PYTHON = HERE.parent / ".venv-peers/bin/python"
+BATCH = 1000  # windows, of bench_peers.py
 Result = dict[str, Any]
 
 
@@ -105,6 +110,10 @@ FIGURES = (
         "{:.3f} s",
     ),
     Figure("order", "memory of it, beyond the imports", of_shards("megabytes"), ("<=", 200.0), MB),
+    Figure("simulate", "a training by one process, of what `spkid simulate` predicts", ratio("windows/s, 1"), None),
+    Figure("simulate", "by two processes", ratio("windows/s, 2"), None),
+    Figure("simulate", "its first batch: seconds, of what is predicted", ratio("first batch, s, 1"), None),
+    Figure("simulate", "memory of the stream, of what is predicted", ratio("stream, bytes, 1"), None),
 )
 COMPARE = {">=": operator.ge, "<=": operator.le}
 
@@ -113,7 +122,10 @@ def main() -> None:
     """Run what is asked for, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(figure.benchmark for figure in FIGURES))
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="run these; the others' results stay")
+    here = [*names, PEERS] if PEERS_PYTHON.exists() else names
+    parser.add_argument(
+        "--only", nargs="+", choices=[*names, PEERS], default=here, help="run these; the others' results stay"
+    )
     parser.add_argument("--render", action="store_true", help="run nothing, write the table")
     options = parser.parse_args()
     failed = [] if options.render else [name for name in options.only if not run(name)]
@@ -122,7 +134,7 @@ def main() -> None:
     _, mark, tail = rest.partition(END)
     if not mark:
         sys.exit(f"{README}: has no marks {BEGIN} and {END} in this order")
-    README.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}")
+    README.write_text(f"{head}{BEGIN}\n{table()}\n{peers_table()}{END}{tail}")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
@@ -130,7 +142,10 @@ def run(name: str) -> bool:
     """Run a benchmark at its default size and keep its JSON line."""
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", HERE / f"bench_{name}.py"], stdout=subprocess.PIPE, text=True, check=False
+        [PEERS_PYTHON if name == PEERS else sys.executable, "-W", "ignore", HERE / f"bench_{name}.py"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     print(done.stdout, f"{name}: {time.monotonic() - began:.0f} s, exit code {done.returncode}", sep="", flush=True)
     if done.returncode:
@@ -158,9 +173,31 @@ def table() -> str:
             if not COMPARE[sign](value, bound):
                 found, asked = f"**{found}**", f"{asked}, short"
         lines.append(f"| {figure.what} | {found} | {asked} | `bench_{figure.benchmark}.py` |")
-        machine = result["machine"]
-        machines[f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; {result['date']}"] = None
+        machines[machine_of(result)] = None
     return "\n".join([*lines, "", f"(Medians, data in the page cache. {' and '.join(machines)}.)", ""])
+
+
+def machine_of(result: Result) -> str:
+    """On what a result was measured, and when."""
+    machine = result["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; {result['date']}"
+
+
+def peers_table() -> str:
+    """The table of all systems' rates, from the fastest on; nothing where they were not measured."""
+    path = RESULTS / f"{PEERS}.json"
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text())
+    lines = ["Streaming shuffled windows, as each system's documentation recommends it (`bench_peers.py`):", ""]
+    lines += ["| | thousand windows/s | ours, times it |", "|---|---|---|"]
+    times = {name.split(", times ")[1]: f"{value:,.1f}" for name, value in result["ratios"].items()}
+    seconds = {name: statistics.median(values) for name, values in result["seconds_per_batch"].items()}
+    for name in sorted(seconds, key=seconds.__getitem__):
+        lines.append(f"| {name} | {BATCH / seconds[name] / 1e3:,.1f} | {times.get(name, '')} |")
+    lines += [f"| {name} | {reason} | |" for name, reason in result["unavailable"].items()]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return "\n".join([*lines, "", f"({versions}; {machine_of(result)}.)", "", ""])
 
 
 if __name__ == "__main__":
