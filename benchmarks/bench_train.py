@@ -1,6 +1,6 @@
 """Training from the stream against the same steps on one cached batch, and against a plain training program.
 
-    python benchmarks/bench_train.py [--frames 587000] [--epoch 8] [--repeats 3]
+    python benchmarks/bench_train.py [--frames 587000] [--epoch 8] [--repeats 5]
 
 All on a CPU with 2 threads, data in the page cache, the classic network with the defaults of `spkid train`:
 420-100-100-100-speakers, batches of 1,000, Adam. Each run is a process of its own, in turn:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--plain_batches", type=int, default=200, help="of a run of the plain program")
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of ours")
     parser.add_argument("--threads", type=int, default=2, help="of torch, in each process")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--repeats", type=int, default=5, help="runs of each kind")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cases = make_cases(Path(folder), options)
