@@ -54,24 +54,33 @@ def _sum_over_ranks(values: torch.Tensor) -> None:
 class GlobalBatchNorm(nn.BatchNorm1d):
     """`nn.BatchNorm1d` of (B, H) whose statistics in training are those of the global batch; the same state_dict.
 
-    A global batch of one window has variance 0, where `nn.BatchNorm1d` raises.
+    A global batch moves the running statistics by its share of a full one, which has `full_batch` windows: the last batch of
+    an epoch may hold a single window, and would count as much as a thousand. Without `full_batch` each batch counts fully. One
+    window has no deviation: in training it is normalised to 0 (`nn.BatchNorm1d` raises), and the running variance stays.
     """
+
+    def __init__(self, num_units: int, *, full_batch: int | None = None) -> None:
+        super().__init__(num_units)
+        self.full_batch = full_batch
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x (B, H), B from 0; in training, all ranks must call it together."""
         if not self.training:
             return super().forward(x)
         standard, mean, variance, count = _Standardize.apply(x.float(), self.eps)  # type: ignore[no-untyped-call]
-        self._track(mean, variance * (count / (count - 1).clamp(min=1)))
+        self._track(mean, variance, count)
         return torch.addcmul(self.bias, standard, self.weight).to(x.dtype)
 
     @torch.no_grad()
-    def _track(self, mean: torch.Tensor, unbiased: torch.Tensor) -> None:
-        """Move the running statistics, of evaluation, towards this batch's."""
+    def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
+        """Move the running statistics, of evaluation, towards those of this batch of `count` windows."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.running_mean.lerp_(mean.float(), self.momentum)
-        self.running_var.lerp_(unbiased.float(), self.momentum)
-        self.num_batches_tracked.add_(1)
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        share = (count / self.full_batch).clamp(max=1) if self.full_batch else torch.ones_like(count)
+        for running, found, needed in ((self.running_mean, mean, 1), (self.running_var, unbiased, 2)):
+            moved = running.lerp(found.float(), (self.momentum * share).float())
+            running.copy_(torch.where(count >= needed, moved, running))  # on the device: nobody waits for `count`
+        self.num_batches_tracked.add_(count > 0)

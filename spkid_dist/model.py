@@ -146,6 +146,13 @@ def set_moments(model: nn.Sequential, mean: list[float], std: list[float]) -> No
             layer.set_moments(mean, std)
 
 
+def set_full_batch(model: nn.Sequential, num_windows: int) -> None:
+    """Tell the layers of batch normalisation how many windows a full global batch of the training has."""
+    for layer in model:
+        if isinstance(layer, GlobalBatchNorm):
+            layer.full_batch = num_windows
+
+
 def _check_memory(network: NetworkOptions) -> None:
     """Raise UsageError where the weights alone are more than the machine's memory."""
     needed = network.num_parameters * BYTES_A_PARAMETER

@@ -23,7 +23,7 @@ from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.model import model_from_options, set_moments
+from spkid_dist.model import model_from_options, set_full_batch, set_moments
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
 from spkid_dist.streaming.ledger import LedgerError
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
@@ -109,6 +109,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     engine = choose_engine(config, accelerator)
     network = model_from_options(options_of(config) | _decided_by_data(tr_data))
     set_moments(network, manifest.mean, manifest.std)
+    set_full_batch(network, min(config.batch_size, tr_data.num_windows))
     log_start(log, config, accelerator, tr_data, va_data, network, engine)
     if config.compile:
         compile_model(network, accelerator.device)

@@ -288,6 +288,27 @@ def test_ranks_learn_what_one_learns_with_shared_statistics(config, synthetic, c
         torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=2e-3)
 
 
+@pytest.mark.usefixtures("plain_loss")  # has made the shards
+def test_a_last_batch_of_one_window_leaves_the_shared_statistics_usable(config, cache, tmp_path):
+    total = DatasetWindows(ShardDataset(training_shards(cache)), 21, "valid").total
+    batch_size = next(size for size in range(100, total) if total % size == 1)
+    options = config | {"batch_norm": True, "epoch": 4, "lr": 1e-9}  # the network stays: only statistics move
+    ragged, whole = (
+        train(TrainConfig(**(options | {"batch_size": size, "save_path": tmp_path / str(size)})))
+        for size in (batch_size, total)
+    )
+    ragged, whole = (torch.load(trained.best_weights, weights_only=True) for trained in (ragged, whole))
+    for name in ("1.running_var", "4.running_var"):
+        towards_true = 1 - 0.9 ** (4 * (total // batch_size))  # of the way from 1, where it began
+        expected = 1 + towards_true * (whole[name] - 1) / (1 - 0.9**4)
+        assert (ragged[name] / expected).mean().item() == pytest.approx(1, abs=0.03)
+
+
+def test_batch_normalisation_of_single_windows_is_refused():
+    with pytest.raises(UsageError, match="--batch_size 1: with --batch_norm"):
+        TrainConfig(batch_size=1, batch_norm=True)
+
+
 def test_plateau_reduces_the_rate_of_a_training_that_stays(config, capsys):
     options = config | {"epoch": 3, "lr": 1e-12, "schedule": "plateau", "step_epochs": 1, "step_factor": 0.25}
     train(TrainConfig(**options))

@@ -115,3 +115,36 @@ def test_a_batch_of_one_window_has_no_variance():
     layer = GlobalBatchNorm(3)
     assert torch.equal(layer(torch.randn(1, 3)), torch.zeros(1, 3))
     assert all(torch.isfinite(tensor).all() for tensor in layer.state_dict().values())
+
+
+def test_a_small_batch_moves_the_running_statistics_by_its_share():
+    torch.manual_seed(0)
+    layer, plain = GlobalBatchNorm(3, full_batch=100), nn.BatchNorm1d(3)
+    full, quarter = torch.randn(100, 3) * 2 + 5, torch.randn(25, 3) + 50
+    layer(full)
+    plain(full)
+    layer(quarter)
+    plain.momentum /= 4
+    plain(quarter)
+    torch.testing.assert_close(layer.running_mean, plain.running_mean)
+    torch.testing.assert_close(layer.running_var, plain.running_var)
+
+
+def test_one_window_says_nothing_of_the_deviation():
+    torch.manual_seed(0)
+    layer = GlobalBatchNorm(3, full_batch=100)
+    for _ in range(50):
+        layer(torch.randn(100, 3) * 2 + 5)
+    mean, var = layer.running_mean.clone(), layer.running_var.clone()
+    for _ in range(10):
+        layer(torch.full((1, 3), 50.0))
+    assert torch.equal(layer.running_var, var)
+    torch.testing.assert_close(layer.running_mean, mean + 0.01 * (50 - mean), rtol=1e-2, atol=1e-3)
+
+
+def test_an_empty_global_batch_leaves_the_running_statistics():
+    layer = GlobalBatchNorm(3)
+    layer(torch.randn(9, 3))
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    layer(torch.empty(0, 3))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in layer.state_dict().items())

@@ -152,6 +152,10 @@ class TrainConfig:
             raise UsageError(
                 f"--accumulation {self.accumulation}: with --batch_norm a batch is normalised as a whole; leave one of them out"
             )
+        if self.batch_size == 1 and self.batch_norm:
+            raise UsageError(
+                "--batch_size 1: with --batch_norm a batch needs a deviation; give 2 or more, or leave one out"
+            )
         if self.checkpoint_steps is not None:
             at_least(1, checkpoint_steps=self.checkpoint_steps)
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
