@@ -245,6 +245,8 @@ def _log_steps(run: Run, epoch: int, step: int) -> str:
         f"TRAINING: {step + 1}/{steps} epoch {epoch} loss: {loss:.4f} acc: {accuracy:.4f} "
         f"windows/s: {rate:,.0f} waiting for data: {waiting:.1%} {left}"
     )
+    if notice := run.watch.core_wait.notice():
+        run.log.line(notice)
     values = {"loss": loss, "accuracy": accuracy, "lr": lr, "windows_per_second": rate}
     track(run.accelerator, "training", values, done)
     return f"epoch {epoch} loss {loss:.4f} acc {accuracy:.4f} {left}"

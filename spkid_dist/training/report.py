@@ -72,6 +72,7 @@ class Summary:
 
     `windows` are those of all epochs; what begins with `run_` is of the last run. Rates are in windows a second over the
     training steps, `run_waiting_share` is the share of these steps' time spent waiting for data; times are in seconds.
+    `run_core_wait_share` is the share of the run that its first process waited for a core, None where the system can't tell.
     """
 
     save_path: str
@@ -84,6 +85,7 @@ class Summary:
     run_windows: int
     run_windows_per_second: float
     run_waiting_share: float
+    run_core_wait_share: float | None
     run_training_seconds: float
     run_validation_seconds: float
     run_checkpoint_seconds: float
@@ -104,6 +106,7 @@ class Summary:
             run_windows=watch.windows,
             run_windows_per_second=watch.windows / training_seconds,
             run_waiting_share=seconds["waiting"] / training_seconds,
+            run_core_wait_share=watch.core_wait.share,
             run_training_seconds=training_seconds,
             run_validation_seconds=seconds["validation"],
             run_checkpoint_seconds=seconds["checkpoints"],
@@ -115,9 +118,10 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The summary for the log; its best epoch has a line already."""
+        for_a_core = "" if self.run_core_wait_share is None else f", for a core: {self.run_core_wait_share:.1%}"
         return [
             f"summary: {self.epochs} epochs, {self.windows:,} windows; in this run {self.run_windows:,} windows, "
-            f"{self.run_windows_per_second:,.0f} windows/s, waiting for data: {self.run_waiting_share:.1%}",
+            f"{self.run_windows_per_second:,.0f} windows/s, waiting for data: {self.run_waiting_share:.1%}{for_a_core}",
             f"summary: training {clock(self.run_training_seconds)} validation {clock(self.run_validation_seconds)} "
             f"checkpoints {clock(self.run_checkpoint_seconds)}; all files are in {self.save_path}",
         ]

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
+from spkid_dist.training.corewait import CoreWait
+
 Activity = Literal["start", "training", "waiting", "validation", "checkpoints"]
 
 
@@ -12,7 +14,7 @@ class Watch:
     """Counts seconds of each activity, one at a time: an inner one (`during`) interrupts the outer.
 
     `training` is the steps without `waiting` for data; `validation` has the weights and curves written after it. `windows`
-    counts those of all ranks together.
+    counts those of all ranks together. `core_wait` tells how long this process waited for cores that others use.
     """
 
     def __init__(self) -> None:
@@ -20,6 +22,7 @@ class Watch:
             ("start", "training", "waiting", "validation", "checkpoints"), 0.0
         )
         self.windows = 0
+        self.core_wait = CoreWait()
         self._activity: Activity = "start"
         self._since = self._began = self._epoch_began = self._looked = time.perf_counter()
         self._waited = 0.0

@@ -1,0 +1,66 @@
+"""A training notices that other programs use its cores."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from training import OPTIONS, environment
+
+from spkid_dist.training import corewait
+from spkid_dist.training.corewait import CoreWait
+
+pytestmark = pytest.mark.skipif(corewait.core_wait_seconds() is None, reason="this system does not tell")
+BUSY = "import os\nos.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass"
+
+
+@pytest.fixture
+def shared_core():
+    """A core that a busy program uses; this thread is bound to it meanwhile."""
+    cores = os.sched_getaffinity(0)
+    core = min(cores)
+    with subprocess.Popen([sys.executable, "-c", BUSY % core], stdout=subprocess.PIPE) as busy:
+        busy.stdout.readline()
+        os.sched_setaffinity(0, {core})
+        yield core
+        os.sched_setaffinity(0, cores)
+        busy.kill()
+
+
+def work(seconds):
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def test_a_thread_beside_a_busy_program_says_so_once(shared_core, monkeypatch):
+    monkeypatch.setattr(corewait, "SHORTEST_SECONDS", 0.5)
+    wait = CoreWait()
+    assert wait.notice() is None
+    work(0.6)
+    assert "this process waited for a core" in wait.notice()
+    work(0.6)
+    assert wait.notice() is None
+    assert 0.2 < wait.share <= 1
+
+
+def test_a_thread_that_has_nothing_to_do_waits_for_no_core(monkeypatch):
+    monkeypatch.setattr(corewait, "SHORTEST_SECONDS", 0.2)
+    wait = CoreWait()
+    threading.Event().wait(0.3)
+    assert wait.notice() is None
+    assert wait.share < 0.2
+
+
+def test_a_training_beside_a_busy_program_says_so(shared_core, shards, tmp_path):
+    options = shards | OPTIONS | {"epoch": 100, "patience": 100, "save_path": tmp_path / "ckpt"}
+    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    lines = ("from spkid_dist.training import corewait", "corewait.SHORTEST_SECONDS = 0.5")
+    program = "\n".join((*lines, "from spkid_dist.train import main", "main()"))
+    command = [sys.executable, "-c", program, *flags]
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert run.stdout.count("other programs use the cores") == 1
+    assert json.loads((tmp_path / "ckpt/summary.json").read_text())["run_core_wait_share"] > 0.2
