@@ -8,8 +8,10 @@ import threading
 import time
 
 import pytest
-from training import OPTIONS, environment
+from training import OPTIONS
 
+from spkid_dist.config import TrainConfig
+from spkid_dist.train import train
 from spkid_dist.training import corewait
 from spkid_dist.training.corewait import CoreWait
 
@@ -25,7 +27,7 @@ def shared_core():
     with subprocess.Popen([sys.executable, "-c", BUSY % core], stdout=subprocess.PIPE) as busy:
         busy.stdout.readline()
         os.sched_setaffinity(0, {core})
-        yield core
+        yield
         os.sched_setaffinity(0, cores)
         busy.kill()
 
@@ -36,7 +38,8 @@ def work(seconds):
         pass
 
 
-def test_a_thread_beside_a_busy_program_says_so_once(shared_core, monkeypatch):
+@pytest.mark.usefixtures("shared_core")
+def test_a_thread_beside_a_busy_program_says_so_once(monkeypatch):
     monkeypatch.setattr(corewait, "SHORTEST_SECONDS", 0.5)
     wait = CoreWait()
     assert wait.notice() is None
@@ -55,12 +58,9 @@ def test_a_thread_that_has_nothing_to_do_waits_for_no_core(monkeypatch):
     assert wait.share < 0.2
 
 
-def test_a_training_beside_a_busy_program_says_so(shared_core, shards, tmp_path):
-    options = shards | OPTIONS | {"epoch": 100, "patience": 100, "save_path": tmp_path / "ckpt"}
-    flags = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    lines = ("from spkid_dist.training import corewait", "corewait.SHORTEST_SECONDS = 0.5")
-    program = "\n".join((*lines, "from spkid_dist.train import main", "main()"))
-    command = [sys.executable, "-c", program, *flags]
-    run = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert run.stdout.count("other programs use the cores") == 1
+@pytest.mark.usefixtures("shared_core")
+def test_a_training_beside_a_busy_program_says_so(shards, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corewait, "SHORTEST_SECONDS", 0.2)
+    train(TrainConfig(**shards, **OPTIONS | {"epoch": 20, "patience": 20}, save_path=tmp_path / "ckpt"))
+    assert capsys.readouterr().out.count("other programs use the cores") == 1
     assert json.loads((tmp_path / "ckpt/summary.json").read_text())["run_core_wait_share"] > 0.2

@@ -1,7 +1,7 @@
 """Whether other programs use the cores that a training runs on: how long its thread has waited for one.
 
-The threads of a matrix product meet after each of some 60 operations of a step. Where one of them waits for a core, the others
-wait for it, so a step beside busy programs can take ten times as long as alone, and nothing else tells why.
+The threads of a step meet after each of its some 60 operations. Where one of them waits for a core, the others wait for it, so
+a step beside busy programs can take ten times as long as alone, and nothing else tells why.
 
 Source: docs.kernel.org/scheduler/sched-stats.html, "/proc/<pid>/schedstat".
 """
@@ -50,7 +50,7 @@ class CoreWait:
             return None
         self._noticed = True
         return (
-            f"other programs use the cores: for {share:.0%} of the last {seconds:.0f} s this process waited for a core, so the "
-            "training is slower than on an idle machine; end them, or start the training with OMP_NUM_THREADS set to the number "
-            "of cores that they leave free (at least 1)"
+            f"other programs use the cores: this process waited for a core for {share:.0%} of the last {seconds:.0f} s, so the "
+            "training is slower than on an idle machine; end the other programs, or start the training with OMP_NUM_THREADS "
+            "set to the number of cores that they leave free, at least 1"
         )
