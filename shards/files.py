@@ -1,9 +1,12 @@
 """Files that are either whole or not there.
 
-Everything that others may read is written under a temporary name in the same folder, flushed to the disk, and renamed.
+Everything that others may read is written under a temporary name in the same folder, flushed to the disk, and renamed. Whoever
+writes such a file may be a library that looks neither at how much of its bytes was taken nor at a failure: the file takes all
+of them or fails, and a failure that a library hides is found when the file is closed.
 """
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -15,6 +18,40 @@ from typing import IO, Any
 from shards.errors import InputError
 
 TEMPORARY_MARK = ".tmp-"
+
+
+class _RawFile(io.FileIO):
+    """A new file that remembers the first write that failed. One write takes at most 2,147,479,552 bytes."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
+        """Write as many bytes as the system takes at once; returns their number."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new binary file, to write and read, each of whose writes takes all bytes; blocks are not copied.
+
+    Raises:
+        OSError: it can't be opened; or a write has failed, whatever the writer made of that.
+    """
+    raw = _RawFile(os.fspath(path), "w+")
+    try:
+        with io.BufferedRandom(raw) as file:  # a raw file may take a part, and most libraries don't look
+            yield file
+            file.flush()
+    except Exception:
+        if raw.failure is not None:  # torch.save raises a RuntimeError of its own over it
+            raise raw.failure from None
+        raise
+    if raw.failure is not None:
+        raise raw.failure
 
 
 @contextlib.contextmanager
@@ -32,9 +69,10 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
-        with temporary.open("w+b", buffering=0) as file:
+        with new_file(temporary) as file:
             yield file
             if durable:
+                file.flush()
                 os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
@@ -72,17 +110,10 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_all(file: IO[bytes], data: Any) -> None:
-    """Write a whole buffer to an unbuffered file, which may take it in parts."""
-    view = memoryview(data).cast("B")
-    while len(view):
-        view = view[file.write(view) :]
-
-
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path` atomically."""
     with atomic_writer(path) as file:
-        write_all(file, data)
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from shards.conversion.folder import Folder
 from shards.conversion.record import ShardRecord
 from shards.dataset import ShardDataset
-from shards.files import write_all
 from shards.layout import BLOCK_DTYPE, BLOCKS_NAME, UTTERANCE_DTYPE, UTTERANCES_NAME, ShardInfo, table_name
 from shards.manifest import JobInfo, Manifest, Origin, TableInfo
 from shards.members import table_header
@@ -32,11 +31,11 @@ class TableWriter:
     def __init__(self, file: IO[bytes], dtype: np.dtype[Any]) -> None:
         self.rows = 0
         self._file, self._dtype = file, dtype
-        write_all(file, table_header(dtype, (0,)))
+        file.write(table_header(dtype, (0,)))
 
     def append(self, rows: NDArray[Any]) -> None:
         """Append rows, (n,) of the table's dtype."""
-        write_all(self._file, np.ascontiguousarray(rows, self._dtype).view(np.uint8))
+        self._file.write(np.ascontiguousarray(rows, self._dtype).view(np.uint8).data)
         self.rows += len(rows)
 
     def finish(self) -> TableInfo:
@@ -44,7 +43,7 @@ class TableWriter:
         header = table_header(self._dtype, (self.rows,))
         assert len(header) == len(table_header(self._dtype, (0,))), "numpy pads the header for any number of rows"
         self._file.seek(0)
-        write_all(self._file, header)
+        self._file.write(header)
         self._file.seek(0)
         digest, num_bytes = xxhash.xxh3_128(), 0
         while chunk := self._file.read(CHUNK_BYTES):

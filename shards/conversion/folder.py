@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, write_all
+from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, new_file
 from shards.stores.remote import RemoteFiles, open_filesystem
 
 
@@ -51,7 +51,7 @@ class Folder(ABC):
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file."""
         with self.create(name) as file:
-            write_all(file, data)
+            file.write(data)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class RemoteFolder(Folder):
         with tempfile.TemporaryDirectory(prefix="spkid-upload-") as staging:
             path = Path(staging) / "file"
             try:
-                with path.open("w+b", buffering=0) as file:
+                with new_file(path) as file:
                     yield file
             except OSError as error:
                 raise InputError(

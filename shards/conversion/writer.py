@@ -10,7 +10,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards.files import write_all
 from shards.layout import BLOCK_DTYPE, block_json, block_key
 from shards.members import TAR_RECORD, npy_header, padded, tar_header
 
@@ -72,7 +71,7 @@ class ShardWriter:
         self._write(bytes(padded(size) - size))
 
     def _write(self, data: Any) -> None:
-        write_all(self._file, data)
+        self._file.write(data)
         self._digest.update(data)
         self._extent_hash.update(data)
         self.bytes_written += len(data)

@@ -21,7 +21,7 @@ from typing import IO
 import xxhash
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, write_all
+from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder
 from shards.parallel import ProcessLocks
 
 SUBFOLDER = "spkid-shard-cache"
@@ -65,7 +65,7 @@ class CacheFolder:
             make_folder(self.root / name)
         if not (self.root / TAG_NAME).exists():
             with atomic_writer(self.root / TAG_NAME) as file:
-                write_all(file, TAG)
+                file.write(TAG)
 
     def path(self, fingerprint: str, name: str, part: str = WHOLE) -> Path:
         """Where a file is kept; `part` is ``START-END`` of a piece of it."""

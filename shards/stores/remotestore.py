@@ -12,7 +12,6 @@ from typing import NoReturn, TypeVar
 import xxhash
 
 from shards.errors import InputError, UsageError
-from shards.files import write_all
 from shards.layout import MANIFEST_NAME
 from shards.manifest import Manifest
 from shards.parallel import ProcessLocks
@@ -117,7 +116,7 @@ class RemoteStore(Store):
             self._missing(name)
         if self._cache is not None and kept is not None and len(data) <= self._cache.limit_bytes:
             with self._cache.create(kept, len(data)) as file:
-                write_all(file, data)
+                file.write(data)
         return memoryview(data)
 
     def _sends_ranges(self, stop: threading.Event) -> bool:

@@ -1,11 +1,12 @@
 """A profile of a training's first steps: what each of them spends its time on, by torch.profiler."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from shards.files import atomic_writer
+from shards.errors import InputError
 
 WARMUP_STEPS = 3  # the first ones allocate, and the profiler's own start is slow
 TOP_OPERATORS = 15
@@ -62,7 +63,19 @@ class StepProfile:
     def _export(self, found: profile) -> None:
         if self._has_none():  # stopped between the last step of the warm-up and the next
             return
-        with atomic_writer(self._path) as file:
-            found.export_chrome_trace(file.name)
+        self._write(found)
         table = found.key_averages().table(sort_by=self._order, row_limit=TOP_OPERATORS)
         self._say(f"profile: {self._path}; the longest operators:\n{table.strip()}")
+
+    def _write(self, found: profile) -> None:
+        """Write the trace. torch says nothing where the disk is full: it leaves its unfinished file under another name."""
+        try:
+            with tempfile.TemporaryDirectory(prefix=f".{self._path.name}-", dir=self._path.parent) as staging:
+                trace = Path(staging) / self._path.name
+                found.export_chrome_trace(str(trace))
+                trace.replace(self._path)
+        except OSError as error:
+            reason = "torch wrote no file" if isinstance(error, FileNotFoundError) else error.strerror
+            raise InputError(
+                f"{self._path}: the profile can't be written: {reason}; free room, then run again"
+            ) from None
