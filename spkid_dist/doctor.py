@@ -5,7 +5,7 @@ all-reduce is, and how far their clocks are apart. Rank 0 prints a line a proces
 last line.
 Start it as the training will be started:
 
-    accelerate launch --config_file ... -m spkid_dist.doctor --shards shards/train
+    accelerate launch --config_file ... -m spkid_dist.doctor --shards data/train
 """
 
 import json
@@ -23,6 +23,7 @@ from rich.table import Table
 
 from shards.errors import InputError, SpkidError
 from spkid_dist.config import DoctorConfig, TrainConfig
+from spkid_dist.cpus import torch_threads
 from spkid_dist.ranks import explain_lost_ranks
 from spkid_dist.training.startup import make_accelerator
 from spkid_dist.vitals import Vitals, look_at_this_process
@@ -36,6 +37,7 @@ class UnhealthyError(InputError):
     """Something is wrong; the lines that say what are printed already."""
 
 
+@torch_threads()  # as in a training
 def doctor(config: DoctorConfig) -> None:
     """Look at the job and print what was found; called by every process of a launch.
 

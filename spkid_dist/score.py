@@ -23,6 +23,7 @@ from shards.stores.store import StoreOptions
 from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import ScoreConfig
 from spkid_dist.console import Bar, RunLog
+from spkid_dist.cpus import torch_threads
 from spkid_dist.processes import Processes
 from spkid_dist.scoring.confusion import ErrorRates, error_rates
 from spkid_dist.scoring.pictures import draw_pictures
@@ -65,6 +66,7 @@ class ScoreResult:
     seconds: float
 
 
+@torch_threads()
 def score(config: ScoreConfig) -> ScoreResult:
     """Score utterances, write the results file, the figures and the pictures, and print the error rates.
 

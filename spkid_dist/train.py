@@ -22,6 +22,7 @@ from shards.errors import SpkidError, Stopped
 from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
+from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import model_from_options, set_full_batch, set_moments
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
@@ -58,6 +59,7 @@ class TrainResult:
     epochs: int
 
 
+@torch_threads()
 def train(config: TrainConfig) -> TrainResult:
     """Train on the data of `config` and write weights, options, curves and checkpoints to its `save_path`.
 

@@ -4,7 +4,6 @@ import os
 import platform
 import socket
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -14,6 +13,8 @@ from accelerate import Accelerator
 from shards.dataset import ShardDataset
 from shards.errors import InputError
 from spkid_dist.config import DoctorConfig
+from spkid_dist.cpus import available_cpus
+from spkid_dist.versions import installed_version
 
 PACKAGES = ("spkid-dist", "torch", "accelerate", "numpy")
 LOW_MEMORY_BYTES = 1_000_000_000
@@ -57,7 +58,7 @@ def look_at_this_process(config: DoctorConfig, accelerator: Accelerator) -> Vita
     if accelerator.is_main_process and not os.access(_existing(config.save_path), os.W_OK):
         problems.append(f"--save_path {config.save_path} can't be written")
     device, device_id = _device(accelerator.device)
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    threads, cores = torch.get_num_threads(), available_cpus()
     of_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device_id is None and threads * of_host > cores:
         notes.append(
@@ -78,7 +79,7 @@ def look_at_this_process(config: DoctorConfig, accelerator: Accelerator) -> Vita
         cores=cores,
         memory_bytes=memory,
         disk_bytes=disk,
-        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        versions={"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
         fingerprint=_fingerprint(config.shards, problems),
         problems=problems,
         notes=notes,

@@ -17,7 +17,7 @@ from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus, open_corpus
 from spkid_dist.bench.limits import measure_limits
-from spkid_dist.bench.measure import cores, machine
+from spkid_dist.bench.measure import machine
 from spkid_dist.bench.plots import draw_report
 from spkid_dist.bench.report import as_json, describe_machine, find_bottleneck, in_order, make_table
 from spkid_dist.bench.resume import measure_resume
@@ -30,6 +30,7 @@ from spkid_dist.bench.train import measure_train
 from spkid_dist.bench.workbench import Workbench, torch_threads
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
+from spkid_dist.cpus import available_cpus
 from spkid_dist.ranks import explain_lost_ranks, raise_everywhere
 from spkid_dist.training.startup import make_accelerator
 
@@ -57,7 +58,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     keep_freed_memory()  # as trainings do
     accelerator = make_accelerator(TrainConfig(mixed_precision=config.mixed_precision, timeout_minutes=TIMEOUT_MINUTES))
     log = RunLog(shown=accelerator.is_main_process)
-    threads = config.threads or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    threads = config.threads or max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
         with (
             explain_lost_ranks(accelerator, TIMEOUT_MINUTES),

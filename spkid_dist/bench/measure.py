@@ -1,16 +1,17 @@
 """How everything is timed: runs in turn, medians with their spread, and the machine they ran on."""
 
 import json
-import os
 import platform
 import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from spkid_dist.cpus import available_cpus
+from spkid_dist.versions import installed_version
 
 PACKAGES = ("spkid-dist", "torch", "accelerate", "numpy", "numba", "webdataset")
 
@@ -67,17 +68,12 @@ def machine() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": cpu,
-        "cores": cores(),
+        "cores": available_cpus(),
         "device": device,
         "system": platform.platform(),
         "python": platform.python_version(),
         "commit": find_commit(Path(__file__).parent),
-    } | {name: _version(name) for name in PACKAGES}
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    } | {name: installed_version(name) for name in PACKAGES}
 
 
 def find_commit(folder: Path) -> str | None:
@@ -91,13 +87,6 @@ def find_commit(folder: Path) -> str | None:
         if done.returncode:
             return None
     return done.stdout.strip()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # run from the sources, without an installation
-        return None
 
 
 def _cpuinfo() -> list[str]:

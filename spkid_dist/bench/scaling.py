@@ -9,11 +9,11 @@ import json
 import torch
 
 from shards.errors import UsageError
-from spkid_dist.bench.measure import cores
 from spkid_dist.bench.resume import run_alone
 from spkid_dist.bench.rows import SCALING, Findings, make_row
 from spkid_dist.bench.train import STREAMED
 from spkid_dist.bench.workbench import Workbench
+from spkid_dist.cpus import available_cpus
 
 ONE = "training by 1 process"
 LAUNCHER = ("-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0")
@@ -59,7 +59,7 @@ def process_counts(most: int) -> list[int]:
 
 
 def _most_processes(bench: Workbench) -> int:
-    return cores() if bench.device.type == "cpu" else torch.accelerator.device_count()
+    return available_cpus() if bench.device.type == "cpu" else torch.accelerator.device_count()
 
 
 def _train(bench: Workbench, number: int, threads: int) -> float:

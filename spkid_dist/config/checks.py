@@ -1,14 +1,8 @@
 """What several commands check of their values."""
 
 import math
-import os
 
 from shards.errors import UsageError
-
-
-def num_cpus() -> int:
-    """CPUs of this machine."""
-    return os.cpu_count() or 1
 
 
 def at_least(minimum: float, **values: float) -> None:

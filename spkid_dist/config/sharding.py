@@ -11,7 +11,8 @@ from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
-from spkid_dist.config.checks import at_least, num_cpus
+from spkid_dist.config.checks import at_least
+from spkid_dist.cpus import available_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +183,8 @@ class VerifyConfig:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """folder of a dataset"""
-    workers: int = field(default_factory=num_cpus)
-    """shards that are read at a time; one a CPU where not given"""
+    workers: int = field(default_factory=available_cpus)
+    """shards that are read at the same time; not given: one per CPU that this process may use"""
     quick: bool = False
     """compare sizes and headers only"""
 
@@ -198,8 +199,8 @@ class IndexConfig:
 
     folder: Annotated[Path, tyro.conf.Positional]
     """folder of shards"""
-    workers: int = field(default_factory=num_cpus)
-    """shards that are read at a time; one a CPU where not given"""
+    workers: int = field(default_factory=available_cpus)
+    """shards that are read at the same time; not given: one per CPU that this process may use"""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""

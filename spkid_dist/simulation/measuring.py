@@ -32,6 +32,7 @@ from shards import Layout, Utterance, convert, make_plan
 from shards.errors import InputError
 from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import TrainConfig
+from spkid_dist.cpus import available_cpus, torch_threads
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.launched import is_on_cpus
 from spkid_dist.simulation.clusterparts import Cluster, Corpus, Network, Stream
@@ -109,8 +110,8 @@ def measure_rates(corpus: Corpus, network: Network, stream: Stream, cluster: Clu
 
 
 def _num_devices() -> int:
-    """Devices of this machine; without a GPU, its cores."""
-    return len(os.sched_getaffinity(0)) if find_device().type == "cpu" else torch.cuda.device_count()
+    """Devices of this machine; without a GPU, the CPUs that this process may use."""
+    return available_cpus() if find_device().type == "cpu" else torch.cuda.device_count()
 
 
 class RandomSource:
@@ -199,6 +200,7 @@ def _send(task: Task, rank: int, together: Barrier, sender: Connection) -> None:
         torch.distributed.destroy_process_group()  # its threads may not outlast the interpreter
 
 
+@torch_threads()
 def _measure(task: Task, rank: int, together: Barrier) -> Measured:
     keep_freed_memory()  # as trainings do
     process_bytes = psutil.Process().memory_info().rss

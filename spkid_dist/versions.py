@@ -1,0 +1,13 @@
+"""Versions of installed packages, ours too: it may run from its sources, without an installation."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+NOT_INSTALLED = "not installed"
+
+
+def installed_version(name: str) -> str:
+    """A package's version; "not installed" where no installation says one. `name` is that of the package index."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return NOT_INSTALLED
