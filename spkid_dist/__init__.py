@@ -6,6 +6,8 @@ first used, so that importing the package loads no torch.
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,26 @@ _MODULES = {
     "train": "train",
 }
 __all__ = list(_MODULES)
+
+
+def _check_own_shards() -> None:
+    """Raise ImportError where Python finds another package `shards` than the one that is installed with this one.
+
+    A folder `shards/` in the current directory does no harm, unless it holds an `__init__.py`: then `python -m` prefers it.
+    """
+    here, found = Path(__file__).parent, find_spec("shards")
+    origin = None if found is None else found.origin
+    if origin is None or Path(origin).resolve().parent != here.parent.resolve() / "shards":
+        searched = list(found.submodule_search_locations or []) if found else []
+        other = origin or (searched[0] if searched else "no folder")
+        message = (
+            f"the package `shards` of spkid-dist is in {here.parent / 'shards'}, but Python finds {other} first; "
+            "rename that, or start from another folder"
+        )
+        raise ImportError(message, name=__name__)  # with its name, `python -m` shows one line in place of a traceback
+
+
+_check_own_shards()
 
 
 class _Package(ModuleType):

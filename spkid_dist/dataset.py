@@ -1,6 +1,6 @@
 """The stream of training batches: an IterableDataset that yields whole batches of stacked windows.
 
-``for x, y in WindowDataset("shards/train"): ...`` yields this rank's share of each global batch: x (B, C*D) float32 and
+``for x, y in WindowDataset("data/train"): ...`` yields this rank's share of each global batch: x (B, C*D) float32 and
 y (B,) int64. An iteration is (the rest of) one epoch; the next one is the next epoch. It takes the place of a DataLoader:
 ranks share the windows out among themselves, and nothing needs to be wrapped.
 """

@@ -38,15 +38,15 @@ def demo(config: DemoConfig) -> None:
                 db_path=out / "mcp",
                 list_file=out / "cfg" / list_name,
                 spk2idx=out / "cfg/spk2idx.json",
-                out=str(out / "shards" / name),
+                out=str(out / "data" / name),
             )
         )
-    info(InfoConfig(folder=f"{out}/shards/train"))
+    info(InfoConfig(folder=f"{out}/data/train"))
     log.line("--- spkid train")
     result = train(
         TrainConfig(
-            tr_shards=f"{out}/shards/train",
-            va_shards=f"{out}/shards/test",
+            tr_shards=f"{out}/data/train",
+            va_shards=f"{out}/data/test",
             epoch=10,
             log_freq=80,
             save_path=out / "ckpt",
@@ -84,10 +84,10 @@ def _next_steps(out: Path, weights: Path) -> str:
             f"  {out}/ckpt/train.log              its log",
             f"  {out}/spk_classification.log      the speaker of each test utterance",
             "run next:",
-            f"  spkid info {out}/shards/train",
+            f"  spkid info {out}/data/train",
             f"  spkid train {corpus} {lists} --in_frames 31 --save_path ckpt31",
             "  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m spkid_dist.train \\",
-            f"    --tr_shards {out}/shards/train --va_shards {out}/shards/test --save_path ckpt2",
+            f"    --tr_shards {out}/data/train --va_shards {out}/data/test --save_path ckpt2",
             f"  spkid score --db_path {out}/mcp --te_list_file {out}/cfg/all.test --weights_ckpt {weights} \\",
             f"    --train_cfg {out}/ckpt/train.opts --verbose",
         )
