@@ -122,7 +122,7 @@ def train(folder: Path, processes: int, options: argparse.Namespace) -> float:
     flags: dict[str, Any] = {"tr_shards": folder / "train", "va_shards": folder / "test", "epoch": options.epochs}
     flags |= {"shuffle_windows": options.shuffle_windows, "save_path": folder / f"ckpt-{processes}"}
     parts = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    command = [sys.executable, "-W", "ignore", *launch, "-m", "spkid_dist.train", *parts]
+    command = [sys.executable, "-W", "ignore", *launch, "-m", "spkid_dist.train", *parts, "--overwrite"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)

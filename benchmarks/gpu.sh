@@ -54,7 +54,7 @@ done
 bench train-40-1000-fp32-eager train --shards "$out/corpus-40/train" --engine eager
 for engine in eager graph; do
     step "epochs-$engine" 60 "$python" -m spkid_dist.train --tr_shards "$out/corpus-40/train" --va_shards "$out/corpus-40/test" \
-        --epoch 20 --patience 20 --log_freq 1000 --engine "$engine" --save_path "$out/epochs-$engine"
+        --epoch 20 --patience 20 --log_freq 1000 --engine "$engine" --save_path "$out/epochs-$engine" --overwrite
 done
 "$python" benchmarks/gpu_results.py report "$out" || failed=1
 rm -rf "$out/packages" "$out/numba" "$out"/corpus-*/ "$out"/epochs-*/

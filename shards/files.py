@@ -116,9 +116,14 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def json_bytes(value: Any) -> bytes:
+    """`value` as indented JSON; equal values give equal bytes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON atomically; equal values give equal bytes."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, json_bytes(value))
 
 
 def make_folder(path: Path) -> None:

@@ -21,6 +21,7 @@ from shards.errors import InputError, UsageError
 from spkid_dist.batchnorm import GlobalBatchNorm
 from spkid_dist.config.training import MOST_LAYERS, Activation
 from spkid_dist.streaming.normalization import Normalization
+from spkid_dist.training.weights import name_in
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -180,11 +181,13 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def load_weights(model: nn.Sequential, path: Path) -> None:
+def load_weights(model: nn.Sequential, path: Path, train_cfg: Path, training: str | None) -> None:
     """Load a weights file into `model`; nothing in the file is executed.
 
+    `training` is the training that the options in `train_cfg` name; None where they name none, as those of other programs.
+
     Raises:
-        InputError: the file is missing, not a weights file, or of another network.
+        InputError: the file is missing, not a weights file, or of another training or network.
     """
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
@@ -195,6 +198,12 @@ def load_weights(model: nn.Sequential, path: Path) -> None:
             f"{path}: not a weights file of torch, or a damaged one ({type(error).__name__}); "
             "give a *_weights.ckpt of a training"
         ) from None
+    found = name_in(state)
+    if training is not None and found is not None and found != training:
+        raise InputError(
+            f"{path}: these weights are of another training than the options in {train_cfg}: their training_id is {found}, "
+            f"that of the options {training}; give the train.opts beside the weights (--train_cfg)"
+        )
     expected = model.state_dict()
     if not isinstance(state, Mapping) or set(state) != set(expected):
         raise InputError(
@@ -202,9 +211,9 @@ def load_weights(model: nn.Sequential, path: Path) -> None:
         )
     for name, tensor in expected.items():
         if getattr(state[name], "shape", None) != tensor.shape:
-            found = tuple(getattr(state[name], "shape", ()))
+            shape = tuple(getattr(state[name], "shape", ()))
             raise InputError(
-                f"{path}: {name} is {found}, but the options make it {tuple(tensor.shape)}; "
+                f"{path}: {name} is {shape}, but the options make it {tuple(tensor.shape)}; "
                 "give the train.opts that belongs to these weights (--train_cfg)"
             )
     model.load_state_dict(state, strict=True)

@@ -30,11 +30,13 @@ from spkid_dist.streaming.ledger import LedgerError
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.training.engine import choose_engine, make_engine, prepare
 from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.training.folder import TrainingFolder
+from spkid_dist.training.identity import ID_NAME, training_id
 from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.learning import Schedule, compile_model, make_optimizer
 from spkid_dist.training.preemption import STOP_NAME, Pace, StopRequest
 from spkid_dist.training.profiling import StepProfile
-from spkid_dist.training.report import Summary, TrainStatistics, options_of, save_options, weights_name
+from spkid_dist.training.report import Summary, TrainStatistics, options_of, weights_name
 from spkid_dist.training.resume import go_on
 from spkid_dist.training.run import Run
 from spkid_dist.training.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
@@ -76,8 +78,12 @@ def train(config: TrainConfig) -> TrainResult:
         accelerator = make_accelerator(config)
         log = RunLog(shown=accelerator.is_main_process)
         try:
-            with explain_lost_ranks(accelerator, config.timeout_minutes):
-                result = _train(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, log, request)
+            with (
+                explain_lost_ranks(accelerator, config.timeout_minutes),
+                open_save_path(config, accelerator, log) as folder,
+            ):
+                config = replace(config, mixed_precision=accelerator.mixed_precision)
+                result = _train(config, folder, accelerator, log, request)
         except SpkidError as error:
             if isinstance(error, Stopped):
                 log.line(str(error))
@@ -100,8 +106,9 @@ def _leave(accelerator: Accelerator, log: RunLog) -> None:
     AcceleratorState._reset_state()  # the next training of this process may have another precision
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: StopRequest) -> TrainResult:
-    open_save_path(config, accelerator, log)
+def _train(
+    config: TrainConfig, folder: TrainingFolder, accelerator: Accelerator, log: RunLog, request: StopRequest
+) -> TrainResult:
     torch.manual_seed(config.seed)
     tr_data, va_data = open_data(config, accelerator, log)
     identity = {"training set": tr_data.data.fingerprint, "validation set": va_data.data.fingerprint}
@@ -123,9 +130,12 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
         changing["scaler"] = accelerator.scaler
     state = TrainingState(parts=changing, data=tr_data, tally=Tally(accelerator.device), statistics=TrainStatistics())
 
-    checkpoints = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints)
-    go_on(config, accelerator, log, folder=checkpoints, state=state, data=identity)
-    by_main(accelerator, lambda: save_options(config.save_path, config, _decided_by_data(tr_data)))
+    checkpoints = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints, folder.check)
+    checkpoint = go_on(config, accelerator, log, folder=checkpoints, state=state, data=identity)
+    options = options_of(config)
+    name = training_id(options, identity)
+    if checkpoint is not None:
+        name = checkpoint.values.get(ID_NAME, name)
     guard = FiniteGuard(accelerator, model, optimizer)
     watch = Watch()
     keeper = Keeper(
@@ -137,9 +147,12 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
         request=request,
         folder=checkpoints,
         data=identity,
+        training_id=name,
         watch=watch,
     )
     first_step = (tr_data.epoch + 1) * len(tr_data) - tr_data.steps_left
+    options |= _decided_by_data(tr_data) | {ID_NAME: name}
+    by_main(accelerator, lambda: folder.begin(checkpoint, checkpoints, state.statistics, options))
     start_tracking(accelerator, config, first_step)
     parts = StepParts(
         config=config,
@@ -153,6 +166,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, log: RunLog, request: 
     )
     run = Run(
         config=config,
+        folder=folder,
         accelerator=accelerator,
         log=log,
         model=model,
@@ -279,9 +293,10 @@ def _result(run: Run) -> TrainResult:
     va_loss, va_acc = statistics.va_loss[best], statistics.va_acc[best]
     path = config.save_path / weights_name(best, best=True)
     run.log.line(f"best: epoch {best}, loss {va_loss:.4f}, acc {va_acc:.4f}: {path}")
-    if run.watch.seconds["validation"]:  # else it was finished before, and keeps the summary of the run that ended it
+    # A training that was finished before keeps the summary of the run that ended it.
+    if run.watch.seconds["validation"] or not by_main(run.accelerator, lambda: run.folder.has_summary):
         summary = Summary.of(statistics, run.tr_data.num_windows, run.watch, config.save_path)
-        by_main(run.accelerator, lambda: summary.save(config.save_path))
+        by_main(run.accelerator, lambda: run.folder.save_summary(summary))
         for line in summary.lines():
             run.log.line(line)
     return TrainResult(path, best, va_loss, va_acc, statistics.epochs)

@@ -14,7 +14,7 @@ from torch import nn
 
 from shards import InputError, files
 from shards.files import atomic_writer, write_atomic
-from spkid_dist.training.validation import save_weights
+from spkid_dist.training.weights import save_weights
 
 MOST_BYTES_A_WRITE = 1000
 

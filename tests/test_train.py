@@ -127,7 +127,7 @@ def test_weights_load_into_a_network_built_by_hand(config):
 def test_feature_files_are_sharded_once(config, capsys):
     train(TrainConfig(**config))
     assert "sharding 30 utterances into" in capsys.readouterr().out
-    train(TrainConfig(**config))
+    train(TrainConfig(**config, overwrite=True))
     again = capsys.readouterr().out
     assert "sharding" not in again
     assert "using the shards in" in again
@@ -143,7 +143,7 @@ def test_changed_features_are_sharded_anew(config, synthetic, tmp_path, capsys):
     changed = next((copy / "mcp").rglob("*.mcp"))
     os.utime(changed, ns=(1, 1))
     capsys.readouterr()
-    train(TrainConfig(**config))
+    train(TrainConfig(**config, overwrite=True))
     assert "sharding" in capsys.readouterr().out
 
 

@@ -119,6 +119,8 @@ class TrainConfig:
     """parts in which each process takes its share of a batch, one after the other: less memory, the same gradient"""
     resume: str = "never"
     """`never`: train from the start; `auto`: go on from the last checkpoint in --save_path, if any; or a checkpoint's folder"""
+    overwrite: bool = False
+    """delete what an earlier training left in --save_path; without it, or --resume, such a folder is refused"""
     checkpoint_steps: int | None = None
     """batches between checkpoints; there is one at each epoch's end anyway"""
     checkpoint_minutes: float | None = None

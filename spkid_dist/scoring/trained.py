@@ -9,6 +9,7 @@ import torch
 from shards.corpus import read_speakers
 from shards.errors import InputError
 from spkid_dist.model import load_weights, model_from_options
+from spkid_dist.training.identity import ID_NAME
 from spkid_dist.training.report import read_options
 
 
@@ -36,7 +37,8 @@ def load_trained(weights_ckpt: Path, train_cfg: Path, spk2idx: Path | None) -> T
     options = read_options(train_cfg)
     speakers = _speakers(options, train_cfg, spk2idx)
     network = model_from_options(options, str(train_cfg))
-    load_weights(network, weights_ckpt)
+    name = options.get(ID_NAME)
+    load_weights(network, weights_ckpt, train_cfg, name if isinstance(name, str) else None)
     return TrainedModel(
         network=network.eval(),
         speakers=speakers,

@@ -97,12 +97,13 @@ def _read_verified(path: Path, written: dict[str, Any]) -> bytes:
 class CheckpointFolder:
     """The checkpoints of a training, of which the last `keep` and the best stay; used by one process.
 
-    It begins with none that count: those of an earlier training stay until the first `save`, unless `newest` or `at` goes on
-    from one of them.
+    It begins with none that count, unless `newest` or `at` goes on from one; those that do not count stay until `settle` or the
+    first `save`. `check` is called before anything is written or deleted, and raises where that is not allowed.
     """
 
     folder: Path
     keep: int
+    check: Callable[[], None] = lambda: None
     _chain: list[str] = field(default_factory=list)
     _best: str | None = None
 
@@ -112,6 +113,7 @@ class CheckpointFolder:
         Raises:
             InputError: it can't be written; the ones before it stay.
         """
+        self.check()
         serial = max((_serial(name) for name in self._names()), default=0) + 1
         name = f"{serial:06d}-epoch{epoch}"
         write_checkpoint(self.folder / name, values, state)
@@ -119,9 +121,23 @@ class CheckpointFolder:
         self._best = name if best else (self._best if self._best in self._chain else None)
         last = self._chain[-self.keep :]
         self._chain = [name for name in self._chain if name in last or name == self._best]
+        self._write_chain()
+        return self.folder / name
+
+    def settle(self) -> None:
+        """Delete the checkpoints that do not count: those after the one that the training goes on from, and damaged ones.
+
+        Raises:
+            InputError: the list of those that count can't be written.
+        """
+        if self._names() != self._chain:
+            self.check()
+            self._best = self._best if self._best in self._chain else None
+            self._write_chain()
+
+    def _write_chain(self) -> None:
         write_json(self.folder / CHAIN_NAME, {"checkpoints": self._chain, "best": self._best})
         self._delete_others()
-        return self.folder / name
 
     def newest(self, say: Say) -> Checkpoint | None:
         """The last checkpoint that is whole, to go on from; None where there are none. `say` tells of damaged ones.
@@ -142,7 +158,7 @@ class CheckpointFolder:
         if names:
             raise InputError(
                 f"{self.folder}: none of its {len(names)} checkpoints is whole; restore one from a copy, or train from the "
-                "start with --resume never"
+                "start with --overwrite in the place of --resume"
             )
         return None
 
@@ -164,7 +180,7 @@ class CheckpointFolder:
                     f"{FOLDER_NAME}/, or --resume never"
                 )
             checkpoint = found
-        if checkpoint.path.parent == self.folder.absolute():  # what came after it does not count any more
+        if checkpoint.path.parent.resolve() == self.folder.resolve():  # what came after it does not count any more
             self._read_chain(say)
             before = [name for name in self._chain if _serial(name) < _serial(checkpoint.path.name)]
             self._chain = [*before, checkpoint.path.name]

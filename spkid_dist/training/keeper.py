@@ -11,6 +11,7 @@ from spkid_dist.console import RunLog
 from spkid_dist.ranks import by_main, raise_everywhere
 from spkid_dist.training.checkpoint import CheckpointFolder
 from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.training.identity import ID_NAME
 from spkid_dist.training.preemption import Lookout, Seen, StopRequest
 from spkid_dist.training.report import options_of
 from spkid_dist.training.state import TrainingState
@@ -20,7 +21,8 @@ from spkid_dist.training.watch import Watch
 class Keeper:
     """Writes the checkpoints of one training to `folder`, and stops it when `request` says so.
 
-    `data` is what a continued training must have too: what is trained and validated on -> its fingerprint.
+    `data` is what a continued training must have too: what is trained and validated on -> its fingerprint. `training_id` is
+    the training's name (`spkid_dist.training.identity`).
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Keeper:
         request: StopRequest,
         folder: CheckpointFolder,
         data: dict[str, str],
+        training_id: str,
         watch: Watch,
     ) -> None:
         self._config = config
@@ -43,7 +46,7 @@ class Keeper:
         self._guard = guard
         self._request = request
         self._folder = folder
-        self._data = data
+        self._data, self._training_id = data, training_id
         self._watch = watch
         self._lookout = Lookout(accelerator, request, config.checkpoint_minutes, guard.seen)
 
@@ -95,6 +98,7 @@ class Keeper:
 
     def _write(self, best: bool) -> None:
         values = self._state.values() | {"data": self._data, "options": options_of(self._config)}
+        values[ID_NAME] = self._training_id
         place = self._state.place
         path = by_main(
             self._accelerator, lambda: self._folder.save(place["epoch"], values, self._state.tensors(), best)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.files import read_text, write_atomic, write_json
+from shards.files import json_bytes, read_text, write_atomic, write_json
 from spkid_dist.config import TrainConfig
 from spkid_dist.streaming.windows import EDGE_CODES
 from spkid_dist.training.watch import Watch, clock
@@ -16,6 +16,7 @@ OPTIONS_NAME = "train.opts"
 STATISTICS_NAME = "train_stats.json"
 SUMMARY_NAME = "summary.json"
 PLOTS_NAME = "log_plots.png"
+LEAST_SECONDS = 1e-9  # where the last run had no step to do, rates are 0
 
 
 @dataclass
@@ -38,9 +39,26 @@ class TrainStatistics:
         losses = [math.inf if math.isnan(loss) else loss for loss in self.va_loss]
         return losses.index(min(losses)) if losses else -1
 
-    def save(self, folder: Path) -> None:
-        """Write the statistics into `folder`."""
-        write_json(folder / STATISTICS_NAME, asdict(self))
+    def was_best(self, epoch: int) -> bool:
+        """Whether the epoch's validation loss was the lowest when it was validated."""
+        return TrainStatistics(va_loss=self.va_loss[: epoch + 1]).best_epoch == epoch
+
+    def is_out_of_patience(self, patience: int) -> bool:
+        """Whether the last `patience` epochs were not better."""
+        return bool(self.epochs) and self.epochs - 1 - self.best_epoch >= patience
+
+    def is_finished(self, epochs: int, patience: int) -> bool:
+        """Whether a training of so many epochs, at most, has ended."""
+        return self.epochs >= epochs or self.is_out_of_patience(patience)
+
+    def save(self, folder: Path) -> bool:
+        """Write the statistics into `folder`; returns whether there were none, or others."""
+        path = folder / STATISTICS_NAME
+        data = json_bytes(asdict(self))
+        if path.exists() and path.read_bytes() == data:
+            return False
+        write_atomic(path, data)
+        return True
 
     def plot(self, folder: Path) -> None:
         """Draw the curves into `folder`; takes half a second."""
@@ -104,8 +122,8 @@ class Summary:
             epochs=statistics.epochs,
             windows=statistics.epochs * windows_per_epoch,
             run_windows=watch.windows,
-            run_windows_per_second=watch.windows / training_seconds,
-            run_waiting_share=seconds["waiting"] / training_seconds,
+            run_windows_per_second=watch.windows / max(training_seconds, LEAST_SECONDS),
+            run_waiting_share=seconds["waiting"] / max(training_seconds, LEAST_SECONDS),
             run_core_wait_share=watch.core_wait.share,
             run_training_seconds=training_seconds,
             run_validation_seconds=seconds["validation"],
@@ -135,11 +153,6 @@ def weights_name(epoch: int, best: bool) -> str:
 def options_of(config: TrainConfig) -> dict[str, Any]:
     """All options as JSON has them."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
-
-
-def save_options(folder: Path, config: TrainConfig, extra: dict[str, Any]) -> None:
-    """Write `train.opts`: all options, and what the data decided (`input_dim` = D, `num_spks`, ...)."""
-    write_json(folder / OPTIONS_NAME, options_of(config) | extra)
 
 
 def read_options(path: Path) -> dict[str, Any]:

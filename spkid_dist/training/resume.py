@@ -1,7 +1,7 @@
 """Which checkpoint a training goes on from, and whether it may.
 
-It must be of the same data, told by the fingerprints, and of the same options, but for those that describe the machine or
-where things lie. What is not in `MAY_CHANGE` changes results: a new option has to be put there to be free.
+It must be of the same data, told by the fingerprints, and of the same options, except for those that describe the machine or
+where things lie (`spkid_dist.training.identity.MAY_CHANGE`).
 """
 
 from dataclasses import MISSING, fields
@@ -11,23 +11,13 @@ from typing import Any
 from accelerate import Accelerator
 
 from shards.errors import InputError, UsageError
-from shards.files import write_atomic
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.ranks import by_main, raise_everywhere
 from spkid_dist.training.checkpoint import Checkpoint, CheckpointFolder, Say
-from spkid_dist.training.report import TrainStatistics, options_of, weights_name
+from spkid_dist.training.identity import MAY_CHANGE
+from spkid_dist.training.report import options_of
 from spkid_dist.training.state import TrainingState
-
-# Where data and results lie: what the data are is told by their fingerprints.
-_PLACES = {"db_path", "tr_list_file", "va_list_file", "ext", "spk2idx", "speaker_component"}
-_PLACES |= {"tr_shards", "va_shards", "cache_dir", "shard_cache", "shard_cache_bytes", "save_path"}
-# How the training is run.
-_RUN = {"log_freq", "accumulation", "resume", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}
-_RUN |= {"timeout_minutes", "log_with", "profile", "engine"}
-# When it ends; --epoch not to below what is trained already.
-_END = {"epoch", "patience"}
-MAY_CHANGE = frozenset(_PLACES | _RUN | _END)
 
 
 def go_on(
@@ -38,8 +28,8 @@ def go_on(
     folder: CheckpointFolder,
     state: TrainingState,
     data: dict[str, str],
-) -> None:
-    """Bring `state` to where the checkpoint stands that --resume names, if there is one. Called by all ranks.
+) -> Checkpoint | None:
+    """Bring `state` to where the checkpoint stands that --resume names, and return it, if there is one. Called by all ranks.
 
     Only rank 0 reads; see `find_checkpoint` for `folder`, `data` and what is raised.
     """
@@ -51,6 +41,7 @@ def go_on(
             raise_everywhere(error)
         place = state.place
         log.line(f"going on in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
+    return checkpoint
 
 
 def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[str, str], say: Say) -> Checkpoint | None:
@@ -67,9 +58,6 @@ def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[st
         UsageError: it is of other options.
     """
     if config.resume == "never":
-        if not folder.is_empty():
-            say(f"{folder.folder}: holds checkpoints of an earlier training, which --resume auto would go on from")
-            say("this training replaces them when it writes its first")
         return None
     if config.resume == "auto":
         checkpoint = folder.newest(say)
@@ -80,7 +68,6 @@ def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[st
         checkpoint = folder.at(Path(config.resume), say)
     _check_data(checkpoint, data)
     _check_options(checkpoint, config)
-    _bring_best_weights(checkpoint, config.save_path)
     return checkpoint
 
 
@@ -90,7 +77,7 @@ def _check_data(checkpoint: Checkpoint, data: dict[str, str]) -> None:
         if found != fingerprint:
             raise InputError(
                 f"{checkpoint.path}: its {what} has the fingerprint {found}, this one {fingerprint}; go on with the same "
-                "data, or give another --save_path, or --resume never"
+                "data, or give another --save_path, or --overwrite in the place of --resume"
             )
 
 
@@ -102,7 +89,7 @@ def _check_options(checkpoint: Checkpoint, config: TrainConfig) -> None:
         if name not in MAY_CHANGE and before != now[name]:
             raise UsageError(
                 f"--{name} {_shown(now[name])}: the checkpoint {checkpoint.path} was trained with {_shown(before)}; go on with "
-                "that, or give another --save_path, or --resume never"
+                "that, or give another --save_path, or --overwrite in the place of --resume"
             )
     if then["epoch"] != config.epoch and (config.warmup or config.schedule in ("cosine", "one_cycle")):
         raise UsageError(
@@ -118,20 +105,3 @@ def _check_options(checkpoint: Checkpoint, config: TrainConfig) -> None:
 
 def _shown(value: Any) -> str:
     return "nothing" if value is None else str(value)
-
-
-def _bring_best_weights(checkpoint: Checkpoint, save_path: Path) -> None:
-    """Copy the weights of the best epoch so far from where the training began, if it goes on in another folder."""
-    best = TrainStatistics(**checkpoint.values["statistics"]).best_epoch
-    name = weights_name(best, best=True)
-    if best < 0 or (save_path / name).exists():
-        return
-    origin = checkpoint.path.parent.parent / name
-    try:
-        weights = origin.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{origin}: can't read the best weights so far: {error.strerror}; restore them, or train from the start with "
-            "--resume never"
-        ) from None
-    write_atomic(save_path / name, weights)

@@ -9,6 +9,7 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.learning import Schedule
 from spkid_dist.training.preemption import Pace
@@ -26,6 +27,7 @@ class Run:
     """
 
     config: TrainConfig
+    folder: TrainingFolder
     accelerator: Accelerator
     log: RunLog
     model: torch.nn.Module
@@ -44,10 +46,9 @@ class Run:
     @property
     def is_finished(self) -> bool:
         """Whether all epochs are done, or the last `patience` of them were not better."""
-        return self.state.statistics.epochs >= self.config.epoch or self.is_out_of_patience
+        return self.state.statistics.is_finished(self.config.epoch, self.config.patience)
 
     @property
     def is_out_of_patience(self) -> bool:
         """Whether the last `patience` epochs were not better."""
-        statistics = self.state.statistics
-        return bool(statistics.epochs) and statistics.epochs - 1 - statistics.best_epoch >= self.config.patience
+        return self.state.statistics.is_out_of_patience(self.config.patience)

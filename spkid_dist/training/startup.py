@@ -1,7 +1,9 @@
 """What comes before the first batch: the process's place, its data, and that all ranks mean the same training."""
 
+import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,6 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 
 from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
-from shards.files import make_folder
 from shards.sources.fmatrix import FmatrixSource
 from shards.stores.store import StoreOptions
 from spkid_dist.cache import cached_shards
@@ -23,7 +24,7 @@ from spkid_dist.launched import check_this_process, is_on_cpus
 from spkid_dist.model import describe_model
 from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
 from spkid_dist.streaming.selection import Selection
-from spkid_dist.training.preemption import STOP_NAME
+from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.report import options_of
 from spkid_dist.training.step import stream_dtype
 from spkid_dist.training.tracking import check_tracker
@@ -80,24 +81,19 @@ def _meet(precision: str | None, config: TrainConfig) -> Accelerator:
         ) from None
 
 
-def open_save_path(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> None:
-    """Make `save_path` and open the log in it; a request to stop that was left there is removed. Called by all ranks.
+@contextlib.contextmanager
+def open_save_path(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> Iterator[TrainingFolder]:
+    """Take `save_path` for this training, and open the log in it, while the block runs. Called by all ranks.
 
     Raises:
-        InputError: it can't be written.
+        InputError, UsageError: as `TrainingFolder.open`.
     """
-    by_main(accelerator, lambda: _open_save_path(config, log))
-
-
-def _open_save_path(config: TrainConfig, log: RunLog) -> None:
-    make_folder(config.save_path)
-    log.open_file(config.save_path / "train.log")
-    stop_file = config.save_path / STOP_NAME
-    if stop_file.exists():
-        stop_file.unlink()
-        log.line(f"{stop_file}: left from an earlier training, removed")
-    if config.resume == "never" and any(config.save_path.glob("*_weights.ckpt")):
-        log.line(f"{config.save_path}: holds weights of an earlier training; those that this one does not replace stay")
+    folder = TrainingFolder(config, log)
+    try:
+        by_main(accelerator, folder.open)
+        yield folder
+    finally:
+        folder.close()
 
 
 def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[WindowDataset, WindowDataset]:

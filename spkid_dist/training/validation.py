@@ -1,16 +1,13 @@
 """What follows an epoch's batches: the validation, its weights, the curves."""
 
-from pathlib import Path
-
 import torch
 from accelerate import Accelerator
 from torch.nn import functional
 
-from shards.files import atomic_writer
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.ranks import by_main
 from spkid_dist.training.keeper import Keeper
-from spkid_dist.training.report import SUMMARY_NAME, weights_name
+from spkid_dist.training.report import weights_name
 from spkid_dist.training.run import Run
 from spkid_dist.training.step import network_input
 from spkid_dist.training.tally import Tally
@@ -27,9 +24,7 @@ def validate_epoch(run: Run, epoch: int) -> None:
     path = save_path / weights_name(epoch, best)
 
     def save() -> None:
-        save_weights(run.accelerator.unwrap_model(run.model), path)
-        (save_path / weights_name(epoch, not best)).unlink(missing_ok=True)  # of an earlier training
-        (save_path / SUMMARY_NAME).unlink(missing_ok=True)
+        run.folder.save_weights(run.accelerator.unwrap_model(run.model), epoch, best)
         statistics.save(save_path)
         if run.is_finished or run.plots.is_due():
             statistics.plot(save_path)
@@ -58,10 +53,3 @@ def evaluate(
         tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
         keeper.in_validation()
     return tally.reduce(accelerator)
-
-
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """Write the model's `state_dict` to `path` atomically."""
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with atomic_writer(path) as file:
-        torch.save(state, file)
