@@ -26,11 +26,11 @@ from shards.holding import FolderHold
 folder, then = Path(sys.argv[1]), sys.argv[2]
 hold = FolderHold(folder, "choose another", lambda line: print(line, flush=True))
 if then == "fork" and not os.fork():
-    print("child", os.getpid(), flush=True)
+    os.write(1, b"child %d\\n" % os.getpid())
 elif then == "start":
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
-    print("child", child.pid, flush=True)
-print("held", flush=True)
+    os.write(1, b"child %d\\n" % child.pid)
+os.write(1, b"held\\n")
 sys.stdin.read()
 """
 
