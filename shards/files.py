@@ -168,3 +168,13 @@ def read_feature_file(path: str) -> bytes:
 def unreadable_feature_file(path: str, error: OSError) -> InputError:
     """What a feature file that can't be read is reported as."""
     return InputError(f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext")
+
+
+def expand_home(path: Path, flag: str) -> Path:
+    """`path` with the user's home folder for "~". Raises InputError, which names `flag`, where no home folder is known."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{flag} {path}: this user has no home folder, and HOME is not set; set {flag} to another folder"
+        ) from None

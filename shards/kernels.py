@@ -4,11 +4,12 @@ Shapes: T frames of an utterance, D features per frame. Each kernel has a NumPy 
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from shards.compiled import compiled
 
-@njit(cache=True, nogil=True)
+
+@compiled
 def append_frames(
     source: NDArray[np.float32],
     out: NDArray[np.float32],
@@ -37,7 +38,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 # Compiled into `spkid_dist.streaming.kernels` too, whose cache on disk numba does not renew when this file changes; the loop
 # can't change: orders, hashes of keys and job identities follow from it.
-@njit(cache=True, nogil=True)
+@compiled
 def mix(z: np.uint64) -> np.uint64:
     """Splitmix64's finaliser: every bit of `z` changes every bit of the result about half of the time."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -45,12 +46,12 @@ def mix(z: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _is_white(byte: int) -> bool:
     return byte == 32 or 9 <= byte <= 13
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def split_lines(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> int:
     """Find the lines of `data` that are not blank, without the ASCII white space around them; return their number.
 
@@ -76,7 +77,7 @@ def split_lines(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArra
     return count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def hash_slices(
     data: NDArray[np.uint8],
     starts: NDArray[np.int64],
@@ -105,7 +106,7 @@ def hash_slices(
         hashes[i] = mix(state ^ word)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find_component(
     data: NDArray[np.uint8],
     starts: NDArray[np.int64],
@@ -129,7 +130,7 @@ def find_component(
         lasts[i] = at
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def find_outside(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> int:
     """The first string that as a path leaves its folder (begins with ``/``, has a ``..`` or a NUL); -1 where none does."""
     for i in range(len(starts)):
@@ -147,7 +148,7 @@ def find_outside(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArr
     return -1
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def sum_pairs(keys: NDArray[np.uint64], speakers: NDArray[np.uint64], sums: NDArray[np.uint64]) -> None:
     """Add to `sums` (2,), modulo 2^64, two hashes of each pair of hashes: what the pairs are, in whatever order."""
     for i in range(len(keys)):
@@ -156,7 +157,7 @@ def sum_pairs(keys: NDArray[np.uint64], speakers: NDArray[np.uint64], sums: NDAr
         sums[1] += mix(pair + GOLDEN)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def add_unseen(hashes: NDArray[np.uint64], table: NDArray[np.uint64], unseen: NDArray[np.int64]) -> int:
     """Put the hashes into `table`, and the indices of those that it lacked into `unseen`; return the number of those.
 

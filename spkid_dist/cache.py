@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import xxhash
@@ -18,7 +19,7 @@ from shards.conversion.job import Progress, convert
 from shards.conversion.plan import Layout, make_plan
 from shards.corpus import Utterance
 from shards.errors import InputError
-from shards.files import unreadable_feature_file
+from shards.files import expand_home, unreadable_feature_file
 from shards.layout import FORMAT_VERSION, MANIFEST_NAME
 from shards.sources.fmatrix import FmatrixSource
 from spkid_dist.maker import check_maker, maker_note
@@ -43,12 +44,16 @@ def cached_shards(
         InputError: a feature file is missing or damaged, the folder can't be written, or the process that shards has
             failed or is gone.
     """
-    folder = cache_dir.expanduser() / f"{list_path.name}-{_identity(utterances, source, speakers)}"
+    folder = expand_home(cache_dir, "--cache_dir") / f"{list_path.name}-{_identity(utterances, source, speakers)}"
     if (folder / MANIFEST_NAME).exists():
         say(f"{list_path}: using the shards in {folder}")
     elif makes_it:
         say(f"{list_path}: sharding {len(utterances)} utterances into {folder}, once")
-        with maker_note(folder):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(maker_note(folder))
+            except InputError as error:
+                raise InputError(f"{error}; set --cache_dir to another folder") from None
             _make(folder, utterances, source, speakers, progress)
     while not (folder / MANIFEST_NAME).exists():
         check_maker(folder)

@@ -8,11 +8,19 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.dataset import ShardDataset
+from shards.errors import UsageError
+from shards.manifest import Manifest
 from shards.stores.store import StoreOptions
 from spkid_dist.config import InfoConfig
 
 HISTOGRAM_BINS = 10
 BAR_WIDTH = 40
+SHIFT_ORIGINS = {
+    "dataset": ", as the dataset says",
+    "--frame_shift_ms": "",
+    "assumed": " (assumed)",
+}
+ASSUMED_SHIFT_MS = 10.0  # what most feature files have
 
 
 def info(config: InfoConfig) -> None:
@@ -20,22 +28,43 @@ def info(config: InfoConfig) -> None:
 
     Raises:
         InputError: the folder holds no dataset, or a damaged one.
+        UsageError: --frame_shift_ms is not what the dataset says.
     """
     dataset = ShardDataset(config.folder, StoreOptions(cache_dir=config.shard_cache))
-    facts = dataset_facts(dataset, config.frame_shift_ms)
+    shift_ms, origin = find_frame_shift(dataset.manifest, config.frame_shift_ms)
+    facts = dataset_facts(dataset, shift_ms, origin)
     console = Console(highlight=False, soft_wrap=True)
     if config.json:
         console.out(json.dumps(facts))
         return
     table = Table(title=config.folder, title_justify="left", show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), _readable(name, value, config.frame_shift_ms))
+        if name in ("frame_shift_ms", "frame_shift_from"):  # they stand beside the hours
+            continue
+        table.add_row(name.replace("_", " "), _readable(name, value, facts))
     console.print(table)
     console.print(_histogram(frames_per_speaker(dataset)))
 
 
-def dataset_facts(dataset: ShardDataset, frame_shift_ms: float) -> dict[str, Any]:
-    """What is in a dataset, by name; `hours` at the given frame shift."""
+def find_frame_shift(manifest: Manifest, given: float | None) -> tuple[float, str]:
+    """Milliseconds from one frame to the next, and who says so: the dataset, the flag, or nobody.
+
+    Raises:
+        UsageError: the `given` one is not the dataset's.
+    """
+    features = manifest.source.get("features")
+    known = features.get("shift_ms") if isinstance(features, dict) else None
+    if not isinstance(known, int | float):
+        return (ASSUMED_SHIFT_MS, "assumed") if given is None else (given, "--frame_shift_ms")
+    if given not in (None, known):
+        raise UsageError(
+            f"--frame_shift_ms {given:g}: the dataset's frames are {known:g} ms apart, as its manifest says; leave the flag out"
+        )
+    return float(known), "dataset"
+
+
+def dataset_facts(dataset: ShardDataset, frame_shift_ms: float, frame_shift_from: str) -> dict[str, Any]:
+    """What is in a dataset, by name; `hours` at the given frame shift, which `frame_shift_from` says."""
     manifest = dataset.manifest
     lengths = dataset.utterances["frames"]
     return {
@@ -43,6 +72,8 @@ def dataset_facts(dataset: ShardDataset, frame_shift_ms: float) -> dict[str, Any
         "utterances": manifest.num_utterances,
         "frames": manifest.num_frames,
         "hours": round(manifest.num_frames * frame_shift_ms / 3_600_000, 3),
+        "frame_shift_ms": frame_shift_ms,
+        "frame_shift_from": frame_shift_from,
         "frames_per_utterance": [int(lengths.min()), round(float(lengths.mean()), 1), int(lengths.max())],
         "features": manifest.num_features,
         "dtype": manifest.dtype,
@@ -64,9 +95,9 @@ def frames_per_speaker(dataset: ShardDataset) -> np.ndarray[Any, np.dtype[np.int
     return sums
 
 
-def _readable(name: str, value: Any, frame_shift_ms: float) -> str:
+def _readable(name: str, value: Any, facts: dict[str, Any]) -> str:
     if name == "hours":
-        return f"{value:,} at a frame shift of {frame_shift_ms:g} ms"
+        return f"{value:,} at a frame shift of {facts['frame_shift_ms']:g} ms{SHIFT_ORIGINS[facts['frame_shift_from']]}"
     if name == "frames_per_utterance":
         return f"{value[0]:,} to {value[2]:,}, {value[1]:,} on average"
     if name == "bytes":

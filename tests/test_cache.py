@@ -5,12 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shards import InputError
+from shards import FmatrixSource, InputError, Utterance
 from shards.sources.fmatrix import write_fmatrix
+from shards.stores.cachedir import CacheFolder
+from spkid_dist.cache import cached_shards
+from spkid_dist.config import TrainConfig
 from spkid_dist.maker import check_maker, maker_note
 
 # A rank of a launch, its launcher being this test: argv are the corpus, whether it makes the shards, and how it ends.
@@ -101,3 +105,55 @@ def test_what_an_earlier_launch_left_means_nothing(tmp_path):
         raise InputError("no such thing")
     with pytest.raises(InputError, match=f"{folder}: .* has failed: no such thing"):
         check_maker(folder)
+
+
+@pytest.mark.parametrize(
+    ("cache_home", "expected"),
+    [("/big/cache", "/big/cache/spkid-dist"), ("", "~/.cache/spkid-dist"), ("relative", "~/.cache/spkid-dist")],
+)
+def test_the_cache_is_where_xdg_says(monkeypatch, cache_home, expected):
+    monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
+    assert str(TrainConfig().cache_dir) == expected
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert str(TrainConfig().cache_dir) == "~/.cache/spkid-dist"
+
+
+def cached(corpus, cache_dir):
+    """Shard the corpus into the cache, in this process."""
+    utterances = [Utterance(key, key.split("/")[1]) for key in (corpus / "list").read_text().split()]
+    return cached_shards(
+        corpus / "list", utterances, FmatrixSource(corpus / "mcp", "mcp"), ["a", "b"], cache_dir=cache_dir,
+        makes_it=True, say=lambda _: None, progress=lambda *_: None,
+    )  # fmt: skip
+
+
+def test_the_default_cache_is_in_the_home_folder(corpus, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(corpus / "home"))
+    assert cached(corpus, TrainConfig().cache_dir).parent == corpus / "home/.cache/spkid-dist"
+
+
+def test_a_user_without_a_home_is_told_what_to_set(corpus, monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python does where it knows no home
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(
+        InputError, match=r"--cache_dir ~/.cache/spkid-dist: this user has no home folder, .* set --cache_dir"
+    ):
+        cached(corpus, TrainConfig().cache_dir)
+    with pytest.raises(InputError, match="--shard_cache ~/shards: this user has no home folder"):
+        CacheFolder(Path("~/shards"), 1)
+
+
+def test_a_home_that_cannot_be_written_is_told_what_to_set(corpus, monkeypatch):
+    (corpus / "file").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(corpus / "file"))
+    with pytest.raises(InputError, match=r"file/\.cache/spkid-dist.*--cache_dir"):
+        cached(corpus, TrainConfig().cache_dir)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_cache_folder_of_another_user_is_told_what_to_set(corpus):
+    (corpus / "cache").mkdir(mode=0o500)
+    with pytest.raises(InputError, match="--cache_dir"):
+        cached(corpus, corpus / "cache")

@@ -21,7 +21,7 @@ from typing import IO
 import xxhash
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder
+from shards.files import TEMPORARY_MARK, atomic_writer, expand_home, is_left_behind, make_folder
 from shards.parallel import ProcessLocks
 
 SUBFOLDER = "spkid-shard-cache"
@@ -56,7 +56,7 @@ class CacheFolder:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         if limit_bytes < 1:
             raise UsageError(f"--shard_cache_bytes {limit_bytes}: expected 1 or more")
-        self.root = folder.expanduser() / SUBFOLDER
+        self.root = expand_home(folder, "--shard_cache") / SUBFOLDER
         self.limit_bytes = limit_bytes
         self._unseen_bytes: int | None = None  # written since this process looked; None: it never did
         self._locks = ProcessLocks()

@@ -1,5 +1,6 @@
 """What goes before a training: sharding, merging, looking, verifying."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,15 +167,15 @@ class InfoConfig:
     """folder of a dataset, or URL that fsspec reads (s3://bucket/name)"""
     shard_cache: Path | None = None
     """folder for what is downloaded of a dataset at a URL"""
-    frame_shift_ms: float = 10.0
-    """time from one frame to the next, for the hours"""
+    frame_shift_ms: float | None = None
+    """time from one frame to the next, for the hours; not given: as in the dataset, which knows it of audio, else 10"""
     json: bool = False
     """print one JSON object instead"""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
-        if not self.frame_shift_ms > 0:
-            raise UsageError(f"--frame_shift_ms {self.frame_shift_ms}: expected more than 0")
+        if self.frame_shift_ms is not None and not 0 < self.frame_shift_ms < math.inf:
+            raise UsageError(f"--frame_shift_ms {self.frame_shift_ms}: expected a finite number, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Training, and what is around it."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,15 @@ from spkid_dist.streaming.windows import EdgeRule, check_context
 Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"]
 MOST_LAYERS = 1000
+
+
+def default_cache_dir() -> Path:
+    """Where `--cache_dir` is if not given, by the XDG Base Directory rules: only an absolute $XDG_CACHE_HOME counts.
+
+    "~" stays as it is: a process without a home folder may still train on shards.
+    """
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path("~/.cache")) / "spkid-dist"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +70,8 @@ class TrainConfig:
     """folder where what is downloaded of datasets at URLs is kept, for all processes of a machine; not given: nowhere"""
     shard_cache_bytes: int = StoreOptions.cache_bytes
     """what --shard_cache may take; the longest unread goes first"""
-    cache_dir: Path = field(default_factory=lambda: Path.home() / ".cache" / "spkid-dist")
-    """where feature files are sharded to, once"""
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    """where feature files are sharded to, once; not given: spkid-dist in $XDG_CACHE_HOME, else in ~/.cache"""
     speaker_component: int = 2
     """which component of a list line names the speaker, counted from 1"""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"

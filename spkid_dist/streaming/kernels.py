@@ -7,9 +7,9 @@ S streams of this rank. Each kernel has a NumPy or Python twin in `tests/test_ke
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from shards.compiled import compiled
 from shards.kernels import GOLDEN, mix
 from spkid_dist.streaming.intrinsics import copy_bytes, prefetch
 
@@ -24,7 +24,7 @@ DEALT_TOGETHER = CACHE_LINE // 8  # streams
 _32 = np.uint64(32)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def permute(key: np.uint64, values: NDArray[np.int64]) -> None:
     """Permute `values` (n,), n < 2^32, in place: Fisher-Yates, drawing from splitmix64 seeded with `key`.
 
@@ -37,13 +37,13 @@ def permute(key: np.uint64, values: NDArray[np.int64]) -> None:
         values[k], values[j] = values[j], values[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def windows_of(length: int, context: int, edge: int) -> int:
     """The windows of an utterance of `length` frames."""
     return max(0, length - context + 1) if edge == VALID else length
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def count_windows(
     lengths: NDArray[np.int32],
     repeats: NDArray[np.int32],
@@ -67,7 +67,7 @@ def count_windows(
     return short
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def fill_edge(frames: NDArray[Any], nearest: int, edge: int, arena: NDArray[Any], row: int, count: int) -> int:
     """Fill `count` rows of `arena` (R, D) from `row` on with what stands beyond an utterance's end; return the next row.
 
@@ -79,7 +79,7 @@ def fill_edge(frames: NDArray[Any], nearest: int, edge: int, arena: NDArray[Any]
     return row + count
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def lay_out(
     frames: NDArray[Any],
     lengths: NDArray[np.int32],
@@ -129,7 +129,7 @@ def lay_out(
     return row
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def gather(arena: NDArray[Any], starts: NDArray[np.int64], num_features: int, out: NDArray[Any]) -> None:
     """Copy the windows that begin at rows `starts` (B,) of the flat arena (R*D,) to `out` (B*C*D,), flat too.
 
@@ -151,7 +151,7 @@ def gather(arena: NDArray[Any], starts: NDArray[np.int64], num_features: int, ou
         copy_bytes(out, k * size, arena, starts[k] * num_features, num_bytes)
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def number_windows(first_ids: NDArray[np.int64], counts: NDArray[np.int64], ids: NDArray[np.int64]) -> None:
     """Fill `ids` (N,) with the numbers of segments (n,), end to end: counts[k] of them from first_ids[k] on."""
     at = 0
@@ -161,7 +161,7 @@ def number_windows(first_ids: NDArray[np.int64], counts: NDArray[np.int64], ids:
         at += counts[k]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def deal(
     keys: NDArray[np.uint64],
     bounds: NDArray[np.int64],
@@ -206,7 +206,7 @@ def deal(
             table_ids[at] = ids[place]
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def round_to_bfloat16(bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> None:
     """The bits of finite float32 values `bits` (n,) rounded to the nearest bfloat16, ties to even: `out` (n,)."""
     for i in range(len(bits)):
@@ -214,7 +214,7 @@ def round_to_bfloat16(bits: NDArray[np.uint32], out: NDArray[np.uint16]) -> None
         out[i] = np.uint16((bits[i] + np.uint32(0x7FFF) + odd) >> np.uint32(16))
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def normalize_utterances(frames: NDArray[np.float32], lengths: NDArray[np.int32], out: NDArray[np.float32]) -> None:
     """Bring each feature of each utterance to mean 0 and (population) deviation 1; sums in float64.
 
