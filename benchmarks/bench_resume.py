@@ -34,7 +34,7 @@ def main() -> None:
             mean_frames=MEAN_FRAMES,
         )
         synthetic_files(corpus, folder).shard(folder / "shards")
-        seconds = seconds_by_place(str(folder / "shards"), 21, 1000, options.repeats)
+        seconds = seconds_by_place(str(folder / "shards"), 21, 1000, options.repeats, work=folder)
     for name, values in seconds.items():
         print(f"first batch, {name:16} {statistics.median(values):.3f} s ({min(values):.3f} to {max(values):.3f})")
     medians = {name: statistics.median(values) for name, values in seconds.items()}

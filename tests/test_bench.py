@@ -2,23 +2,30 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import shard_folder
 from torch import nn
 from training import command, environment
 
 from shards import InputError, Layout, UsageError
-from spkid_dist.bench.command import bench
+from spkid_dist.bench import otherprograms
+from spkid_dist.bench.command import MEASURES, bench
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import own_files
 from spkid_dist.bench.measure import find_commit, machine
+from spkid_dist.bench.otherprograms import OtherPrograms
 from spkid_dist.bench.plots import draw_report
-from spkid_dist.bench.report import HEADINGS, find_bottleneck, make_table
+from spkid_dist.bench.report import HEADINGS, explain_shares, find_bottleneck, make_table
 from spkid_dist.bench.rows import (
+    ALONE,
+    CACHED,
     LIMITS,
     POOLS,
     SCALING,
@@ -32,6 +39,7 @@ from spkid_dist.bench.rows import (
     readable,
 )
 from spkid_dist.bench.scaling import process_counts
+from spkid_dist.bench.train import STREAMED
 from spkid_dist.training.alone import step_flops
 
 TOY = {
@@ -65,9 +73,15 @@ def run_bench(what, flags, processes=1):
     )
 
 
+def whole_table(lines):
+    """The lines of the last table: those of the stages stand before it."""
+    first = max(number for number, line in enumerate(lines) if line.startswith("| stage"))
+    return [line for line in lines[first:] if line.startswith("|")]
+
+
 def test_the_table_has_all_stages_in_the_order_of_the_data(report):
     lines, _, _ = report
-    table = [line for line in lines if line.startswith("|")]
+    table = whole_table(lines)
     assert len({len(line) for line in table}) == 1
     stages = [line.split("|")[1].strip() for line in table[2:]]
     assert list(dict.fromkeys(stages)) == list(STAGES)
@@ -100,12 +114,28 @@ def test_the_bottleneck_named_is_the_slowest_of_the_stages(report):
     assert any(line.startswith("waiting for data: ") and "asked" in line for line in lines)
 
 
+def test_each_stage_is_told_when_it_is_there_and_how_long_the_others_take(report):
+    lines, _, _ = report
+    assert re.fullmatch(r"this takes about .*: limits .*, shard .*, scaling .*", lines[0])
+    begun = [(line.split()[1], number) for number, line in enumerate(lines) if line.startswith("measuring: ")]
+    assert [name for name, _ in begun] == list(MEASURES)
+    assert all(re.search(r"; about \d+(\.\d)? (s|minutes|hours) left$", lines[number]) for _, number in begun)
+    ends = [number for _, number in begun[1:]] + [len(lines)]
+    for (_, first), last in zip(begun, ends, strict=True):
+        assert any(line.startswith("| stage") for line in lines[first:last])
+
+
+def test_a_report_says_that_it_is_complete(report):
+    assert json.loads(report[0][-1])["complete"] is True
+    assert "not complete" not in (report[1] / "report.md").read_text()
+
+
 def test_the_report_is_written_and_nothing_is_left_of_the_work(report):
     lines, out, folder = report
     assert {path.name for path in out.iterdir()} == {"report.md", "report.json", "report.png"}
     assert json.loads((out / "report.json").read_text()) == json.loads(lines[-1])
     text = (out / "report.md").read_text()
-    assert all(line in text for line in lines if line.startswith("|"))
+    assert all(line in text for line in whole_table(lines))
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.iterdir())
 
@@ -148,6 +178,47 @@ def test_a_stage_is_measured_on_ones_own_shards(what, stages, shards, capsys):
     assert {row["stage"] for row in found["rows"]} == stages
     assert found["bottleneck"] is None
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_the_threads_are_those_of_a_training(shards, monkeypatch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # what torch has chosen, or OMP_NUM_THREADS says
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    try:
+        found = bench(config("train", shards=str(shards), threads=None))
+        assert found["threads"] == 2
+        assert [row["name"] for row in found["rows"]] == [CACHED, STREAMED, ALONE]
+        assert bench(config("train", shards=str(shards), threads=1))["threads"] == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_an_earlier_report_does_not_stay_beside_a_new_one(shards, tmp_path):
+    (tmp_path / "report.png").touch()
+    (tmp_path / "mine.txt").touch()
+    bench(config("limits", shards=str(shards), out=tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "report.json", "report.md"]
+
+
+def test_an_error_of_a_process_that_was_started_ends_with_1_and_is_shown(shards, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'spkid_dist.bench.first_batch' in sys.orig_argv:\n"
+        "    print('OSError: no such luck', file=sys.stderr, flush=True)\n"
+        "    os._exit(1)\n"
+    )
+    words = command(TOY | {"shards": shards, "folder": tmp_path / "work"}, 1, ("-m", "spkid_dist.bench", "resume"))
+    variables = environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("spkid: error")]
+    assert "spkid_dist.bench.first_batch: its process ended with exit code 1: OSError: no such luck" in error
+    (kept,) = (tmp_path / "work").iterdir()
+    assert str(kept) in error
+    assert "no such luck" in kept.read_text()
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -281,6 +352,23 @@ def test_bf16_is_advised_where_its_products_are_faster():
     assert "bf16" not in verdict([row(TRAIN, 1e5)]).advice
 
 
+def test_threads_that_wait_for_one_another_are_blamed_before_the_step():
+    steps = row(TRAIN, 1e4, 0.02, name=CACHED)
+    one = row(TRAIN, 9e4, name=ALONE, on_path=False)
+    advice = verdict([steps, one]).advice
+    assert advice.startswith(
+        "OMP_NUM_THREADS=1, or a machine that nothing else uses: 1 thread takes the steps 9.0 times"
+    )
+    assert "--batch_size" not in advice
+    assert "a larger --batch_size" in verdict([steps, row(TRAIN, 0.9e4, name=ALONE, on_path=False)]).advice
+    assert "OMP_NUM_THREADS" not in verdict([row(SHARD, 1e3), steps, one]).advice  # not the bottleneck
+
+
+def test_cpus_without_a_thread_are_named():
+    found = find_bottleneck([row(TRAIN, 1e4)], config("report"), "cpu", 1, idle_cpus=15)
+    assert found.advice.startswith("more threads (OMP_NUM_THREADS): 15 CPU(s) of this machine have none; ")
+
+
 def test_more_processes_are_advised_where_trainings_scaled():
     scaled = row(SCALING, 1.8e5, 0.9, name="training by 2 processes", on_path=False)
     assert "more processes" in verdict([row(TRAIN, 1e5), scaled]).advice
@@ -302,6 +390,43 @@ def test_the_columns_of_the_table_are_aligned():
     assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == list(HEADINGS)
     assert "5.23 M" in lines[-1]
     assert "100%" in lines[-1]
+
+
+def test_shares_above_the_limit_are_marked_and_explained():
+    rows = [
+        row(SHARD, 1.0, 2.5, name="2 workers", limit="tar cf"),
+        row(SHARD, 1.0, 1.5, name="1 process", limit="tar cf"),
+        row(TRAIN, 1.0, 1.0, limit="the step, one cached batch"),
+        row(SCALING, 1.0, 1.2, name="training by 2 processes", limit="2 times 1 process"),
+    ]
+    shares = [line.split("|")[8].strip() for line in make_table(rows)[2:]]
+    assert shares == ["250% *", "150% *", "100%", "120% *"]
+    of_tar, of_scaling = explain_shares(rows)
+    assert of_tar.startswith("* more than 100 % of tar cf (2 workers, 1 process): tar reads and writes by one process")
+    assert of_scaling.startswith("* more than 100 % of 2 times 1 process (training by 2 processes): ")
+    assert explain_shares([row(SHARD, 1.0, 1.004)]) == []
+
+
+BUSY = "import time; end = time.monotonic() + 60\nwhile time.monotonic() < end: pass"
+
+
+def test_other_programs_on_the_cpus_are_noticed():
+    with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
+        try:
+            time.sleep(0.2)
+            others = OtherPrograms()
+            time.sleep(1.5)
+            assert re.match(r"other programs used \d\.\d of \d+ CPUs meanwhile", others.note())
+        finally:
+            busy.kill()
+
+
+def test_what_this_process_and_its_children_do_is_not_other_programs(monkeypatch):
+    busy, own, moment = iter((10.0, 20.0)), iter((1.0, 10.9)), iter((100.0, 104.0))
+    monkeypatch.setattr(otherprograms, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(otherprograms, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(otherprograms.time, "monotonic", lambda: next(moment))
+    assert OtherPrograms().note() is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,23 +19,35 @@ from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus, open_corpus
 from spkid_dist.bench.limits import measure_limits
 from spkid_dist.bench.measure import machine
+from spkid_dist.bench.otherprograms import OtherPrograms
 from spkid_dist.bench.plots import draw_report
-from spkid_dist.bench.report import as_json, describe_machine, find_bottleneck, in_order, make_table
+from spkid_dist.bench.report import (
+    Bottleneck,
+    as_json,
+    describe_machine,
+    explain_shares,
+    find_bottleneck,
+    in_order,
+    make_table,
+)
 from spkid_dist.bench.resume import measure_resume
-from spkid_dist.bench.rows import Findings
-from spkid_dist.bench.scaling import measure_scaling
+from spkid_dist.bench.rows import Findings, Row
+from spkid_dist.bench.scaling import measure_scaling, numbers_of_processes
 from spkid_dist.bench.score import measure_score
 from spkid_dist.bench.shard import measure_shard
+from spkid_dist.bench.stopping import Told, stopped_by_signals
 from spkid_dist.bench.stream import measure_stream
-from spkid_dist.bench.train import measure_train
-from spkid_dist.bench.workbench import Workbench, torch_threads
+from spkid_dist.bench.timetable import Timetable, expected_seconds
+from spkid_dist.bench.train import measure_train, pilot
+from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
-from spkid_dist.cpus import available_cpus
+from spkid_dist.cpus import available_cpus, torch_threads
 from spkid_dist.ranks import explain_lost_ranks, raise_everywhere
 from spkid_dist.training.startup import make_accelerator
 
 TIMEOUT_MINUTES = 600.0  # the other ranks wait while one shards the corpus
+REPORT_FILES = ("report.md", "report.json", "report.png")
 MEASURES: dict[str, Callable[[Workbench], Findings]] = {
     "limits": measure_limits,
     "shard": measure_shard,
@@ -47,28 +60,51 @@ MEASURES: dict[str, Callable[[Workbench], Findings]] = {
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure what `config` asks for and print it; the same as JSON is the last line, and returned.
+    """Measure what `config` asks for and print it, a stage at a time; the same as JSON is the last line, and returned.
 
     Called by every process of a launch; rank 0 prints and writes.
 
     Raises:
         InputError: corpus or dataset missing or damaged, a process that was started failed, or --out can't be written.
         UsageError: what can't be measured on this corpus, or by several processes.
+        Told: a signal has told this process to stop.
+    """
+    with open_workbench(config) as (workbench, log):
+        report = Report(workbench, log)
+        try:
+            _measure(workbench, report, log)
+        except (KeyboardInterrupt, Told) as error:
+            report.say_interrupted(getattr(error, "name", "Ctrl-C"))
+            raise
+        workbench.accelerator.wait_for_everyone()  # before the corpus is removed
+        return report.finish()
+
+
+@contextmanager
+def open_workbench(config: BenchConfig) -> Iterator[tuple[Workbench, RunLog]]:
+    """What stages measure with, and where lines are said; all that was made for it is removed at the end, also by a signal.
+
+    Raises:
+        InputError: corpus or dataset missing or damaged.
+        UsageError: an option that can't be.
     """
     keep_freed_memory()  # as trainings do
-    accelerator = make_accelerator(TrainConfig(mixed_precision=config.mixed_precision, timeout_minutes=TIMEOUT_MINUTES))
+    training = TrainConfig(mixed_precision=config.mixed_precision, timeout_minutes=TIMEOUT_MINUTES)
+    accelerator = make_accelerator(training)
     log = RunLog(shown=accelerator.is_main_process)
-    threads = config.threads or max(1, available_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
         with (
+            stopped_by_signals(),
             explain_lost_ranks(accelerator, TIMEOUT_MINUTES),
             shared_corpus(config, accelerator) as corpus,
-            torch_threads(threads),
+            torch_threads(config.threads) as threads,
         ):
-            workbench = Workbench(config=config, corpus=corpus, accelerator=accelerator, threads=threads)
-            found = _measure(workbench, log)
-            accelerator.wait_for_everyone()  # before the corpus is removed
-        return _report(workbench, found, log)
+            of_host = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+            workers = config.threads or max(1, available_cpus() // of_host)
+            yield (
+                Workbench(config=config, corpus=corpus, accelerator=accelerator, threads=threads, workers=workers),
+                log,
+            )
     finally:
         accelerator.end_training()
         accelerator.free_memory()
@@ -94,19 +130,33 @@ def shared_corpus(config: BenchConfig, accelerator: Accelerator) -> Iterator[Cor
         yield next(found for host, found in everyone if host == socket.gethostname() and isinstance(found, Corpus))
 
 
-def _measure(workbench: Workbench, log: RunLog) -> dict[str, Findings]:
+def _measure(workbench: Workbench, report: "Report", log: RunLog) -> None:
+    """Measure the stages, each of which is reported as soon as it is there."""
     what = workbench.config.what
-    if what != "report":
-        return {what: MEASURES[what](workbench)}
-    left_out = _left_out(workbench)
-    found = {}
-    for name, measure in MEASURES.items():
-        if name in left_out:
-            found[name] = Findings(rows=[], notes=[f"{name}: not measured: {left_out[name]}"])
-            continue
-        log.line(f"measuring: {name}")
-        found[name] = measure(workbench)
-    return found
+    left_out = _left_out(workbench) if what == "report" else {}
+    for name, reason in left_out.items():
+        report.add(name, Findings(rows=[], notes=[f"{name}: not measured: {reason}"]))
+    names: list[str] = [name for name in MEASURES if name not in left_out] if what == "report" else [what]
+    timetable = Timetable(_expected_seconds(workbench, names), log.line)
+    timetable.announce()
+    timed = replace(workbench, progress=timetable.at)
+    for name in names:
+        timetable.begin(name)
+        others = OtherPrograms()
+        found = MEASURES[name](timed)
+        timetable.end()
+        note = others.note() if workbench.world_size == 1 else None
+        report.add(name, replace(found, notes=[*found.notes, f"{name}: {note}"]) if note else found)
+
+
+def _expected_seconds(workbench: Workbench, names: list[str]) -> dict[str, float]:
+    """Seconds of each of the stages, about."""
+    rate, num_features = None, workbench.config.num_features
+    if {"train", "score", "scaling"} & set(names) and workbench.corpus.shards is not None:
+        rate, num_features = pilot(workbench)
+    counts = numbers_of_processes(workbench) if "scaling" in names else []
+    expected = expected_seconds(workbench.config, rate, num_features, counts)
+    return {name: expected[name] for name in names}
 
 
 def _left_out(workbench: Workbench) -> dict[str, str]:
@@ -121,25 +171,68 @@ def _left_out(workbench: Workbench) -> dict[str, str]:
     return left_out
 
 
-def _report(workbench: Workbench, found: dict[str, Findings], log: RunLog) -> dict[str, Any]:
-    """Print and write the report."""
-    config, world_size = workbench.config, workbench.world_size
-    rows = in_order([row for findings in found.values() for row in findings.rows])
-    bottleneck = find_bottleneck(rows, config, workbench.device.type, world_size) if config.what == "report" else None
-    facts = {"corpus": workbench.corpus.facts, "processes": world_size, "threads": workbench.threads}
-    result = as_json(config, found, bottleneck, facts | {"machine": machine()})
-    below = [*result["notes"], *(bottleneck.sentences() if bottleneck else [])]
-    below.append(describe_machine(result["machine"], workbench.threads, world_size))
-    table = make_table(rows)
-    for line in (*table, *below):
-        log.line(line)
-    if config.out is not None and workbench.accelerator.is_main_process:
-        make_folder(config.out)
-        text = "\n".join((f"# spkid bench {config.what}", "", *table, "", *(f"- {line}" for line in below), ""))
-        write_atomic(config.out / "report.md", text.encode())
-        write_json(config.out / "report.json", result)
-        if picture := draw_report(rows):
-            write_atomic(config.out / "report.png", picture)
-        log.line(f"report: {config.out}/report.md")
-    log.line(json.dumps(result))
-    return result
+class Report:
+    """What was found so far: printed a stage at a time, and written to --out each time.
+
+    In `report.json`, "complete" says whether all that was asked for is there.
+    """
+
+    def __init__(self, workbench: Workbench, log: RunLog) -> None:
+        self._bench, self._log = workbench, log
+        self._found: dict[str, Findings] = {}
+        out = workbench.config.out
+        self._out = out if workbench.accelerator.is_main_process else None
+        if self._out is not None:
+            make_folder(self._out)
+            for name in REPORT_FILES:  # of an earlier run
+                (self._out / name).unlink(missing_ok=True)
+
+    def add(self, name: str, findings: Findings) -> None:
+        """A stage was measured: print its rows and notes, and write the report so far."""
+        self._found[name] = findings
+        if self._bench.config.what == "report":  # else the whole report, which follows, is the same
+            for line in (*(make_table(findings.rows) if findings.rows else ()), *findings.notes):
+                self._log.line(line)
+        self._write(complete=False)
+
+    def say_interrupted(self, by: str) -> None:
+        """Say what there is."""
+        finished = ", ".join(name for name, found in self._found.items() if found.rows) or "none"
+        where = f", in {self._out}/report.md" if self._out is not None and self._found else ""
+        self._log.line(f"stopped by {by}; finished stages: {finished}{where}")
+
+    def finish(self) -> dict[str, Any]:
+        """Print and write all of it."""
+        result, lines = self._write(complete=True)
+        for line in lines:
+            self._log.line(line)
+        if self._out is not None:
+            self._log.line(f"report: {self._out}/report.md")
+        self._log.line(json.dumps(result))
+        return result
+
+    def _write(self, complete: bool) -> tuple[dict[str, Any], list[str]]:
+        """The report as JSON values and as lines; it is written where --out says so."""
+        config, world_size, threads = self._bench.config, self._bench.world_size, self._bench.threads
+        rows = in_order([row for findings in self._found.values() for row in findings.rows])
+        bottleneck = self._bottleneck(rows) if complete and config.what == "report" else None
+        facts = {"corpus": self._bench.corpus.facts, "processes": world_size, "threads": threads, "complete": complete}
+        result = as_json(config, self._found, bottleneck, facts | {"machine": machine()})
+        table = make_table(rows)
+        below = [*explain_shares(rows), *result["notes"], *(bottleneck.sentences() if bottleneck else [])]
+        below.append(describe_machine(result["machine"], threads, world_size))
+        if not complete:
+            below.insert(0, f"not complete: measured so far: {', '.join(self._found)}")
+        if self._out is not None:
+            text = "\n".join((f"# spkid bench {config.what}", "", *table, "", *(f"- {line}" for line in below), ""))
+            write_atomic(self._out / "report.md", text.encode())
+            write_json(self._out / "report.json", result)
+            if complete and (picture := draw_report(rows)):
+                write_atomic(self._out / "report.png", picture)
+        return result, [*table, *below]
+
+    def _bottleneck(self, rows: list[Row]) -> Bottleneck | None:
+        bench = self._bench
+        of_host = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+        idle = 0 if bench.device.type != "cpu" else max(0, available_cpus() - bench.threads * of_host)
+        return find_bottleneck(rows, bench.config, bench.device.type, bench.world_size, idle_cpus=idle)

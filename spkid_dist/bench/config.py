@@ -32,7 +32,7 @@ class BenchConfig(SpeakerFlags):
     ext: str = "mcp"
     """extension of the feature files"""
     frames: int = 587_000
-    """frames of the synthetic corpus, about; a run takes at most about as many of one's own corpus"""
+    """frames of the synthetic corpus, about; of your own corpus a run takes about as many, and fewer on a slow machine"""
     speakers: int = 40
     """speakers of the synthetic corpus"""
     mean_frames: int = 250
@@ -54,15 +54,16 @@ class BenchConfig(SpeakerFlags):
     repeats: int = 5
     """counted runs of each case, after one to warm up; cases take turns"""
     threads: int | None = None
-    """threads of a process, and processes that shard; not given: the cores, shared by the processes of this machine"""
+    """threads of each process, and processes that shard; not given: as many threads as a training has
+    (OMP_NUM_THREADS where it is set, else torch's choice), and one sharding process per CPU"""
     processes: int | None = None
-    """scaling: trainings by 1, 2, 4, ... up to so many processes; not given: one a GPU, or a core"""
+    """scaling: trainings by 1, 2, 4, ... up to so many processes; not given: one per GPU, or one per CPU"""
     buffer_bytes: int = 256_000_000
     """limits: memory to copy, and file to read; it should be more than the processor's cache"""
     folder: Path | None = None
     """folder to work in, on the disk to be measured; not given: where the system has its temporary files"""
     out: Path | None = None
-    """folder for report.md, report.json and, where stages are drawn, report.png"""
+    """folder for report.md and report.json, written anew after each stage, and at the end report.png"""
 
     def __post_init__(self) -> None:
         """Check the values' ranges and what goes together; raises UsageError."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from spkid_dist.bench.rows import LIMITS, Findings, make_row
-from spkid_dist.bench.workbench import Case, Workbench, torch_threads
+from spkid_dist.bench.workbench import Case, Workbench
+from spkid_dist.cpus import torch_threads
 from spkid_dist.streaming.kernels import gather
 
 MATRIX_SIDE = {"cpu": 1024}

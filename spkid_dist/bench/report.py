@@ -5,13 +5,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from spkid_dist.bench.config import BenchConfig
-from spkid_dist.bench.rows import POOLS, SCORE, SHARD, STACK, STAGES, TRAIN, Findings, Row, readable
+from spkid_dist.bench.rows import ALONE, CACHED, POOLS, SCORE, SHARD, STACK, STAGES, TRAIN, Findings, Row, readable
 
 HEADINGS = ("stage", "what", "rate", "least to most", "unit", "against", "its rate", "share", "windows/s")
 LEFT = ("stage", "what", "unit", "against")
 NEAR = 0.7  # of its limit: what is left is the hardware's to give
 IDLE_MATRIX = 0.3  # of the matrix rate: the steps are too small for the device
 FASTER_BF16 = 1.5
+FASTER_ALONE = 1.1  # one thread than all: less may be chance
+ABOVE = 1.005  # a share that is more than 100 %, rounded
+# Why what is named a limit may be exceeded, by how its name begins.
+REASONS = {
+    "tar cf": "tar reads and writes by one process, and its start counts; several workers share the work",
+    "reading the shards": "the limit copies the files into a buffer, and filling a pool reads them where they are mapped",
+    "copying": "the limit reads other bytes each time; the windows of a stack share their frames, which stay in the cache",
+    "matrix products": "the limit is the rate of square matrices; the network's own may fit the caches better",
+    "the step, one cached batch": "both take the same steps: the difference is chance, or other programs disturbed one of them",
+    "the network alone": "the limit takes batches of one size; scoring's groups may fit the caches better",
+    "from the start": "all open the dataset and fill the same pools: the difference is chance",
+}
+OTHER_REASON = "the difference is chance, or other programs disturbed the runs of one of them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +47,9 @@ class Bottleneck:
         ]
 
 
-def find_bottleneck(rows: Sequence[Row], config: BenchConfig, device: str, world_size: int) -> Bottleneck | None:
+def find_bottleneck(
+    rows: Sequence[Row], config: BenchConfig, device: str, world_size: int, *, idle_cpus: int = 0
+) -> Bottleneck | None:
     """The slowest of the rows that the data must go through; None where there is no such row.
 
     Args:
@@ -42,13 +57,29 @@ def find_bottleneck(rows: Sequence[Row], config: BenchConfig, device: str, world
         config: the options that were measured.
         device: its type, such as ``cpu`` or ``cuda``.
         world_size: the ranks that measured.
+        idle_cpus: CPUs of this machine that no thread of theirs has.
     """
     path = sorted((row for row in rows if row.on_path), key=lambda row: row.windows_rate or 0.0)
     if not path:
         return None
     slowest = path[0]
     margin = (path[1].windows_rate or 0.0) / (slowest.windows_rate or 1.0) if len(path) > 1 else None
-    return Bottleneck(row=slowest, margin=margin, advice=_advice(slowest, rows, config, device, world_size))
+    advice = _advice_on_threads(slowest, rows) or _advice(slowest, rows, config, device, world_size)
+    if idle_cpus and slowest.stage in (TRAIN, SCORE):
+        advice = f"more threads (OMP_NUM_THREADS): {idle_cpus} CPU(s) of this machine have none; {advice}"
+    return Bottleneck(row=slowest, margin=margin, advice=advice)
+
+
+def _advice_on_threads(row: Row, rows: Sequence[Row]) -> str | None:
+    """What to change around the program, before the program is blamed; None where threads do not wait for one another."""
+    rates = {row.name: row.rate for row in rows}
+    one, together = rates.get(ALONE, 0.0), rates.get(CACHED, 0.0)
+    if row.stage not in (TRAIN, SCORE) or one <= FASTER_ALONE * together:
+        return None
+    return (
+        f"OMP_NUM_THREADS=1, or a machine that nothing else uses: 1 thread takes the steps {one / together:.1f} times as "
+        "fast as all of them, which wait for one another; then measure again"
+    )
 
 
 def _advice(row: Row, rows: Sequence[Row], config: BenchConfig, device: str, world_size: int) -> str:
@@ -116,6 +147,19 @@ def make_table(rows: Sequence[Row]) -> list[str]:
     return [lines[0], f"| {' | '.join(rule)} |", *lines[1:]]
 
 
+def explain_shares(rows: Sequence[Row]) -> list[str]:
+    """A line for each limit that was exceeded, and why it may be: rows that the table marks by a star."""
+    exceeded: dict[str, list[str]] = {}
+    for row in rows:
+        if row.limit is not None and row.share is not None and row.share > ABOVE:
+            exceeded.setdefault(row.limit, []).append(row.name)
+    return [
+        f"* more than 100 % of {limit} ({', '.join(names)}): "
+        + next((reason for name, reason in REASONS.items() if limit.startswith(name)), OTHER_REASON)
+        for limit, names in exceeded.items()
+    ]
+
+
 def _cells(row: Row) -> tuple[str, ...]:
     return (
         row.stage,
@@ -125,7 +169,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.unit,
         row.limit or "",
         "" if row.limit_rate is None else readable(row.limit_rate),
-        "" if row.share is None else f"{row.share:.0%}",
+        "" if row.share is None else f"{row.share:.0%}{' *' * (row.share > ABOVE)}",
         "" if row.windows_rate is None else readable(row.windows_rate),
     )
 

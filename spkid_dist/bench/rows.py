@@ -18,6 +18,7 @@ LIMITS, SHARD, POOLS, STACK, TRAIN, SCORE = (
 )
 RESUME, SCALING = "first batch", "processes"
 STAGES = (LIMITS, SHARD, POOLS, STACK, TRAIN, SCORE, RESUME, SCALING)
+CACHED, ALONE = "the step, one cached batch", "the step, one cached batch, 1 thread"
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

@@ -1,7 +1,7 @@
 """Training by 1, 2, 4, ... processes of this machine, started as users do, against as many times what one does.
 
-Each is `accelerate launch -m spkid_dist.bench train`: the steps of a training on the stream, an epoch or --frames of it, after
-as many to warm up. Each process has as many threads, whatever the number of processes.
+Each is a launch of `spkid_dist.bench.one_training`: the steps of a training on the stream, for an epoch or some
+seconds. Each process has as many threads, whatever the number of processes.
 """
 
 import json
@@ -9,13 +9,14 @@ import json
 import torch
 
 from shards.errors import UsageError
-from spkid_dist.bench.resume import run_alone
+from spkid_dist.bench.children import run_alone
 from spkid_dist.bench.rows import SCALING, Findings, make_row
-from spkid_dist.bench.train import STREAMED
 from spkid_dist.bench.workbench import Workbench
 from spkid_dist.cpus import available_cpus
 
 ONE = "training by 1 process"
+TRAINING = "spkid_dist.bench.one_training"
+OPTIONS = ("frames", "in_frames", "batch_size", "hsize", "num_layers", "mixed_precision", "engine")
 LAUNCHER = ("-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0")
 
 
@@ -28,12 +29,12 @@ def measure_scaling(bench: Workbench) -> Findings:
     """
     if bench.world_size > 1:
         raise UsageError("scaling: it starts its own processes; run it without a launcher")
-    numbers = process_counts(bench.config.processes or _most_processes(bench))
+    numbers = numbers_of_processes(bench)
     threads = max(1, bench.threads // numbers[-1])
     rates: dict[int, list[float]] = {number: [] for number in numbers}
-    for _ in range(bench.config.repeats):
-        for number in numbers:
-            rates[number].append(_train(bench, number, threads))
+    for run, number in enumerate(numbers * bench.config.repeats):
+        bench.progress(run / (len(numbers) * bench.config.repeats))
+        rates[number].append(_train(bench, number, threads))
     rows = [
         make_row(
             SCALING,
@@ -50,6 +51,11 @@ def measure_scaling(bench: Workbench) -> Findings:
     return Findings(rows=rows, notes=[note], figures=figures)
 
 
+def numbers_of_processes(bench: Workbench) -> list[int]:
+    """How many processes train, one number after the other."""
+    return process_counts(bench.config.processes or _most_processes(bench))
+
+
 def process_counts(most: int) -> list[int]:
     """1, 2, 4, ... and `most`."""
     counts = [1]
@@ -64,26 +70,13 @@ def _most_processes(bench: Workbench) -> int:
 
 def _train(bench: Workbench, number: int, threads: int) -> float:
     """Windows a second of a training by `number` processes."""
-    config = bench.config
-    flags = {
-        "shards": bench.shards,
-        "frames": config.frames,
-        "in_frames": config.in_frames,
-        "batch_size": config.batch_size,
-        "hsize": config.hsize,
-        "num_layers": config.num_layers,
-        "mixed_precision": config.mixed_precision,
-        "threads": threads,
-        "buffer_bytes": config.buffer_bytes,
-        "repeats": 1,
-    }
-    arguments = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    launcher = [*LAUNCHER, "--mixed_precision", config.mixed_precision, "--num_processes", str(number)]
+    options = {name: getattr(bench.config, name) for name in OPTIONS}
+    options |= {"shards": bench.shards, "threads": threads, "folder": str(bench.corpus.work)}
+    launcher = [*LAUNCHER, "--mixed_precision", bench.config.mixed_precision, "--num_processes", str(number)]
     if number > 1:
         launcher.append("--multi_gpu")
     variables = {"OMP_NUM_THREADS": str(threads)}
     if bench.device.type == "cpu":
         variables["ACCELERATE_USE_CPU"] = "true"
-    printed = run_alone("spkid_dist.bench", "train", *arguments, launcher=tuple(launcher), **variables)
-    (rate,) = json.loads(printed.splitlines()[-1])["figures"]["train"]["rates"][STREAMED]
-    return float(rate)
+    printed = run_alone(TRAINING, json.dumps(options), work=bench.corpus.work, launcher=launcher, **variables)
+    return float(json.loads(printed.splitlines()[-1]))

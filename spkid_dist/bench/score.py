@@ -1,5 +1,6 @@
 """Utterances to scores, from files and from shards, against the network alone on windows that are there already."""
 
+import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from spkid_dist.bench.rows import SCORE, Findings, make_row, middle
+from spkid_dist.bench.timetable import RUN_SECONDS
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.model import model_from_options
 from spkid_dist.scoring.scorer import ACCELERATOR_BATCH, CPU_BATCH, Scorer
@@ -33,10 +35,10 @@ def measure_score(bench: Workbench) -> Findings:
     sources: dict[str, Utterances] = {SHARDS: ShardedUtterances(Path(bench.shards), model, None, None)}
     if bench.corpus.files is not None:
         sources[FILES] = ListedFiles(bench.corpus.files.listed, bench.corpus.files.source, model)
-    windows = config.frames // bench.world_size
+    windows = windows_of_a_run(bench, model)
     cases: dict[str, Case] = {NETWORK: network_case(model, bench.device, windows, config.mixed_precision)}
     for name, utterances in sources.items():
-        cases[name] = score_case(model, bench.device, _groups(bench, utterances), config.mixed_precision)
+        cases[name] = score_case(model, bench.device, _groups(bench, utterances, windows), config.mixed_precision)
     rates = bench.rates(cases)
     slowest = min(sources, key=lambda name: middle(rates[name]))
     rows = [
@@ -76,9 +78,17 @@ def random_model(bench: Workbench) -> TrainedModel:
     )
 
 
-def _groups(bench: Workbench, utterances: Utterances) -> Callable[[], Generator[Group, None, None]]:
-    """This rank's utterances, until they are its share of --frames frames."""
-    most = bench.config.frames / bench.world_size
+def windows_of_a_run(bench: Workbench, model: TrainedModel) -> int:
+    """This rank's windows of a run: its share of --frames, but no more than some seconds of the network."""
+    pilot = network_case(model, bench.device, 1, bench.config.mixed_precision)
+    pilot()
+    began = time.perf_counter()
+    rate = pilot() / (time.perf_counter() - began)
+    return max(1, min(bench.config.frames // bench.world_size, int(rate * RUN_SECONDS)))
+
+
+def _groups(bench: Workbench, utterances: Utterances, most: int) -> Callable[[], Generator[Group, None, None]]:
+    """This rank's utterances, until they have `most` frames."""
 
     def groups() -> Generator[Group, None, None]:
         frames = 0

@@ -23,13 +23,13 @@ SHARDS = 8  # so that several workers have several shards each
 
 
 def measure_shard(bench: Workbench) -> Findings:
-    """Measure sharding by one process, and by as many as there are threads."""
+    """Measure sharding by one process, and by as many as there are CPUs for."""
     files, out = bench.corpus.files, bench.corpus.work / f"out-{bench.rank}"
     assert files is not None, "sharding needs files"
     share = files.share(bench.rank, bench.world_size)
     with ExitStack() as stack:
-        executor = stack.enter_context(process_pool(bench.threads)) if bench.threads > 1 else None
-        cases = shard_cases(share, out, executor, bench.threads)
+        executor = stack.enter_context(process_pool(bench.workers)) if bench.workers > 1 else None
+        cases = shard_cases(share, out, executor, bench.workers)
         rates = bench.rates(cases, before=lambda: clean(out))
     shutil.rmtree(out)
     ours = [name for name in rates if name != TAR]

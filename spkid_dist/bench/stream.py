@@ -13,7 +13,8 @@ import torch
 
 from spkid_dist.bench.limits import local_tars, read_files
 from spkid_dist.bench.rows import POOLS, STACK, Findings, Row, make_row
-from spkid_dist.bench.workbench import Case, Workbench, torch_threads
+from spkid_dist.bench.workbench import Case, Workbench
+from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import StreamDtype, WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.streaming.pool import PoolFiller

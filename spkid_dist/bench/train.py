@@ -1,7 +1,8 @@
 """Training from the stream, against the same steps on one batch that is there already, and those against the matrix rate.
 
 What a training does beside its steps (log lines, validation, checkpoints) is left out. All cases share one network and
-optimiser, in one process, in turn.
+optimiser, in one process, in turn, with as many threads as a training has; one more takes the cached batch's steps with one
+thread, which tells whether the threads help or wait for one another. A run is an epoch, or as much of it as takes some seconds.
 """
 
 import itertools
@@ -9,8 +10,9 @@ import time
 from collections.abc import Iterator
 
 from spkid_dist.bench.limits import matrix_case
-from spkid_dist.bench.rows import TRAIN, Findings, make_row, middle
-from spkid_dist.bench.stream import endless, open_stream, run_windows
+from spkid_dist.bench.rows import ALONE, CACHED, TRAIN, Findings, make_row, middle
+from spkid_dist.bench.stream import endless, on_threads, open_stream, run_windows
+from spkid_dist.bench.timetable import RUN_SECONDS
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
@@ -19,7 +21,8 @@ from spkid_dist.streaming.stacking import Batch
 from spkid_dist.training.alone import TrainingSteps
 from spkid_dist.training.step import stream_dtype
 
-CACHED, STREAMED, MATRIX = "the step, one cached batch", "training from the stream", "matrix products"
+STREAMED, MATRIX = "training from the stream", "matrix products"
+PILOT_STEPS = 10
 ASKED_SHARE, ASKED_WAITING = 0.95, 0.03
 TRAINING_OPTIONS = ("batch_size", "in_frames", "hsize", "num_layers", "mixed_precision", "engine")
 KINDS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
@@ -29,8 +32,8 @@ def measure_train(bench: Workbench) -> Findings:
     """Measure both; the notes tell what is asked: 95 % of the cached batch's rate, and less than 3 % waiting for data."""
     data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(bench.config.mixed_precision, "none"))
     steps = training_steps(bench, data)
-    count = max(1, run_windows(bench, data) // bench.config.batch_size)
     cached = cached_batch(data)
+    count = steps_of_a_run(bench, data, steps_rate(bench, steps, cached))
     waited = WaitedStream(endless(data))
     numbers = itertools.cycle(range(len(data)))
     kind = KINDS[bench.config.mixed_precision]
@@ -41,6 +44,8 @@ def measure_train(bench: Workbench) -> Findings:
         STREAMED: steps_case(bench, steps, zip(waited, numbers, strict=False), count),
         limit: lambda: product() / steps.flops_per_window,
     }
+    if bench.threads > 1 and bench.device.type == "cpu":
+        cases[ALONE] = on_threads(1, cases[CACHED])
     shares: list[float] = []
     cases[STREAMED] = waited.shares_of(cases[STREAMED], shares)
     rates = bench.rates(cases)
@@ -51,6 +56,8 @@ def measure_train(bench: Workbench) -> Findings:
         ),
         make_row(TRAIN, STREAMED, "windows/s", rates[STREAMED], limit=(CACHED, rates[CACHED]), windows_per_unit=1.0),
     ]
+    if ALONE in rates:
+        rows.append(make_row(TRAIN, ALONE, "windows/s", rates[ALONE], windows_per_unit=1.0))
     share, waiting = rows[1].share or 0.0, middle(shares[1:])
     notes = [
         f"training from the stream: {share:.1%} of the rate on a cached batch (asked: {ASKED_SHARE:.0%} or more)",
@@ -59,6 +66,40 @@ def measure_train(bench: Workbench) -> Findings:
     ]
     figures = {"rates": rates, "waiting": shares[1:], "flops_per_window": steps.flops_per_window}
     return Findings(rows=rows, notes=notes, figures=figures)
+
+
+def measure_streamed(bench: Workbench) -> float:
+    """Windows a second of training from the stream, all ranks together: one run, after a quarter of one to warm up."""
+    data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(bench.config.mixed_precision, "none"))
+    steps = training_steps(bench, data)
+    count = steps_of_a_run(bench, data, steps_rate(bench, steps, cached_batch(data)))
+    numbered = zip(endless(data), itertools.cycle(range(len(data))), strict=False)
+    steps_case(bench, steps, numbered, max(1, count // 4))()
+    (rate,) = bench.once(steps_case(bench, steps, numbered, count))
+    data.close()
+    return rate
+
+
+def pilot(bench: Workbench) -> tuple[float, int]:
+    """Windows a second of a few steps, all ranks together, and the features of a frame, D. Called by all ranks."""
+    data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(bench.config.mixed_precision, "none"))
+    rate = steps_rate(bench, training_steps(bench, data), cached_batch(data))
+    data.close()
+    return rate, data.data.manifest.num_features
+
+
+def steps_rate(bench: Workbench, steps: TrainingSteps, cached: Batch) -> float:
+    """Windows a second of a few steps, all ranks together: about what steps take here. Called by all ranks."""
+    case = steps_case(bench, steps, zip(itertools.repeat(cached), itertools.repeat(0), strict=False), PILOT_STEPS)
+    case()
+    (rate,) = bench.once(case)
+    return rate
+
+
+def steps_of_a_run(bench: Workbench, data: WindowDataset, rate: float) -> int:
+    """Steps of a run at about `rate` windows/s: an epoch's, or --frames of it, but no more than some seconds'."""
+    windows = min(run_windows(bench, data), rate * RUN_SECONDS)
+    return max(1, int(windows) // bench.config.batch_size)
 
 
 def training_steps(bench: Workbench, data: WindowDataset) -> TrainingSteps:

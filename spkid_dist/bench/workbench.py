@@ -1,7 +1,8 @@
 """What all stages measure with: options, corpus, device, and cases that all ranks of a launch run at once."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import itertools
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +17,23 @@ Case = Callable[[], float]
 """Does some work, and returns how much it was, in the unit of its rate."""
 
 
+def _untold(_share: float) -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workbench:
-    """Options, corpus and place of this process; `threads` are those that it may use."""
+    """Options, corpus and place of this process.
+
+    `threads` are torch's, `workers` the processes that may shard. `progress` is told the share of a stage that is done.
+    """
 
     config: BenchConfig
     corpus: Corpus
     accelerator: Accelerator
     threads: int
+    workers: int = 1
+    progress: Callable[[float], None] = _untold
 
     @property
     def device(self) -> torch.device:
@@ -49,11 +59,22 @@ class Workbench:
     def rates(self, cases: Mapping[str, Case], before: Callable[[], object] = lambda: None) -> dict[str, list[float]]:
         """The rates of each case, a round each: the sum over all ranks, which run it at once. Called by all ranks."""
 
+        runs = itertools.count()
+        last = len(cases) * (self.config.repeats + 1)
+
         def ready() -> None:
+            self.progress(next(runs) / last)
             before()
             self.accelerator.wait_for_everyone()
 
         return self.sum_rates(runs_in_turn(cases, self.config.repeats, ready))
+
+    def once(self, case: Case) -> list[float]:
+        """The rate of one run of a case, which all ranks begin together. Called by all ranks."""
+        self.accelerator.wait_for_everyone()
+        began = time.perf_counter()
+        amount = case()
+        return self.sum_rates({"": [Run(time.perf_counter() - began, amount)]})[""]
 
     def sum_rates(self, runs: Mapping[str, list[Run]]) -> dict[str, list[float]]:
         """The sums over all ranks of the runs' rates. Called by all ranks, with alike runs."""
@@ -68,14 +89,3 @@ class Workbench:
         """Wait until the device has done what it was given."""
         if self.device.type != "cpu":
             torch.accelerator.synchronize(self.device)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` threads in the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,27 @@
+"""One training of `scaling`: windows a second of training from the stream, by all processes of a launch.
+
+accelerate launch ... -m spkid_dist.bench.one_training OPTIONS; OPTIONS is a JSON object, of options of `BenchConfig`. Rank 0
+prints the rate, as JSON.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from spkid_dist.bench.command import open_workbench
+from spkid_dist.bench.config import BenchConfig
+from spkid_dist.bench.train import measure_streamed
+
+
+def main(options: str) -> None:
+    """Print the rate."""
+    given = json.loads(options)
+    config = BenchConfig(what="train", **given | {"folder": Path(given["folder"])})
+    with open_workbench(config) as (bench, _):
+        rate = measure_streamed(bench)
+        if bench.rank == 0:
+            print(json.dumps(rate), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
