@@ -203,12 +203,11 @@ def _go_through_epoch(run: Run) -> None:
     """An epoch, or the rest of it: training, validation, checkpoint."""
     statistics, watch = run.state.statistics, run.watch
     epoch = statistics.epochs
-    with watch.during("training"):
-        _train_epoch(run)
-        _check_epoch(run, epoch)
+    if run.tr_data.epoch == epoch:  # else it was stopped after the last batch, and goes on with the validation
+        with watch.during("training"):
+            _train_epoch(run)
     with watch.during("validation"):
         validate_epoch(run, epoch)
-    run.tr_data.end_epoch()
     run.keeper.after_epoch(best=statistics.best_epoch == epoch, finished=run.is_finished)
 
 
@@ -241,6 +240,8 @@ def _train_epoch(run: Run) -> None:
             bar.advance(1)
             if (step + 1) % config.log_freq == 0 or step + 1 == steps:
                 bar.describe(_log_steps(run, epoch, step))
+            if step + 1 == steps:
+                _check_epoch(run, epoch)
             run.keeper.after_step(epoch, step, steps)
 
 
@@ -252,7 +253,7 @@ def _log_steps(run: Run, epoch: int, step: int) -> str:
         run.guard.fail(epoch, step)
     statistics.tr_loss.append(loss)
     statistics.tr_acc.append(accuracy)
-    rate, waiting = run.watch.look(run.tr_data.position)
+    rate, waiting = run.watch.look(min((step + 1) * run.config.batch_size, run.tr_data.num_windows))
     done = epoch * steps + step + 1
     lr = run.schedule.lr(done - 1)
     seconds_left = run.watch.seconds_left(done - run.first_step, run.config.epoch * steps - done)
@@ -271,7 +272,7 @@ def _log_steps(run: Run, epoch: int, step: int) -> str:
 def _check_epoch(run: Run, epoch: int) -> None:
     """Compare what all ranks have consumed with the epoch, and tell of windows that were passed over."""
     data = run.tr_data
-    everyone = gather_object([(data.ledger, data.skipped_windows, list(data.bad_blocks.values()))])
+    everyone = gather_object([(data.ended_ledger, data.skipped_windows, list(data.bad_blocks.values()))])
     consumed = join_ledgers([ledger for ledger, _, _ in everyone])
     if consumed is not None:
         try:

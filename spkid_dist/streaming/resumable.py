@@ -3,6 +3,10 @@
 A stream yields this rank's share of global batch after global batch. Its state is the epoch and the position: the windows of
 the epoch that all ranks together have consumed. So a state that was saved by W ranks is good for any other number, for any
 batch size and for any number of workers, and going to it costs what a start costs.
+
+An iteration is a whole epoch, the one after that of the iteration before it, however many batches were taken of that. After an
+epoch's last batch the state is the start of the next epoch, whether or not anybody asks for another batch. A place inside an
+epoch is gone on from in two cases only: after `load_state_dict`, and by `rest_of_epoch`.
 """
 
 import inspect
@@ -14,6 +18,7 @@ from typing import Any, Protocol
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.errors import InputError, UsageError
+from spkid_dist.streaming.epochs import EpochCounter
 from spkid_dist.streaming.ledger import Ledger, check_epoch
 from spkid_dist.streaming.stacking import Batch
 
@@ -41,7 +46,7 @@ class Cursor(Protocol):
 
 
 class ResumableBatches(IterableDataset[Batch], ABC):
-    """An endless sequence of epochs of batches, iterated over one (or the rest of one) at a time.
+    """An endless sequence of epochs of batches, one per iteration.
 
     Attributes:
         batch_size: windows of a global batch.
@@ -63,6 +68,12 @@ class ResumableBatches(IterableDataset[Batch], ABC):
             Ledger()
         )  # None where a part of the epoch was consumed elsewhere, nobody knows how
         self._cursor: Cursor | None = None  # of the state (epoch, position)
+        self._counter = EpochCounter()
+        self._told = (
+            False  # a worker's own copy was told its state by `load_state_dict`: the next iteration is its rest
+        )
+        self._iteration: object = None  # the one that may still take batches
+        self._ended = False  # the last batch of the epoch before was taken, and no other since
 
     @property
     def epoch(self) -> int:
@@ -98,11 +109,21 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         return -(-(self.num_windows - self.position) // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch; before each one in a DataLoader with workers, which iterate over copies."""
-        self._go_to(epoch, 0, Ledger())
+        """Have the next iteration be the epoch `epoch`, from 0, in a DataLoader's workers too."""
+        self._tell(epoch, 0, Ledger(), None)
+
+    def _tell(self, epoch: int, position: int, ledger: Ledger | None, skip_batches: int | None) -> None:
+        """Have the next iteration begin at a place."""
+        self._iteration, self._ended = None, False
+        self._go_to(epoch, position, ledger)
+        self._skip_batches = skip_batches
+        self._told = get_worker_info() is not None  # a worker's place is its own: others were told theirs
+        if not self._told:
+            self._counter.tell(epoch, position)
 
     def _go_to(self, epoch: int, position: int, ledger: Ledger | None) -> None:
-        if (epoch, position) != (self._epoch, self._position):
+        at_end = self._position == self.num_windows  # in a worker; its cursor goes on with the next epoch
+        if (epoch, position) != ((self._epoch + 1, 0) if at_end else (self._epoch, self._position)):
             self.close()
         self._epoch, self._position, self._ledger, self._skip_batches = epoch, position, ledger, None
 
@@ -146,14 +167,16 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         """
         epoch, position = self.epoch, self.position
         for _ in range(batches):
-            epoch, position = (epoch + 1, 0) if position >= self.num_windows else (epoch, position)
-            position = min(position + self.batch_size, self.num_windows)
+            position += self.batch_size
+            if position >= self.num_windows:
+                epoch, position = epoch + 1, 0
         if ledger is None and self.world_size == 1 and not batches and get_worker_info() is None:
             ledger = self.ledger
         return {
             "version": STATE_VERSION,
             "epoch": epoch,
             "position": position,
+            "ended": self._ended and not batches,
             "skip_batches": self._skip_batches,
             "ledger": None if ledger is None else asdict(ledger),
             "identity": self.identity,
@@ -169,6 +192,7 @@ class ResumableBatches(IterableDataset[Batch], ABC):
             if state["version"] != STATE_VERSION:
                 raise InputError(f"the stream's state is of version {state['version']}, expected {STATE_VERSION}")
             epoch, position, skip_batches = int(state["epoch"]), int(state["position"]), state["skip_batches"]
+            ended = bool(state.get("ended"))
             ledger = None if state["ledger"] is None else Ledger(**state["ledger"])
             identity = state["identity"]
         except (KeyError, TypeError, ValueError) as error:
@@ -178,9 +202,12 @@ class ResumableBatches(IterableDataset[Batch], ABC):
             raise InputError(
                 f"the stream's state is at window {position} of epoch {epoch}, but an epoch has {self.num_windows}"
             )
+        if _is_called_by("torchdata") and ended:  # which asks once more before it ends an epoch
+            epoch, position = epoch - 1, self.num_windows
+        elif position == self.num_windows and get_worker_info() is None:  # of a worker whose epoch had ended
+            epoch, position, skip_batches = epoch + 1, 0, None
         whole = ledger if position else Ledger()
-        self._go_to(epoch, position, Ledger() if whole is not None and self.rank else whole)
-        self._skip_batches = skip_batches
+        self._tell(epoch, position, Ledger() if whole is not None and self.rank else whole, skip_batches)
 
     def _check_identity(self, found: Mapping[str, Any]) -> None:
         expected = self.identity
@@ -194,8 +221,69 @@ class ResumableBatches(IterableDataset[Batch], ABC):
     # Iterating
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield this rank's share of each remaining global batch of the epoch; a share may be empty."""
-        _refuse_accelerates_loader()
+        """Yield this rank's share of each global batch of the next epoch; a share may be empty.
+
+        After `load_state_dict` that is the rest of the epoch which the state is in.
+
+        Raises:
+            UsageError: accelerate or a DataLoader would change the batches; another iteration has begun since.
+        """
+        _refuse_wrappers()
+        if get_worker_info() is None:
+            return self._batches(begun=False)  # begins with its first batch
+        self._begin()  # at once: all workers of a loader begin together
+        return self._batches(begun=True)
+
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """Yield the batches from where the stream stands to the end of that epoch: after a ``break``, or a look at one."""
+        self._counter.tell(self._epoch, self._position)
+        return self._batches(begun=False)
+
+    def _begin(self) -> None:
+        """Take the place at which this iteration begins."""
+        self._iteration, self._ended = object(), False
+        if self._told:
+            self._told = False
+            self._counter.reach(self._epoch + 1)
+            return
+        epoch, position = self._counter.begin()
+        if (epoch, position) != (self._epoch, self._position):
+            self._go_to(epoch, position, None if position else Ledger())
+
+    def _batches(self, *, begun: bool) -> Iterator[Batch]:
+        if not begun:
+            self._begin()
+        iteration = self._iteration
+        turn, num_workers = self._turn()
+        in_worker = get_worker_info() is not None
+        if self._position == self.num_windows:  # as torchdata left it
+            if not in_worker:
+                self._go_to(self._epoch + 1, 0, Ledger())
+            return
+        cursor = self._cursor = self._cursor or self._open(self._epoch, self._position)
+        ended = False
+        try:
+            for number, first in enumerate(range(self._position, self.num_windows, self.batch_size)):
+                self._check_current(iteration)
+                until = min(first + self.batch_size, self.num_windows)
+                if number % num_workers == turn:
+                    batch = cursor.take(until)
+                    self._skip_batches = num_workers - 1 if in_worker else None
+                else:
+                    cursor.skip(until)
+                self._position = until
+                if until == self.num_windows:
+                    ended = True
+                    if not in_worker:  # a worker stays at its end: others may not be there yet
+                        self._end_epoch()
+                if number % num_workers == turn:
+                    yield batch
+        finally:
+            if not ended and self._cursor is cursor:
+                self.close()
+
+    def _turn(self) -> tuple[int, int]:
+        """Which of the next batches is the first of this worker, and how many workers take turns."""
         worker = get_worker_info()
         worker_id, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         turn = worker_id if self._skip_batches is None else self._skip_batches
@@ -204,45 +292,53 @@ class ResumableBatches(IterableDataset[Batch], ABC):
                 f"the stream's state is that of a loader with more than {num_workers} workers; load it with as many, or save "
                 "the state of the dataset itself"
             )
-        cursor = self._cursor = self._cursor or self._open(self._epoch, self._position)
-        ended = False
-        try:
-            for number, first in enumerate(range(self._position, self.num_windows, self.batch_size)):
-                until = min(first + self.batch_size, self.num_windows)
-                if number % num_workers == turn:
-                    batch = cursor.take(until)
-                    self._position, self._skip_batches = until, num_workers - 1 if worker else None
-                    yield batch
-                else:
-                    cursor.skip(until)
-                    self._position = until
-            ended = True
-        finally:
-            if not ended and self._cursor is cursor and self._position < self.num_windows:
-                self.close()
-        self.end_epoch()
+        return turn, num_workers
 
-    def end_epoch(self) -> None:
-        """Go from the end of an epoch to the start of the next one, as an iteration does that comes to its end.
+    def _check_current(self, iteration: object) -> None:
+        if self._iteration is not iteration:
+            raise UsageError(
+                "this iteration over the dataset is over, because another has begun, or the dataset was told another epoch; "
+                "to iterate twice at the same time, open two datasets"
+            )
+
+    def _end_epoch(self) -> None:
+        """Go from the end of an epoch to the start of the next one.
 
         Raises:
             LedgerError: a window was lost or came twice; where this is the only rank.
         """
-        assert self._position == self.num_windows, "the epoch is not at its end"
         self.ended_ledger = self.ledger
         self._epoch, self._position = self._epoch + 1, 0
-        self._ledger, self._skip_batches = Ledger(), None
-        if self.ended_ledger is not None and self.world_size == 1 and get_worker_info() is None:
+        self._ledger, self._skip_batches, self._ended = Ledger(), None, True
+        if self.ended_ledger is not None and self.world_size == 1:
             self.check_epoch(self.ended_ledger, self._epoch - 1)
 
 
-def _refuse_accelerates_loader() -> None:
-    """Raise UsageError where accelerate iterates: it would share out what is a rank's share already."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+def _refuse_wrappers() -> None:
+    """Raise UsageError where a caller would change the batches.
+
+    accelerate's loader shares out what is a rank's share already. A DataLoader with a batch size takes each batch for a sample.
+    """
+    for module, caller in _callers():
+        if module == "accelerate.data_loader":
             raise UsageError(
                 "the dataset went through accelerator.prepare, which would cut each rank's share once more and lose "
                 "windows; iterate over the dataset itself: it yields this rank's share of each batch"
             )
+        if module == "torch.utils.data._utils.fetch" and getattr(caller, "auto_collation", False):
+            raise UsageError(
+                "the DataLoader would stack whole batches into batches of batches; make it with batch_size=None: the "
+                "dataset yields whole batches"
+            )
+
+
+def _is_called_by(package: str) -> bool:
+    return any(module.partition(".")[0] == package for module, _ in _callers())
+
+
+def _callers() -> Iterator[tuple[str, Any]]:
+    """The modules that have called this one, and the objects whose methods did."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield str(frame.f_globals.get("__name__")), frame.f_locals.get("self")
         frame = frame.f_back

@@ -47,7 +47,12 @@ class TrainingState:
 
     @property
     def place(self) -> dict[str, int]:
-        """Where the training stands: the epoch, and the windows of it consumed by all ranks together."""
+        """Where the training stands: the epoch, and the windows of it consumed by all ranks together.
+
+        After its last batch an epoch is still this one until it is validated; the stream stands at the next one already.
+        """
+        if self.data.epoch > self.statistics.epochs:
+            return {"epoch": self.statistics.epochs, "position": self.data.num_windows}
         return {"epoch": self.data.epoch, "position": self.data.position}
 
     def values(self) -> dict[str, Any]:
