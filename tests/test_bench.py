@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from training import command, environment
 
 from shards import InputError, Layout, UsageError
 from spkid_dist.bench import otherprograms
+from spkid_dist.bench import score as scorebench
+from spkid_dist.bench import train as trainbench
 from spkid_dist.bench.command import MEASURES, bench
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import own_files
 from spkid_dist.bench.measure import find_commit, machine
-from spkid_dist.bench.otherprograms import OtherPrograms
+from spkid_dist.bench.otherprograms import OtherPrograms, describe_use
 from spkid_dist.bench.plots import draw_report
 from spkid_dist.bench.report import HEADINGS, explain_shares, find_bottleneck, make_table
 from spkid_dist.bench.rows import (
@@ -416,7 +419,7 @@ def test_other_programs_on_the_cpus_are_noticed():
             time.sleep(0.2)
             others = OtherPrograms()
             time.sleep(1.5)
-            assert re.match(r"other programs used \d\.\d of \d+ CPUs meanwhile", others.note())
+            assert 0.25 <= others.used_cpus() <= os.cpu_count()
         finally:
             busy.kill()
 
@@ -426,7 +429,21 @@ def test_what_this_process_and_its_children_do_is_not_other_programs(monkeypatch
     monkeypatch.setattr(otherprograms, "_busy_seconds", lambda: next(busy))
     monkeypatch.setattr(otherprograms, "_own_seconds", lambda: next(own))
     monkeypatch.setattr(otherprograms.time, "monotonic", lambda: next(moment))
-    assert OtherPrograms().note() is None
+    assert OtherPrograms().used_cpus() == 0
+
+
+def test_the_use_of_others_is_one_sentence_for_all_stages():
+    (said,) = describe_use({"limits": 0.0, "shard": 1.25, "train": 0.5})
+    assert re.match(r"other programs used CPUs meanwhile, of \d+: shard 1\.2, train 0\.5; rates are below", said)
+    assert describe_use({"limits": 0.0}) == []
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_run_that_turns_out_slow_ends_early(shards, monkeypatch):
+    for module in (trainbench, scorebench):
+        monkeypatch.setattr(module, "LONGEST_SECONDS", 0.0)
+    for what in ("train", "score"):
+        assert all(row["rate"] > 0 for row in bench(config(what, shards=str(shards)))["rows"])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus, open_corpus
 from spkid_dist.bench.limits import measure_limits
 from spkid_dist.bench.measure import machine
-from spkid_dist.bench.otherprograms import OtherPrograms
+from spkid_dist.bench.otherprograms import OtherPrograms, describe_use
 from spkid_dist.bench.plots import draw_report
 from spkid_dist.bench.report import (
     Bottleneck,
@@ -145,8 +145,9 @@ def _measure(workbench: Workbench, report: "Report", log: RunLog) -> None:
         others = OtherPrograms()
         found = MEASURES[name](timed)
         timetable.end()
-        note = others.note() if workbench.world_size == 1 else None
-        report.add(name, replace(found, notes=[*found.notes, f"{name}: {note}"]) if note else found)
+        report.add(
+            name, found, others.used_cpus() if workbench.world_size == 1 else 0.0
+        )  # the other ranks are not others
 
 
 def _expected_seconds(workbench: Workbench, names: list[str]) -> dict[str, float]:
@@ -180,6 +181,7 @@ class Report:
     def __init__(self, workbench: Workbench, log: RunLog) -> None:
         self._bench, self._log = workbench, log
         self._found: dict[str, Findings] = {}
+        self._used_cpus: dict[str, float] = {}
         out = workbench.config.out
         self._out = out if workbench.accelerator.is_main_process else None
         if self._out is not None:
@@ -187,11 +189,12 @@ class Report:
             for name in REPORT_FILES:  # of an earlier run
                 (self._out / name).unlink(missing_ok=True)
 
-    def add(self, name: str, findings: Findings) -> None:
-        """A stage was measured: print its rows and notes, and write the report so far."""
-        self._found[name] = findings
+    def add(self, name: str, findings: Findings, used_cpus: float = 0.0) -> None:
+        """A stage was measured, while other programs used some CPUs: print its rows and notes, write the report so far."""
+        self._found[name], self._used_cpus[name] = findings, used_cpus
         if self._bench.config.what == "report":  # else the whole report, which follows, is the same
-            for line in (*(make_table(findings.rows) if findings.rows else ()), *findings.notes):
+            table = make_table(findings.rows) if findings.rows else []
+            for line in (*table, *findings.notes, *describe_use({name: used_cpus})):
                 self._log.line(line)
         self._write(complete=False)
 
@@ -217,9 +220,11 @@ class Report:
         rows = in_order([row for findings in self._found.values() for row in findings.rows])
         bottleneck = self._bottleneck(rows) if complete and config.what == "report" else None
         facts = {"corpus": self._bench.corpus.facts, "processes": world_size, "threads": threads, "complete": complete}
+        facts["used_by_others"] = {name: round(cpus, 2) for name, cpus in self._used_cpus.items()}
         result = as_json(config, self._found, bottleneck, facts | {"machine": machine()})
         table = make_table(rows)
-        below = [*explain_shares(rows), *result["notes"], *(bottleneck.sentences() if bottleneck else [])]
+        notes = [*explain_shares(rows), *describe_use(self._used_cpus), *result["notes"]]
+        below = [*notes, *(bottleneck.sentences() if bottleneck else [])]
         below.append(describe_machine(result["machine"], threads, world_size))
         if not complete:
             below.insert(0, f"not complete: measured so far: {', '.join(self._found)}")

@@ -2,12 +2,13 @@
 
 import os
 import time
+from collections.abc import Mapping
 
 import psutil
 
 from spkid_dist.cpus import available_cpus
 
-NOTICED_CPUS = 0.25  # used by others: less is what any system does
+NOTICED_CPUS = 0.25
 
 
 class OtherPrograms:
@@ -16,16 +17,22 @@ class OtherPrograms:
     def __init__(self) -> None:
         self._began, self._busy, self._ours = time.monotonic(), _busy_seconds(), _own_seconds()
 
-    def note(self) -> str | None:
-        """A sentence where others used a good part of a CPU; None where they did not."""
+    def used_cpus(self) -> float:
+        """CPUs that other programs used since then, on average; 0 where it is less than any system's own programs use."""
         seconds = time.monotonic() - self._began
         used = (_busy_seconds() - self._busy - (_own_seconds() - self._ours)) / max(seconds, 1e-9)
-        if used < NOTICED_CPUS or seconds < 1.0:  # the clock of CPUs has steps of 10 ms
-            return None
-        return (
-            f"other programs used {used:.1f} of {available_cpus()} CPUs meanwhile: rates are below those of an idle machine, "
-            "most of all those of several threads"
-        )
+        return used if used >= NOTICED_CPUS and seconds >= 1.0 else 0.0  # the clock of CPUs has steps of 10 ms
+
+
+def describe_use(used_cpus: Mapping[str, float]) -> list[str]:
+    """A sentence on the CPUs that others used during each of the stages; none where they used none."""
+    used = ", ".join(f"{stage} {cpus:.1f}" for stage, cpus in used_cpus.items() if cpus)
+    if not used:
+        return []
+    return [
+        f"other programs used CPUs meanwhile, of {available_cpus()}: {used}; rates are below those of an idle machine, most of "
+        "all those of several threads"
+    ]
 
 
 def _busy_seconds() -> float:

@@ -10,7 +10,7 @@ import torch
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from spkid_dist.bench.rows import SCORE, Findings, make_row, middle
-from spkid_dist.bench.timetable import RUN_SECONDS
+from spkid_dist.bench.timetable import LONGEST_SECONDS, RUN_SECONDS
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.model import model_from_options
 from spkid_dist.scoring.scorer import ACCELERATOR_BATCH, CPU_BATCH, Scorer
@@ -88,33 +88,35 @@ def windows_of_a_run(bench: Workbench, model: TrainedModel) -> int:
 
 
 def _groups(bench: Workbench, utterances: Utterances, most: int) -> Callable[[], Generator[Group, None, None]]:
-    """This rank's utterances, until they have `most` frames."""
+    """This rank's utterances, until they have `most` frames, or take much longer than they should."""
 
     def groups() -> Generator[Group, None, None]:
-        frames = 0
+        frames, end = 0, time.perf_counter() + LONGEST_SECONDS
         with closing(utterances.groups(bench.rank, bench.world_size, READERS)) as all_groups:
             for group in all_groups:
                 yield group
                 frames += len(group.frames)
-                if frames >= most:
+                if frames >= most or time.perf_counter() > end:
                     return
 
     return groups
 
 
 def network_case(model: TrainedModel, device: torch.device, windows: int, precision: str = "no") -> Case:
-    """The network on one batch (B, C*D), as often as it takes for `windows`."""
+    """The network on one batch (B, C*D), as often as it takes for `windows`, or less often if that takes too long."""
     size, dtype = CPU_BATCH if device.type == "cpu" else ACCELERATOR_BATCH, DTYPES[precision]
     batch = torch.randn(size, model.in_frames * model.num_features, device=device)
     times = -(-windows // size)
 
     @torch.inference_mode()
     def forward() -> float:
+        done, end = 0, time.perf_counter() + LONGEST_SECONDS
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            for _ in range(times):
+            while not done or (done < times and time.perf_counter() < end):
                 out = model.network(batch)
+                done += 1
         float(out[0, 0])  # waits for the device
-        return times * size
+        return done * size
 
     return forward
 

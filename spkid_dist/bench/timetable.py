@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from spkid_dist.bench.config import BenchConfig
 
 RUN_SECONDS = 5.0  # of a run of training steps, or of scoring: fewer of them where the machine is slow
+LONGEST_SECONDS = 2 * RUN_SECONDS  # of a run that turns out slower: it ends early
 STAGE_SECONDS = 1.0  # of each stage: what comes before its runs
 TELLING_SECONDS, MOST_CORRECTION = (
     10.0,

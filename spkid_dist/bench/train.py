@@ -6,13 +6,14 @@ thread, which tells whether the threads help or wait for one another. A run is a
 """
 
 import itertools
+import math
 import time
 from collections.abc import Iterator
 
 from spkid_dist.bench.limits import matrix_case
 from spkid_dist.bench.rows import ALONE, CACHED, TRAIN, Findings, make_row, middle
 from spkid_dist.bench.stream import endless, on_threads, open_stream, run_windows
-from spkid_dist.bench.timetable import RUN_SECONDS
+from spkid_dist.bench.timetable import LONGEST_SECONDS, RUN_SECONDS
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
@@ -148,13 +149,19 @@ def cached_batch(data: WindowDataset) -> Batch:
 
 
 def steps_case(bench: Workbench, steps: TrainingSteps, numbered: Iterator[tuple[Batch, int]], count: int) -> Case:
-    """So many steps on the next batches, each with its number in the epoch; the windows of this rank."""
+    """So many steps on the next batches, each with its number in the epoch; the windows of this rank.
+
+    One rank alone ends earlier where they take much longer than they should; several must all take as many.
+    """
+    longest = LONGEST_SECONDS if bench.world_size == 1 else math.inf
 
     def run() -> float:
-        windows = 0
+        windows, end = 0, time.perf_counter() + longest
         for (x, y), step in itertools.islice(numbered, count):
             steps.take(x, y, step)
             windows += len(y)
+            if time.perf_counter() > end:
+                break
         bench.wait()
         return windows
 
