@@ -206,6 +206,14 @@ def test_an_earlier_report_does_not_stay_beside_a_new_one(shards, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "report.json", "report.md"]
 
 
+@pytest.mark.usefixtures("on_cpu")
+def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_measured(shards, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/out: can't create this folder"):
+        bench(config("limits", shards=str(shards), out=tmp_path / "file/out"))
+    assert "measuring" not in capsys.readouterr().out
+
+
 def test_an_error_of_a_process_that_was_started_ends_with_1_and_is_shown(shards, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"

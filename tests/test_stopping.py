@@ -17,7 +17,7 @@ from spkid_dist.bench.stopping import Told, stopped_by_signals
 
 @pytest.fixture
 def start(tmp_path):
-    """Start a bench that works in `folder`, wait until it has said `line`, and give it time to get into that."""
+    """Start a bench that works in `folder`, wait until it has said `line` (None: until it writes its corpus), and a while."""
     running = []
 
     def run(what, line, seconds=0.0, ranks=1, **flags):
@@ -33,10 +33,12 @@ def start(tmp_path):
             start_new_session=True,
         )
         running.append(process)
-        said = []
-        while not said or line not in said[-1]:
-            said.append(process.stdout.readline())
-            assert said[-1], said
+        if line is None:
+            while not names(tmp_path / "folder"):
+                assert process.poll() is None
+                time.sleep(0.01)
+        else:
+            assert next((said for said in process.stdout if line in said), None), "it has ended"
         time.sleep(seconds)
         return process
 
@@ -87,6 +89,14 @@ def test_a_signal_to_all_processes_and_another_one_leave_nothing(start, what, nu
     assert process.wait(30) == code
     assert not names(folder / "folder")
     assert not psutil.wait_procs(children, 10)[1]
+
+
+def test_a_signal_while_the_corpus_is_written_leaves_nothing(start):
+    run, folder = start
+    process = run("limits", None, frames=1_000_000)
+    process.terminate()
+    assert process.wait(30) == 128 + signal.SIGTERM
+    assert not names(folder / "folder")
 
 
 @pytest.mark.long

@@ -43,7 +43,7 @@ from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.cpus import available_cpus, torch_threads
-from spkid_dist.ranks import explain_lost_ranks, raise_everywhere
+from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
 from spkid_dist.training.startup import make_accelerator
 
 TIMEOUT_MINUTES = 600.0  # the other ranks wait while one shards the corpus
@@ -71,6 +71,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
     """
     with open_workbench(config) as (workbench, log):
         report = Report(workbench, log)
+        by_main(workbench.accelerator, report.open)
         try:
             _measure(workbench, report, log)
         except (KeyboardInterrupt, Told) as error:
@@ -184,6 +185,9 @@ class Report:
         self._used_cpus: dict[str, float] = {}
         out = workbench.config.out
         self._out = out if workbench.accelerator.is_main_process else None
+
+    def open(self) -> None:
+        """Make --out and remove an earlier report from it, before anything is measured. Raises InputError if it can't be."""
         if self._out is not None:
             make_folder(self._out)
             for name in REPORT_FILES:  # of an earlier run
