@@ -8,6 +8,7 @@ of them or fails, and a failure that a library hides is found when the file is c
 import contextlib
 import io
 import json
+import math
 import os
 import secrets
 import socket
@@ -116,13 +117,22 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def plain_json(value: Any) -> Any:
+    """`value` with null in the place of numbers that JSON does not know: NaN and the infinities, that is, unknown."""
+    if isinstance(value, dict):
+        return {name: plain_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def json_bytes(value: Any) -> bytes:
-    """`value` as indented JSON; equal values give equal bytes."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    """`value` as indented JSON, as `plain_json` has it; equal values give equal bytes."""
+    return (json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON atomically; equal values give equal bytes."""
+    """Write `value` as `json_bytes` atomically."""
     write_atomic(path, json_bytes(value))
 
 

@@ -1,9 +1,10 @@
 """What a run says: plain lines, to standard output and to a log file, and a live bar where there is a terminal."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,19 +23,56 @@ from shards.conversion.job import Progress as ShardProgress
 from shards.errors import InputError
 
 
+class LogFile:
+    """A log that grows by lines. A full disk costs lines, and the log says where and how many, but not the work."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)  # what waits in a buffer would fail once more when the file is closed
+        self._missing = 0
+
+    def append(self, text: str) -> str | None:
+        """Write a line, whole or not at all; returns what there is to say of it, where it is the first that fails."""
+        gap = f"({self._missing} lines are missing here: this file could not grow)\n" if self._missing else ""
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            self._write(f"{gap}{text}\n".encode(errors="surrogateescape"))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._file.fileno(), size)
+            self._missing += 1
+            first = self._missing == 1
+            return (
+                f"{self._path}: can't grow: {error.strerror}; its lines are missing until there is room"
+                if first
+                else None
+            )
+        self._missing = 0
+        return None
+
+    def _write(self, data: bytes) -> None:
+        while data:
+            data = data[self._file.write(data) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
 class RunLog:
     """Prints lines and bars of the process that is to be seen; the others' calls do nothing."""
 
     def __init__(self, shown: bool) -> None:
         self.shown = shown
         self.console = Console(quiet=not shown, markup=False, highlight=False, soft_wrap=True)
-        self._file: IO[str] | None = None
+        self._file: LogFile | None = None
 
     def open_file(self, path: Path) -> None:
         """Append all further lines to `path` too. Raises InputError where that can't be."""
         if self.shown:
             try:
-                self._file = path.open("a", encoding="utf-8", buffering=1)
+                self._file = LogFile(path)
             except OSError as error:
                 raise InputError(f"{path}: can't write the log: {error.strerror}; choose another --save_path") from None
 
@@ -44,14 +82,25 @@ class RunLog:
             self._file.close()
 
     def line(self, text: str) -> None:
-        """Say one line. Raises InputError where the log can't be written."""
-        if self.shown:
+        """Say one line. Where one of the two can't be written, the other has it, and says so once.
+
+        Raises:
+            InputError: there is no log file, and standard output can't be written.
+        """
+        trouble = None if self._file is None else self._file.append(text)
+        for said in (text, trouble) if trouble else (text,):
+            self._print(said)
+
+    def _print(self, text: str) -> None:
+        if not self.shown:
+            return
+        try:
             print(text, flush=True)  # a live bar redirects it; the console's own print would turn tabs into spaces
-        if self._file is not None:
-            try:
-                self._file.write(text + "\n")
-            except OSError as error:
-                raise InputError(f"{self._file.name}: can't write the log: {error.strerror}; free room") from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self._file is None:
+                raise InputError(f"standard output can't be written: {error.strerror}; free room") from None
 
     @contextmanager
     def bar(self, total: int, unit: str) -> Iterator["Bar"]:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.errors import InputError, SpkidError
+from shards.files import plain_json
 from spkid_dist.config import DoctorConfig, TrainConfig
 from spkid_dist.cpus import torch_threads
 from spkid_dist.ranks import explain_lost_ranks
@@ -145,7 +146,7 @@ def _report(everyone: list[Vitals], problems: list[str], between: dict[str, Any]
     for problem in problems:
         console.print(f"wrong: {problem}")
     found = {"healthy": not problems, "processes": len(everyone), "problems": problems}
-    print(json.dumps(found | between | {"ranks": [asdict(vitals) for vitals in everyone]}), flush=True)
+    print(json.dumps(plain_json(found | between | {"ranks": [asdict(vitals) for vitals in everyone]})), flush=True)
 
 
 def _table(everyone: list[Vitals], clock_seconds: list[float]) -> Table:

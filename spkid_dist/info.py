@@ -9,6 +9,7 @@ from rich.table import Table
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
+from shards.files import plain_json
 from shards.manifest import Manifest
 from shards.stores.store import StoreOptions
 from spkid_dist.config import InfoConfig
@@ -35,7 +36,7 @@ def info(config: InfoConfig) -> None:
     facts = dataset_facts(dataset, shift_ms, origin)
     console = Console(highlight=False, soft_wrap=True)
     if config.json:
-        console.out(json.dumps(facts))
+        console.out(json.dumps(plain_json(facts)))
         return
     table = Table(title=config.folder, title_justify="left", show_header=False, box=None)
     for name, value in facts.items():

@@ -1,6 +1,7 @@
 """The command `spkid results`: one table of the trainings below a folder, such as those of a sweep."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def results(config: ResultsConfig) -> list[Result]:
 def _read(folder: Path) -> Result:
     options = read_options(folder / OPTIONS_NAME)
     losses, accuracies = _validations(folder / STATISTICS_NAME)
-    best = min(range(len(losses)), key=losses.__getitem__, default=None)
+    known = [epoch for epoch, loss in enumerate(losses) if loss is not None]
+    best = min(known, key=lambda epoch: losses[epoch] or 0.0, default=None)
     return Result(
         training=folder.name,
         hsize=options["hsize"],
@@ -65,18 +67,24 @@ def _read(folder: Path) -> Result:
     )
 
 
-def _validations(path: Path) -> tuple[list[float], list[float]]:
-    """Losses and accuracies, a value an epoch; none where no epoch has ended."""
+def _validations(path: Path) -> tuple[list[float | None], list[float | None]]:
+    """Losses and accuracies, one value per epoch; None where it is unknown. No values where no epoch has ended."""
     if not path.exists():
         return [], []
     try:
         statistics: dict[str, Any] = json.loads(read_text(path, "the statistics of a training", "train again"))
-        losses, accuracies = ([float(value) for value in statistics[name]] for name in ("va_loss", "va_acc"))
+        losses, accuracies = ([_known(value) for value in statistics[name]] for name in ("va_loss", "va_acc"))
         if len(losses) != len(accuracies):
             raise ValueError(f"{len(losses)} losses, {len(accuracies)} accuracies")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the statistics of a training: {error}; train again") from None
     return losses, accuracies
+
+
+def _known(value: Any) -> float | None:
+    """A number of the statistics; None where it is null, or not finite. Raises ValueError and TypeError where it is neither."""
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
 
 
 def _text(value: object) -> str:

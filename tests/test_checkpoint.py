@@ -278,6 +278,41 @@ def test_on_a_full_disk_the_last_good_checkpoint_stays(options, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_weights_that_find_no_room_are_one_line(options, tmp_path):
+    disk = tmp_path / "disk"
+    tmpfs(disk, "size=1m")
+    try:
+        done = run(options | {"save_path": disk / "ckpt", "hsize": 700, "epoch": 1})
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert "bestval_e0_weights.ckpt: can't be written: No space left on device; free room" in done.stderr
+        assert not list((disk / "ckpt").glob("*.ckpt*"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_whatever_finds_no_room_is_one_line_and_the_training_goes_on_when_there_is(options, straight, tmp_path):
+    disk, messages = tmp_path / "disk", set()
+    for pages in range(2, 50, 6):  # of 4,096 bytes: each writer in turn is the first without room
+        tmpfs(disk, f"size={4 * pages}k")
+        try:
+            config = options | {"save_path": disk / "ckpt"}
+            try:
+                train(TrainConfig(**config, profile=1))
+            except InputError as error:
+                messages.add(str(error).partition(": ")[0].rpartition("/")[2].partition("-")[0])
+                assert "No space left on device" in str(error) or "torch wrote no file" in str(error)
+                assert "\n" not in str(error)
+            subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+            train(TrainConfig(**config, resume="auto"))
+            assert result(disk / "ckpt") == result(straight)
+        finally:
+            subprocess.run(["umount", disk], check=True)
+    assert len(messages) > 2, messages
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a disk needs root")
 def test_a_save_path_that_can_not_be_written_is_one_line(options, tmp_path):
     disk = tmp_path / "disk"

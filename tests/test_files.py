@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from shards import InputError, files
-from shards.files import atomic_writer, write_atomic
+from shards.files import atomic_writer, write_atomic, write_json
 from spkid_dist.training.weights import save_weights
 
 MOST_BYTES_A_WRITE = 1000
@@ -146,3 +146,16 @@ def test_an_error_of_the_writer_stays_its_own(tmp_path):
         file.write(b"1")
         json.dumps(1 / 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_json_does_not_know_is_null(tmp_path):
+    def refuse(name):
+        raise AssertionError(name)
+
+    value = {
+        "a": [1.5, float("nan"), (float("inf"), 2)],
+        "b": {"c": -float("inf"), "d": np.float64("nan"), "e": None, "f": "NaN"},
+    }
+    write_json(tmp_path / "x", value)
+    found = json.loads((tmp_path / "x").read_text(), parse_constant=refuse)
+    assert found == {"a": [1.5, None, [None, 2]], "b": {"c": None, "d": None, "e": None, "f": "NaN"}}

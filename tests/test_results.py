@@ -1,5 +1,7 @@
 """One table of several trainings."""
 
+import json
+
 import pytest
 
 from shards import InputError
@@ -30,6 +32,20 @@ def test_the_best_training_comes_first_and_those_without_a_result_last(tmp_path,
     assert (tmp_path / "results.tsv").read_text() == "".join(line.replace(" ", "\t") + "\n" for line in expected)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
     assert printed == [line.split() for line in expected]
+
+
+def test_an_unknown_result_goes_last_in_whatever_order_the_folders_come(tmp_path):
+    losses = {"a": [float("nan")], "b": [0.5, None], "c": [float("nan"), 0.25], "d": [None], "e": [float("inf"), 0.5]}
+    for name, va_loss in losses.items():
+        write_training(tmp_path / name, 10, [0.0] * len(va_loss))
+        path = tmp_path / name / "train_stats.json"
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"va_loss": va_loss})
+        )  # of an older version: bare NaN
+    found = results(ResultsConfig(folder=tmp_path))
+    assert [(result.training, result.best_epoch, result.va_loss) for result in found] == [
+        ("c", 1, 0.25), ("b", 0, 0.5), ("e", 1, 0.5), ("a", None, None), ("d", None, None),
+    ]  # fmt: skip
 
 
 def test_a_folder_without_trainings_is_an_error(tmp_path):

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 from training import LAUNCH, environment, statistics
+from training import run as run_training
 
 from spkid_dist.config import TrainConfig
 from spkid_dist.train import train
-from spkid_dist.training.report import read_options
+from spkid_dist.training.report import TrainStatistics, read_options
 
 
 def run(*arguments, processes=1, cwd=None):
@@ -193,6 +194,37 @@ def test_a_training_that_diverges_stops_and_says_so(config):
     with pytest.raises(InputError, match=r"epoch 0, batch \d+: the training loss is (nan|inf).*smaller --lr"):
         train(TrainConfig(**config, optimizer="sgd", lr=1e30))
     assert not list(config["save_path"].glob("*_weights.ckpt"))
+
+
+@pytest.mark.parametrize("lr", [1e15, 1e38])  # the weights stay finite, or do not
+def test_a_training_that_diverges_in_its_last_step_has_diverged(config, lr):
+    from shards import InputError
+
+    options = config | {"epoch": 1, "batch_size": 10**6}
+    with pytest.raises(
+        InputError, match=r"(no longer finite|validation loss is (nan|inf)).*diverged: give a smaller --lr"
+    ):
+        train(TrainConfig(**options, optimizer="sgd", lr=lr))
+    assert {path.name for path in config["save_path"].iterdir()} == {"train.log"}
+
+
+def test_all_processes_end_where_the_last_step_diverged(shards, tmp_path):
+    options = shards | {"epoch": 1, "batch_size": 10**6, "optimizer": "sgd", "lr": 1e38, "save_path": tmp_path / "ckpt"}
+    done = run_training(options, 2)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("spkid: error")]
+    assert len(lines) == 1
+    assert lines[0].endswith("diverged: give a smaller --lr") or "--mixed_precision no" in lines[0]
+    assert not list((tmp_path / "ckpt").glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "losses, best", [([], -1), ([np.nan], -1), ([np.nan, 0.5, np.nan], 1), ([np.inf, 2.0, 1.0], 2)]
+)
+def test_an_unknown_validation_loss_is_never_the_best(losses, best):
+    statistics = TrainStatistics(va_loss=losses)
+    assert statistics.best_epoch == best
+    assert [statistics.was_best(epoch) for epoch in range(len(losses))][best : best + 1] in ([True], [])
 
 
 def test_accumulation_by_the_launcher_is_refused(config, monkeypatch):

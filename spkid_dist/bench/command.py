@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from shards.errors import InputError, SpkidError
-from shards.files import make_folder, write_atomic, write_json
+from shards.files import make_folder, plain_json, write_atomic, write_json
 from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus, open_corpus
@@ -215,7 +215,7 @@ class Report:
             self._log.line(line)
         if self._out is not None:
             self._log.line(f"report: {self._out}/report.md")
-        self._log.line(json.dumps(result))
+        self._log.line(json.dumps(plain_json(result)))
         return result
 
     def _write(self, complete: bool) -> tuple[dict[str, Any], list[str]]:

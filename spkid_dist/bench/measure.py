@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.files import plain_json
 from spkid_dist.cpus import available_cpus
 from spkid_dist.versions import installed_version
 
@@ -105,4 +106,4 @@ def print_result(rows: list[tuple[str, list[float], float]], result: dict[str, A
 
 def print_json(result: dict[str, Any]) -> None:
     """Print `result` and the machine as the last line."""
-    print(json.dumps(result | {"machine": machine()}))
+    print(json.dumps(plain_json(result | {"machine": machine()})))

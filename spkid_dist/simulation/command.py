@@ -13,6 +13,7 @@ from rich.table import Table
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
+from shards.files import plain_json
 from spkid_dist.simulation.clustermodel import Plan, Prediction, plan_facts, predict
 from spkid_dist.simulation.clusterparts import Cluster, Corpus, Network, Stream, stored_bytes
 from spkid_dist.simulation.config import RateFlags, SimulateConfig
@@ -163,7 +164,8 @@ def _report(plan: Plan, prediction: Prediction) -> None:
         console.print(f"shuffled little: --shuffle_windows {enough} would have {mixed}")
     if not prediction.fits_memory:
         console.print("does not fit: the nodes' memory is less than the pools and processes take")
-    print(json.dumps(asdict(prediction) | {"breaks_first": first.name, "plan": plan_facts(plan)}, default=_json_number))
+    facts = asdict(prediction) | {"breaks_first": first.name, "plan": plan_facts(plan)}
+    print(json.dumps(plain_json(facts), default=_json_number))
 
 
 def shuffle_windows_for(plan: Plan, prediction: Prediction) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any
 import xxhash
 
 from shards.errors import InputError
-from shards.files import TEMPORARY_MARK, fsync_folder, make_folder, write_atomic, write_json
+from shards.files import TEMPORARY_MARK, fsync_folder, json_bytes, make_folder, write_atomic, write_json
 
 FORMAT = 1
 FOLDER_NAME = "checkpoints"
@@ -49,7 +49,7 @@ def write_checkpoint(path: Path, values: dict[str, Any], state: bytes) -> None:
     """
     make_folder(path.parent)
     staging = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
-    contents = {STATE_NAME: state, VALUES_NAME: json.dumps(values, indent=1).encode()}
+    contents = {STATE_NAME: state, VALUES_NAME: json_bytes(values)}
     files = {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in contents.items()}
     try:
         make_folder(staging)

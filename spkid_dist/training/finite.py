@@ -5,8 +5,12 @@ in the gradient of the last bias, which every window contributes to. Where that 
 stop at this step. On GPUs a read would wait for the device in each step: there the fused optimiser is told to skip the step
 by a flag on the device (`found_inf`, as torch's GradScaler tells it; with fp16 the scaler does so itself), and the ranks
 stop when they next meet.
+
+No step follows the last one of a training, so what that one did shows only in the weights and in the validation loss. Both are
+looked at (`check_finite`, `spkid_dist.training.validation`).
 """
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +20,13 @@ from shards.errors import InputError
 from spkid_dist.ranks import raise_everywhere
 
 RECENT_STEPS = 128  # whose losses are kept; ranks meet more often (spkid_dist.training.preemption)
+
+
+def check_finite(state: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError where a value of a network's `state_dict` is not finite: nothing could go on from there."""
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{name} of the network is no longer finite; the training diverged: give a smaller --lr")
 
 
 def weigh(loss_sum: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:

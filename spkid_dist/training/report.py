@@ -35,9 +35,9 @@ class TrainStatistics:
 
     @property
     def best_epoch(self) -> int:
-        """The first epoch of the lowest validation loss; -1 where there is none yet."""
-        losses = [math.inf if math.isnan(loss) else loss for loss in self.va_loss]
-        return losses.index(min(losses)) if losses else -1
+        """The first epoch of the lowest validation loss; -1 where none is known. One that is not finite is not known."""
+        known = [loss for loss in self.va_loss if loss is not None and math.isfinite(loss)]
+        return self.va_loss.index(min(known)) if known else -1
 
     def was_best(self, epoch: int) -> bool:
         """Whether the epoch's validation loss was the lowest when it was validated."""

@@ -17,6 +17,7 @@ from shards.errors import InputError
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.training.checkpoint import Checkpoint
+from spkid_dist.training.finite import check_finite
 from spkid_dist.training.report import TrainStatistics
 from spkid_dist.training.tally import Tally
 
@@ -69,11 +70,7 @@ class TrainingState:
             InputError: a weight is not finite, so that nothing could go on from here.
         """
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        for name, tensor in states["model"].items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise InputError(
-                    f"{name} of the network is no longer finite; the training diverged: give a smaller --lr"
-                )
+        check_finite(states["model"])
         buffer = io.BytesIO()
         torch.save(states, buffer)
         return buffer.getvalue()

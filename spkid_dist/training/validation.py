@@ -1,11 +1,15 @@
 """What follows an epoch's batches: the validation, its weights, the curves."""
 
+import math
+
 import torch
 from accelerate import Accelerator
 from torch.nn import functional
 
+from shards.errors import InputError
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.ranks import by_main
+from spkid_dist.ranks import by_main, raise_everywhere
+from spkid_dist.training.finite import check_finite
 from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.report import weights_name
 from spkid_dist.training.run import Run
@@ -15,9 +19,15 @@ from spkid_dist.training.tracking import track
 
 
 def validate_epoch(run: Run, epoch: int) -> None:
-    """Validation loss and accuracy after an epoch, its weights and the statistics so far."""
+    """Validation loss and accuracy after an epoch, its weights and the statistics so far.
+
+    Raises:
+        InputError: weights or validation loss are not finite; a file can't be written.
+    """
     statistics, save_path = run.state.statistics, run.config.save_path
+    by_main(run.accelerator, lambda: check_finite(run.state.parts["model"].state_dict()))
     va_loss, va_acc = evaluate(run.accelerator, run.model, run.va_data, run.keeper)
+    _check_loss(va_loss, epoch)
     statistics.va_loss.append(va_loss)
     statistics.va_acc.append(va_acc)
     best = statistics.best_epoch == epoch
@@ -37,6 +47,17 @@ def validate_epoch(run: Run, epoch: int) -> None:
         f"VALIDATION: epoch {epoch} loss: {va_loss:.4f} acc: {va_acc:.4f} "
         f"{'better' if best else 'not better'}, saved {path}"
     )
+
+
+def _check_loss(loss: float, epoch: int) -> None:
+    """Raise InputError, on all ranks, where an epoch's validation loss is not finite: it would be neither better nor worse."""
+    if not math.isfinite(loss):
+        raise_everywhere(
+            InputError(
+                f"epoch {epoch}: the validation loss is {loss}, although the weights are finite; the training diverged: give a "
+                "smaller --lr (or --mixed_precision no, where frames of the validation set are extreme)"
+            )
+        )
 
 
 @torch.no_grad()
