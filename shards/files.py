@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError
+from shards.liveness import is_running, process_namespace
 
 TEMPORARY_MARK = ".tmp-"
 
@@ -64,9 +65,7 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     Raises:
         InputError: the file can't be written (no room, no permission); nothing is left at `path`.
     """
-    # Host, process and a random part keep apart the writers of one shared folder.
-    unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{unique}")
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{writer_name()}")
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
@@ -87,19 +86,17 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def writer_name() -> str:
+    """A name for an unfinished file, another each time: host, namespace and number of this process, and a random part."""
+    return f"{socket.gethostname()}-{process_namespace()}.{os.getpid()}-{secrets.token_hex(4)}"
+
+
 def is_left_behind(name: str) -> bool:
-    """Whether the file `name` is a temporary one of a process of this host that has ended."""
-    writer = name.rpartition(TEMPORARY_MARK)[2].rsplit("-", 2)
-    return len(writer) == 3 and writer[0] == socket.gethostname() and not _is_running(writer[1])
-
-
-def _is_running(process: str) -> bool:
-    """Whether a process of this host can still write; one that has ended may wait for its parent to notice."""
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+    """Whether the file `name` is a temporary one of a process of this host, and of this container, that has ended."""
+    host, _, writer = name.rpartition(TEMPORARY_MARK)[2].rpartition("-")[0].rpartition("-")
+    namespace, _, process = writer.rpartition(".")
+    is_ours = host == socket.gethostname() and namespace == str(process_namespace()) and process.isdecimal()
+    return is_ours and not is_running(int(process))
 
 
 def fsync_folder(folder: Path) -> None:
@@ -124,6 +121,28 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_json(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """Write `data` to a new file `path`, whole or not at all; False where there is one already, as of two who try at once.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{writer_name()}")
+    write_atomic(temporary, data)
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    except OSError:  # the file system knows no hard links
+        if path.exists():
+            return False
+        write_atomic(path, data)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+    return True
 
 
 def json_bytes(value: Any) -> bytes:

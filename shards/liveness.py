@@ -77,6 +77,11 @@ def process_namespace() -> int:
         return 0
 
 
+def is_running(process: int) -> bool:
+    """Whether the process of this number, here, can still do anything."""
+    return _started(process) is not None
+
+
 def _started(process: int) -> int | None:
     """When a process started, in ticks since the boot; None where it has ended, or waits for its parent to notice."""
     try:

@@ -7,7 +7,6 @@ collective that could time out. Who makes it leaves a note beside it, by which t
 
 import os
 import shutil
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from shards.conversion.job import Progress, convert
 from shards.conversion.plan import Layout, make_plan
 from shards.corpus import Utterance
 from shards.errors import InputError
-from shards.files import expand_home, unreadable_feature_file
+from shards.files import expand_home, unreadable_feature_file, writer_name
 from shards.layout import FORMAT_VERSION, MANIFEST_NAME
 from shards.sources.fmatrix import FmatrixSource
 from spkid_dist.maker import check_maker, maker_note
@@ -64,7 +63,7 @@ def cached_shards(
 def _make(
     folder: Path, utterances: list[Utterance], source: FmatrixSource, speakers: list[str], progress: Progress
 ) -> None:
-    staging = folder.with_name(f".{folder.name}-{socket.gethostname()}-{os.getpid()}")
+    staging = folder.with_name(f".{folder.name}-{writer_name()}")
     try:
         convert(make_plan(utterances, speakers, source, Layout()), source, staging, progress)
         staging.rename(folder)

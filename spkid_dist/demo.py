@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.files import make_folder
+from shards.holding import HOLD_NAME, FolderHold
 from spkid_dist.config import DemoConfig, InfoConfig, ScoreConfig, ShardConfig, TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.info import info
@@ -21,13 +21,17 @@ def demo(config: DemoConfig) -> None:
     """Make a corpus in `config.out`, shard it, train on it, score it, and name the files to look at.
 
     Raises:
-        InputError: the folder holds something else, or can't be written.
+        InputError: the folder holds something else, another demo is at work in it, or it can't be written.
     """
-    began = time.perf_counter()
     log = RunLog(shown=True)
-    out = config.out
-    _start_anew(out)
-    corpus = SyntheticCorpus(seed=config.seed)
+    _check_place(config.out)
+    with FolderHold(config.out, "give another --out", log.line):
+        _clear(config.out)
+        _show(config.out, SyntheticCorpus(seed=config.seed), log)
+
+
+def _show(out: Path, corpus: SyntheticCorpus, log: RunLog) -> None:
+    began = time.perf_counter()
     log.line(f"--- a corpus of {corpus.num_speakers} speakers, as feature files, lists and a speaker map")
     with log.bar(corpus.num_speakers, "speakers") as bar:
         corpus.write(out, bar.advance)
@@ -65,12 +69,23 @@ def demo(config: DemoConfig) -> None:
     log.line(f"--- done in {time.perf_counter() - began:.0f} s\n{_next_steps(out, result.best_weights)}")
 
 
-def _start_anew(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / MARKER).exists():
+def _check_place(out: Path) -> None:
+    """Raise InputError where `out` is neither new, nor empty, nor that of an earlier demo."""
+    if out.exists() and not (out / MARKER).exists():
+        found = [path for path in out.iterdir() if path.name != HOLD_NAME] if out.is_dir() else [out]
+        if found:
             raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
-        shutil.rmtree(out)
-    make_folder(out)
+
+
+def _clear(out: Path) -> None:
+    """Delete what an earlier demo made; the file by which this process holds the folder stays."""
+    for path in out.iterdir():
+        if path.name == HOLD_NAME:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     (out / MARKER).touch()
 
 

@@ -7,9 +7,7 @@ the network's inputs, and its outputs a speaker. It appears whole, or not at all
 import io
 import json
 import logging
-import os
 import shutil
-import socket
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 
 from shards.errors import InputError
-from shards.files import make_folder, write_atomic, write_json
+from shards.files import make_folder, write_atomic, write_json, writer_name
 from shards.sources.extras import import_extra
 from spkid_dist.config import ExportConfig
 from spkid_dist.console import RunLog
@@ -41,7 +39,7 @@ def export(config: ExportConfig) -> Path:
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise InputError(f"{config.out}: exists and is not an empty folder; give --out a new one")
     model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
-    staging = config.out.absolute().with_name(f".{config.out.name}-{socket.gethostname()}-{os.getpid()}")
+    staging = config.out.absolute().with_name(f".{config.out.name}-{writer_name()}")
     make_folder(staging)
     try:
         files = {}

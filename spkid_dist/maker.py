@@ -9,13 +9,13 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from shards.errors import InputError, SpkidError
 from shards.files import make_folder, write_json
+from shards.liveness import ProcessMark
 
 
 @contextlib.contextmanager
@@ -28,8 +28,7 @@ def maker_note(folder: Path) -> Iterator[None]:
     make_folder(folder.parent)
     _remove_old(folder)
     note = _note(folder)
-    process = psutil.Process()
-    maker = {"process": process.pid, "created": process.create_time()}
+    maker = asdict(ProcessMark.of_this())
     write_json(note, maker)
     try:
         yield
@@ -72,10 +71,10 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_running(note: dict[str, Any]) -> bool:
+    """Whether the note's process may still live: it does for those who can't tell, in another container."""
     try:
-        process = psutil.Process(note["process"])
-        return bool(process.create_time() == note["created"] and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        return not ProcessMark.parse(note).is_gone
+    except ValueError:  # the note of another version
         return False
 
 

@@ -4,6 +4,7 @@ An utterance's speaker is the argmax of the sum of its windows' log-probabilitie
 and the shares are joined once, at the end; rank 0 writes.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from shards.corpus import read_list
 from shards.errors import InputError, UsageError
-from shards.files import make_folder, write_atomic, write_json
+from shards.files import write_atomic, write_json
+from shards.holding import HOLD_NAME, FolderHold
 from shards.sources import Source
 from shards.sources.kaldi import UTT2SPK_NAME
 from shards.sources.registry import source_from_description
@@ -83,7 +85,19 @@ def score(config: ScoreConfig) -> ScoreResult:
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
     model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
     utterances = open_utterances(config, model)
-    make_folder(config.log_file.parent)
+    with _results_held(config, log) if processes.is_main else contextlib.nullcontext():
+        return _score(config, processes, log, model, utterances)
+
+
+def _results_held(config: ScoreConfig, log: RunLog) -> FolderHold:
+    """Keep other scorings from writing the same results meanwhile: of two, each would leave some of its files."""
+    place = config.log_file.parent
+    return FolderHold(place, "give another --log_file", log.line, name=f".{config.log_file.name}{HOLD_NAME}")
+
+
+def _score(
+    config: ScoreConfig, processes: Processes, log: RunLog, model: TrainedModel, utterances: Utterances
+) -> ScoreResult:
     log.line(f"{utterances.count} utterances, {processes.world_size} process(es) on {processes.device.type}")
     scorer = Scorer(model, processes.device, batch_size=config.batch_size, precision=config.mixed_precision)
     share = Share(utterances.count)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shards import FmatrixSource, InputError, Utterance
+from shards.liveness import ProcessMark
 from shards.sources.fmatrix import write_fmatrix
 from shards.stores.cachedir import CacheFolder
 from spkid_dist.cache import cached_shards
@@ -91,10 +92,22 @@ def test_who_waits_notices_that_it_is_gone(corpus):
     assert not list((corpus / "cache").glob(".*making*"))
 
 
+def test_a_maker_in_another_container_is_not_taken_for_gone(tmp_path):
+    with maker_note(tmp_path / "shards"):
+        note = next(tmp_path.glob(".shards.making-*"))
+        elsewhere = json.loads(note.read_text()) | {"namespace": 1, "process": 2**22 + 1}
+        note.write_text(json.dumps(elsewhere))
+        check_maker(tmp_path / "shards")
+        note.write_text(json.dumps(vars(ProcessMark.of_this()) | {"process": 2**22 + 1}))
+        with pytest.raises(InputError, match="is gone without a word"):
+            check_maker(tmp_path / "shards")
+
+
 def test_what_an_earlier_launch_left_means_nothing(tmp_path):
     folder = tmp_path / "shards"
     other = tmp_path / f".shards.making-{socket.gethostname()}-1"
-    gone = {"process": os.getpid(), "created": 0.0}
+    mine = vars(ProcessMark.of_this())
+    gone = mine | {"started": mine["started"] - 1}  # its number is this process's by now
     other.write_text(json.dumps(gone | {"failed": "the disk is full"}))
     check_maker(folder)
     with maker_note(folder):

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from shards import InputError
+from shards.holding import FolderHold
 from spkid_dist.config import DemoConfig
 from spkid_dist.demo import demo
 from spkid_dist.synthetic import SyntheticCorpus
@@ -37,3 +38,14 @@ def test_equal_seeds_make_equal_corpora():
         assert key == key_again
         assert (frames == frames_again).all()
     assert next(other.utterances(1))[1].tobytes() != next(first.utterances(1))[1].tobytes()
+
+
+def test_two_demos_do_not_share_a_folder(tmp_path, spkid):
+    (tmp_path / ".spkid-demo").touch()
+    (tmp_path / "mine").write_text("of the demo at work")
+    with FolderHold(tmp_path, "", [].append):
+        code, _, error = spkid("demo", "--out", tmp_path)
+    assert code == 1
+    assert "in use by process" in error
+    assert "give another --out" in error
+    assert (tmp_path / "mine").exists()

@@ -1,14 +1,17 @@
 """The conversion job: the same bytes whoever does it, and nothing lost or misleading when somebody is killed."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +38,7 @@ from shards.conversion.folder import LocalFolder
 from shards.conversion.job import convert_shard, process_pool
 from shards.conversion.record import ShardRecord, record_name
 from shards.conversion.tasks import TaskShare, parse_share
+from shards.files import writer_name
 from shards.layout import BLOCK_DTYPE, MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.dataset import WindowDataset
@@ -314,8 +318,6 @@ def is_running(process):
 
 
 def test_unfinished_files_of_killed_jobs_are_removed(corpus, tmp_path):
-    import socket
-
     plan, _ = plan_of(corpus)
     out = tmp_path / "out"
     claim_folder(plan.job, LocalFolder(out))
@@ -324,16 +326,41 @@ def test_unfinished_files_of_killed_jobs_are_removed(corpus, tmp_path):
     ended = subprocess.Popen(["true"])  # not waited for: the system keeps its number
     while is_running(ended.pid):
         time.sleep(0.01)
-    left = out / f"shard-000000.tar.tmp-{socket.gethostname()}-{dead.pid}-0a1b"
-    kept = out / f"shard-000002.tar.tmp-{socket.gethostname()}-{ended.pid}-0a1b"
-    ours = out / f"shard-000001.tar.tmp-{socket.gethostname()}-{os.getpid()}-0a1b"
-    for path in (left, kept, ours):
+    prefix = writer_name().rpartition(".")[0]
+    left = out / f"shard-000000.tar.tmp-{prefix}.{dead.pid}-0a1b"
+    kept = out / f"shard-000002.tar.tmp-{prefix}.{ended.pid}-0a1b"
+    ours = out / f"shard-000001.tar.tmp-{prefix}.{os.getpid()}-0a1b"
+    elsewhere = out / f"shard-000003.tar.tmp-{socket.gethostname()}-1.{dead.pid}-0a1b"  # of another container
+    for path in (left, kept, ours, elsewhere):
         path.write_bytes(b"unfinished")
     claim_folder(plan.job, LocalFolder(out))
     assert not left.exists()
     assert not kept.exists()
     ended.wait()
     assert ours.exists()
+    assert elsewhere.exists()
+
+
+def test_of_two_jobs_that_claim_a_folder_at_the_same_moment_one_gets_it(corpus, tmp_path):
+    plan, _ = plan_of(corpus)
+    other = dataclasses.replace(plan.job, identity="0" * 32)
+    for number in range(20):
+        out, barrier, failed = LocalFolder(tmp_path / f"{number}"), threading.Barrier(2), []
+
+        def claim(job, out=out, barrier=barrier, failed=failed):
+            barrier.wait()
+            try:
+                claim_folder(job, out)
+            except InputError as error:
+                failed.append(str(error))
+
+        threads = [threading.Thread(target=claim, args=(job,)) for job in (plan.job, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(failed) == 1
+        assert "holds an unfinished job of another list" in failed[0]
 
 
 SLURM_STEP = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}

@@ -12,6 +12,7 @@ from test_kernels import twin_windows
 from training import run
 
 from shards import InputError, Layout, UsageError
+from shards.holding import FolderHold
 from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.config import ScoreConfig
 from spkid_dist.model import build_model
@@ -65,6 +66,18 @@ def test_the_speaker_is_the_argmax_of_summed_log_probabilities(model, config, ed
         wrong.append(int((log_probs.argmax(dim=1) != names.index(key.split("/")[1])).sum()))
     assert config["log_file"].read_text().splitlines() == expected
     assert scores.wrong_windows.tolist() == wrong
+
+
+def test_two_scorings_do_not_write_the_same_results(model, config, tmp_path):
+    model(3, "zero")
+    config = {**config, "log_file": tmp_path / "out/results.log"}
+    with FolderHold(tmp_path / "out", "", [].append, name=".results.log.held-by.json"):
+        with pytest.raises(InputError, match=r"out: in use by process \d+ on .*give another --log_file"):
+            score(ScoreConfig(**config))
+        score(ScoreConfig(**config | {"log_file": tmp_path / "out/others.log"}))
+    assert not config["log_file"].exists()
+    score(ScoreConfig(**config))
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_an_utterance_shorter_than_the_window_gets_a_speaker(model, config):

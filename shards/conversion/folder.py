@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, new_file
+from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, new_file, write_new
 from shards.stores.remote import RemoteFiles, open_filesystem
 
 
@@ -39,6 +39,10 @@ class Folder(ABC):
     @abstractmethod
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open a file that appears under `name` when the block ends without an error."""
+
+    @abstractmethod
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a whole file that is not there yet; False where it is, as for one of two who try at once."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
@@ -85,6 +89,11 @@ class LocalFolder(Folder):
         path = self.path / name
         make_folder(path.parent)
         return atomic_writer(path)
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a whole file that is not there yet; False where it is, as for one of two who try at once."""
+        make_folder((self.path / name).parent)
+        return write_new(self.path / name, data)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there, and its subfolder, if that is empty then."""
@@ -142,6 +151,11 @@ class RemoteFolder(Folder):
             with self._reached(self.where(name)) as (fs, root):
                 fs.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)  # noqa: PTH120 - a URL's path
                 fs.put_file(str(path), f"{root}/{name}")
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a whole file; a store has nothing that two who try at once could not both do, so the last one's stays."""
+        self.write(name, data)
+        return self.read(name) == data
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""

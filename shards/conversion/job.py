@@ -227,9 +227,12 @@ def claim_folder(job: Job, out: Folder) -> Manifest | None:
     found = load_job(out)
     if found is None and names and manifest is None:
         raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
-    if found is None or (manifest is not None and found.is_in(manifest)):
-        out.write(JOB_NAME, json.dumps(job.to_json()).encode())
-    elif dataclasses.replace(found, first_read=job.first_read) != job:
+    if found is not None and manifest is not None and found.is_in(manifest):
+        out.remove(JOB_NAME)
+        found = None
+    if found is None and not out.write_new(JOB_NAME, json.dumps(job.to_json()).encode()):
+        found = load_job(out)  # of a task or another job that came at the same moment
+    if found is not None and dataclasses.replace(found, first_read=job.first_read) != job:
         if job.part:
             remedy = (
                 f"finish that one by its own command, or delete {out.where(JOB_NAME)} and {out.where(RECORDS_NAME)}"
