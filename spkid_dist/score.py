@@ -28,7 +28,7 @@ from spkid_dist.console import Bar, RunLog
 from spkid_dist.cpus import torch_threads
 from spkid_dist.processes import Processes
 from spkid_dist.scoring.confusion import ErrorRates, error_rates
-from spkid_dist.scoring.pictures import draw_pictures
+from spkid_dist.scoring.pictures import PICTURES, draw_pictures
 from spkid_dist.scoring.scorer import GroupScores, Scorer
 from spkid_dist.scoring.trained import TrainedModel, load_trained
 from spkid_dist.scoring.trials import DetCurve, TrialCounts, det_curve
@@ -215,6 +215,7 @@ def _speaker_rule(config: ScoreConfig, options: dict[str, Any]) -> SpeakerRule:
 def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLog) -> None:
     """Write results, figures and pictures, and say the figures."""
     lines = [f"{key}\t{result.speakers[found]}\n" for key, found in zip(result.keys, result.found, strict=True)]
+    remove_earlier(config.log_file)
     write_atomic(config.log_file, "".join(lines).encode())
     for line in lines if config.verbose else ():
         log.line(line.rstrip())
@@ -237,6 +238,26 @@ def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLo
     rates = f"{len(lines) / result.seconds:,.0f} utterances/s, {result.windows.sum() / result.seconds:,.0f} windows/s"
     beside = ", ".join((".json", *(f".{name}.png" for name in pictures)))
     log.line(f"{len(lines)} utterances scored, {rates}: {config.log_file}; beside it {beside}")
+
+
+def remove_earlier(log_file: Path) -> None:
+    """Remove the figures and pictures that an earlier scoring left beside its results.
+
+    The results are replaced after that: whatever happens in between, no figure or picture stands beside results of
+    another scoring.
+
+    Raises:
+        InputError: one of them can't be removed.
+    """
+    for suffix in (".json", *(f".{name}.png" for name in PICTURES)):
+        path = log_file.with_suffix(suffix)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{path}: this file of an earlier scoring can't be removed: {error.strerror}; remove it, or give another "
+                "--log_file"
+            ) from None
 
 
 def _facts(config: ScoreConfig, result: ScoreResult, world_size: int) -> dict[str, Any]:

@@ -1,15 +1,19 @@
 """The command line: a user's mistake ends in one clear line and the documented exit code, and nothing half-written."""
 
+import dataclasses
 import json
+import re
 import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tyro
 
 from shards.layout import MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
+from spkid_dist.cli import COMMANDS, STYLE
 
 
 @pytest.fixture
@@ -73,8 +77,6 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_ends_in_one_clear_line_and_no_dataset(corpus, spkid, case):
-    import re
-
     name, content, message = BAD_INPUT[case]
     (corpus / name).unlink()
     if content is not None:
@@ -196,3 +198,31 @@ def test_help_that_nobody_reads_to_the_end_leaves_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+def switches_off(options):
+    """The flags of a command that turn off what is on by default, in all its groups."""
+    found = []
+    for field in dataclasses.fields(options):
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if dataclasses.is_dataclass(value):
+            found += [f"{field.name}.no_{name.removeprefix('no_')}" for name in switches_off(type(value))]
+        elif value is True:
+            found.append(f"no_{field.name}")
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_flag_that_turns_something_off_says_so(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "250")
+    options = COMMANDS[command][0]
+    with pytest.raises(SystemExit):
+        tyro.cli(options, args=["--help"], config=STYLE, use_underscores=True)
+    printed = capsys.readouterr().out
+    flags = switches_off(options)
+    assert printed.count("--no_") - printed.count("--no_|") >= len(flags)
+    for flag in flags:
+        line = re.search(rf"--{re.escape(flag)}\s+[^\w\n]*((do not|draw no|leave out|without)\b.*)", printed)
+        assert line is not None, printed
+        assert "(default: True)" not in line[1]  # it is not this flag that is on by default
+    assert len(re.findall(r"^\W*--(?:\w+\.)?no_\w+", printed, re.M)) == len(flags)  # none is overlooked

@@ -388,3 +388,36 @@ def test_groups_of_lengths_are_disjoint_complete_and_of_equal_size():
 
 def test_utterances_of_one_length_are_one_group():
     assert [(group.first, group.last) for group in rates_by_length(np.full(5, 30), np.zeros(5, bool))] == [(30, 30)]
+
+
+def test_nothing_of_an_earlier_scoring_stands_beside_new_results(model, config, synthetic, tmp_path):
+    """Neither where the new one draws none, nor where it knows no true speaker; what is somebody else's stays."""
+    model(3, "zero")
+    beside = {"results.log", "results.json", "results.confusion.png", "results.lengths.png", "results.det.png"}
+    (tmp_path / "results.notes.png").write_bytes(b"mine")
+
+    def files():
+        return {path.name for path in tmp_path.glob("results.*")} - {"results.notes.png"}
+
+    score(ScoreConfig(**config))
+    assert files() == beside
+    score(ScoreConfig(**config, pictures=False))
+    assert files() == {"results.log", "results.json"}
+    score(ScoreConfig(**config))
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db/flat.mcp").write_bytes((synthetic / "mcp/SYN/spk0000/spk0000_0000.mcp").read_bytes())
+    (tmp_path / "list").write_text("flat\n")
+    score(ScoreConfig(**(config | {"db_path": tmp_path / "db", "te_list_file": tmp_path / "list"})))
+    assert files() == {"results.log", "results.json"}
+    assert "utterance_errors" not in json.loads((tmp_path / "results.json").read_text())
+    assert (tmp_path / "results.notes.png").read_bytes() == b"mine"
+
+
+def test_a_picture_of_an_earlier_scoring_that_cannot_be_removed_is_named_before_results_change(model, config):
+    model(3, "zero")
+    config["log_file"].write_text("old")
+    in_the_way = config["log_file"].with_suffix(".det.png")
+    in_the_way.mkdir()
+    with pytest.raises(InputError, match=r"results\.det\.png: this file of an earlier scoring can't be removed"):
+        score(ScoreConfig(**config))
+    assert config["log_file"].read_text() == "old"

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
@@ -10,6 +12,8 @@ from spkid_dist.config.checks import at_least
 from spkid_dist.config.sharding import SpeakerFlags
 
 EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")
+# The help of --no_pictures: a switch that is on by default is a flag of the opposite, so it needs the opposite's help.
+NO_PICTURES = "draw no pictures of confusions, errors by length and the DET curve"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,7 @@ class ScoreConfig(SpeakerFlags):
     """threads of a process that read ahead; 16 at least where --te_shards is a URL"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """arithmetic of the matrix products; sums are float64 with any"""
-    pictures: bool = True
+    pictures: Annotated[bool, tyro.conf.arg(help=NO_PICTURES, help_behavior_hint="(default: draw them)")] = True
     """draw confusions, errors by length and the DET curve, where the true speakers are known"""
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spkid_dist.scoring.confusion import ErrorRates, LengthGroup, worst_pairs
 from spkid_dist.scoring.trials import DetCurve
 
+PICTURES = ("confusion", "lengths", "det")
 MATRIX_SPEAKERS = 40  # more names can't be read beside a matrix
 COUNTED_SPEAKERS = 15  # more numbers can't be read in one
 LISTED_PAIRS = 20
