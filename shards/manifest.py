@@ -24,6 +24,7 @@ from shards.layout import (
     shard_name,
     table_name,
 )
+from shards.speakers import RULE_FIELD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +87,14 @@ class Manifest:
 
     @property
     def source(self) -> dict[str, Any]:
-        """Where frames come from: of the first job, which the others' kind and features equal."""
-        return self.jobs[0].source
+        """Where frames come from: of the first job, which the others' kind and features equal.
+
+        Where the jobs' speakers were named by several rules, none is kept.
+        """
+        first = self.jobs[0].source
+        if all(job.source.get(RULE_FIELD) == first.get(RULE_FIELD) for job in self.jobs):
+            return first
+        return first | {RULE_FIELD: {"by": "several"}}
 
     @property
     def seed(self) -> int:

@@ -2,12 +2,16 @@
 
 A rule is a function from a key to a name. It raises InputError where it finds none; who calls it puts in front of the
 message where the key was listed, or does without a speaker.
+
+Datasets and models keep the rule that named their speakers, as a JSON object (`describe_rule`): later commands then find
+the speakers of other lists alike. A table is not kept, only that there was one.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shards.errors import InputError, UsageError
 from shards.files import read_text
@@ -16,6 +20,9 @@ SpeakerRule = Callable[[str], str]
 """From an utterance's key to its speaker; raises InputError where there is none."""
 
 GROUP = "speaker"
+RULE_FIELD = "speaker_rule"  # of a source's description; where it is missing, the rule is the source's usual one
+DEFAULT_COMPONENT = 2
+SPEAKER_FLAGS = "--speaker_component, --speaker_regex, --speaker_tsv or --utt2spk"
 REMEDY = "add it there, or remove the utterance from the list"
 
 
@@ -31,12 +38,57 @@ class ComponentRule:
         if len(parts) < self.component or not parts[self.component - 1]:
             raise InputError(
                 f"utterance {key!r} has no component {self.component} to name its speaker; expected a line such as "
-                "BLOCK00/SES000/SA000S01, or set --speaker_component"
+                f"BLOCK00/SES000/SA000S01, or say what names the speakers: {SPEAKER_FLAGS}"
             )
         return parts[self.component - 1]
 
+    def describe(self) -> dict[str, Any]:
+        """The rule as a JSON object."""
+        return {"by": "component", "value": self.component}
 
-def speaker_by_component(component: int = 2) -> SpeakerRule:
+
+@dataclass(frozen=True)
+class RegexRule:
+    """What a group of a regular expression finds in the key."""
+
+    expression: re.Pattern[str]
+    group: str | int
+
+    def __call__(self, key: str) -> str:
+        """The speaker. Raises InputError where the expression finds none, or an empty one."""
+        found = self.expression.search(key)
+        if found is None or not found[self.group]:
+            raise InputError(
+                f"the regular expression {self.expression.pattern!r} finds no speaker in utterance {key!r}; change "
+                "--speaker_regex, or remove the utterance from the list"
+            )
+        return str(found[self.group])
+
+    def describe(self) -> dict[str, Any]:
+        """The rule as a JSON object."""
+        return {"by": "regex", "value": self.expression.pattern}
+
+
+@dataclass(frozen=True)
+class TableRule:
+    """What the table at `path` says: `speakers` by key. `flag` is the option that takes such a table."""
+
+    path: Path
+    flag: str
+    speakers: dict[str, str]
+
+    def __call__(self, key: str) -> str:
+        """The speaker. Raises InputError where the table lacks the key."""
+        if key not in self.speakers:
+            raise InputError(f"utterance {key!r} is not among the {len(self.speakers)} of {self.path}; {REMEDY}")
+        return self.speakers[key]
+
+    def describe(self) -> dict[str, Any]:
+        """That it was a table, as a JSON object: of other utterances another table must tell."""
+        return {"by": self.flag}
+
+
+def speaker_by_component(component: int = DEFAULT_COMPONENT) -> SpeakerRule:
     """The key's component, split at ``/`` and counted from 1.
 
     Raises:
@@ -62,18 +114,7 @@ def speaker_by_regex(pattern: str) -> SpeakerRule:
             f"--speaker_regex {pattern!r}: it has {expression.groups} groups; expected one, or one named {GROUP}, such as "
             f"'_(?P<{GROUP}>[^_]+)_'"
         )
-    group = GROUP if GROUP in expression.groupindex else 1
-
-    def rule(key: str) -> str:
-        found = expression.search(key)
-        if found is None or not found[group]:
-            raise InputError(
-                f"the regular expression {pattern!r} finds no speaker in utterance {key!r}; change --speaker_regex, "
-                "or remove the utterance from the list"
-            )
-        return str(found[group])
-
-    return rule
+    return RegexRule(expression, GROUP if GROUP in expression.groupindex else 1)
 
 
 def speaker_by_tsv(path: Path) -> SpeakerRule:
@@ -83,7 +124,7 @@ def speaker_by_tsv(path: Path) -> SpeakerRule:
         InputError: the table is missing, a line has not two columns, or a key occurs twice.
     """
     text = read_text(path, "the table of speakers", "give a file with a line KEY<TAB>SPEAKER an utterance")
-    return _lookup(path, _read_table(path, text, "\t", "KEY<TAB>SPEAKER"))
+    return TableRule(path, "speaker_tsv", _read_table(path, text, "\t", "KEY<TAB>SPEAKER"))
 
 
 def speaker_by_utt2spk(path: Path) -> SpeakerRule:
@@ -93,7 +134,7 @@ def speaker_by_utt2spk(path: Path) -> SpeakerRule:
         InputError: the file is missing, a line has not two columns, or a key occurs twice.
     """
     text = read_text(path, "the speakers of a Kaldi folder", "give a file with a line KEY SPEAKER an utterance")
-    return _lookup(path, _read_table(path, text, None, "KEY SPEAKER"))
+    return TableRule(path, "utt2spk", _read_table(path, text, None, "KEY SPEAKER"))
 
 
 def _read_table(path: Path, text: str, separator: str | None, expected: str) -> dict[str, str]:
@@ -117,10 +158,40 @@ def _read_table(path: Path, text: str, separator: str | None, expected: str) -> 
     return speakers
 
 
-def _lookup(path: Path, speakers: dict[str, str]) -> SpeakerRule:
-    def rule(key: str) -> str:
-        if key not in speakers:
-            raise InputError(f"utterance {key!r} is not among the {len(speakers)} of {path}; {REMEDY}")
-        return speakers[key]
+def describe_rule(rule: SpeakerRule | None, kind: str) -> dict[str, Any]:
+    """What a dataset of the `kind` of source keeps of the rule: {"speaker_rule": JSON object}, or nothing.
 
-    return rule
+    Nothing is kept of the usual rule: None, and the second component where lists name the speakers (all but Kaldi folders).
+    """
+    if rule is None or (kind != "kaldi" and rule == ComponentRule(DEFAULT_COMPONENT)):
+        return {}
+    if isinstance(rule, ComponentRule | RegexRule | TableRule):
+        return {RULE_FIELD: rule.describe()}
+    return {RULE_FIELD: {"by": "function"}}
+
+
+def kept_rule(description: Any) -> SpeakerRule | None:
+    """The rule in a source's description; None where none is kept that names speakers of other utterances.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    kept = description.get(RULE_FIELD) if isinstance(description, dict) else None
+    if not isinstance(kept, dict):
+        return None
+    value = kept.get("value")
+    try:
+        if kept.get("by") == "component" and isinstance(value, int):
+            return speaker_by_component(value)
+        return speaker_by_regex(value) if kept.get("by") == "regex" and isinstance(value, str) else None
+    except UsageError as error:
+        raise InputError(f"the speaker rule in train.opts or the manifest is damaged: {error}") from None
+
+
+def kept_table(description: Any) -> str | None:
+    """What named the speakers where it can't name those of other utterances, for messages; None where a rule can."""
+    kept = description.get(RULE_FIELD) if isinstance(description, dict) else None
+    if not isinstance(kept, dict) or kept.get("by") in ("component", "regex"):
+        return None
+    by = kept.get("by")
+    return {"several": "several rules", "function": "a function"}.get(str(by), f"the table of --{by}")

@@ -21,6 +21,7 @@ from shards.errors import InputError
 from shards.files import expand_home, unreadable_feature_file, writer_name
 from shards.layout import FORMAT_VERSION, MANIFEST_NAME
 from shards.sources.fmatrix import FmatrixSource
+from shards.speakers import SpeakerRule, describe_rule
 from spkid_dist.maker import check_maker, maker_note
 
 POLL_SECONDS = 0.2
@@ -32,6 +33,7 @@ def cached_shards(
     source: FmatrixSource,
     speakers: list[str],
     *,
+    rule: SpeakerRule | None = None,
     cache_dir: Path,
     makes_it: bool,
     say: Callable[[str], None],
@@ -43,7 +45,8 @@ def cached_shards(
         InputError: a feature file is missing or damaged, the folder can't be written, or the process that shards has
             failed or is gone.
     """
-    folder = expand_home(cache_dir, "--cache_dir") / f"{list_path.name}-{_identity(utterances, source, speakers)}"
+    identity = _identity(utterances, source, speakers, rule)
+    folder = expand_home(cache_dir, "--cache_dir") / f"{list_path.name}-{identity}"
     if (folder / MANIFEST_NAME).exists():
         say(f"{list_path}: using the shards in {folder}")
     elif makes_it:
@@ -53,7 +56,7 @@ def cached_shards(
                 stack.enter_context(maker_note(folder))
             except InputError as error:
                 raise InputError(f"{error}; set --cache_dir to another folder") from None
-            _make(folder, utterances, source, speakers, progress)
+            _make(folder, utterances, source, speakers, rule, progress)
     while not (folder / MANIFEST_NAME).exists():
         check_maker(folder)
         time.sleep(POLL_SECONDS)
@@ -61,11 +64,16 @@ def cached_shards(
 
 
 def _make(
-    folder: Path, utterances: list[Utterance], source: FmatrixSource, speakers: list[str], progress: Progress
+    folder: Path,
+    utterances: list[Utterance],
+    source: FmatrixSource,
+    speakers: list[str],
+    rule: SpeakerRule | None,
+    progress: Progress,
 ) -> None:
     staging = folder.with_name(f".{folder.name}-{writer_name()}")
     try:
-        convert(make_plan(utterances, speakers, source, Layout()), source, staging, progress)
+        convert(make_plan(utterances, speakers, source, Layout(), rule=rule), source, staging, progress)
         staging.rename(folder)
     except OSError as error:
         if not (folder / MANIFEST_NAME).exists():  # else another host was faster
@@ -76,8 +84,10 @@ def _make(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _identity(utterances: list[Utterance], source: FmatrixSource, speakers: list[str]) -> str:
-    digest = xxhash.xxh3_64(repr((FORMAT_VERSION, source.describe(), str(source.db_path.resolve()), speakers)).encode())
+def _identity(utterances: list[Utterance], source: FmatrixSource, speakers: list[str], rule: SpeakerRule | None) -> str:
+    description = source.describe()
+    description |= describe_rule(rule, description["kind"])
+    digest = xxhash.xxh3_64(repr((FORMAT_VERSION, description, str(source.db_path.resolve()), speakers)).encode())
     for utterance in utterances:
         path = source.where(utterance)
         try:

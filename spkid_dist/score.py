@@ -20,7 +20,15 @@ from shards.holding import HOLD_NAME, FolderHold
 from shards.sources import Source
 from shards.sources.kaldi import UTT2SPK_NAME
 from shards.sources.registry import source_from_description
-from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_utt2spk
+from shards.speakers import (
+    DEFAULT_COMPONENT,
+    SPEAKER_FLAGS,
+    SpeakerRule,
+    kept_rule,
+    kept_table,
+    speaker_by_component,
+    speaker_by_utt2spk,
+)
 from shards.stores.store import StoreOptions
 from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import ScoreConfig
@@ -35,6 +43,7 @@ from spkid_dist.scoring.trials import DetCurve, TrialCounts, det_curve
 from spkid_dist.scoring.utterances import UNKNOWN, ListedFiles, ShardedUtterances, Utterances
 
 DEFAULT_LIST = Path("spk_rec.test")
+GIVE_RULE = f"give {SPEAKER_FLAGS}"
 LINE_SECONDS = 30  # between lines that say how far it is
 
 
@@ -85,6 +94,8 @@ def score(config: ScoreConfig) -> ScoreResult:
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
     model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
     utterances = open_utterances(config, model)
+    for line in _say_speakers(config, model, utterances):
+        log.line(line)
     with _results_held(config, log) if processes.is_main else contextlib.nullcontext():
         return _score(config, processes, log, model, utterances)
 
@@ -179,7 +190,7 @@ def open_utterances(config: ScoreConfig, model: TrainedModel) -> Utterances:
     """
     if config.te_shards is None:
         list_path = config.te_list_file or DEFAULT_LIST
-        listed = read_list(list_path, rule=_speaker_rule(config, model.options), speakers_known=False)
+        listed = read_list(list_path, rule=find_rule(config, model.options), speakers_known=False)
         return ListedFiles(listed, open_source(config, model.options), model)
     store = StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)
     wanted = None if config.te_list_file is None else read_list(config.te_list_file, speakers_known=False)
@@ -200,16 +211,45 @@ def open_source(config: ScoreConfig, options: dict[str, Any]) -> Source:
     return source_from_description(description | given, config.db_path)
 
 
-def _speaker_rule(config: ScoreConfig, options: dict[str, Any]) -> SpeakerRule:
-    """What names the true speakers: a flag, the utt2spk of a Kaldi folder, or the list line as in the training."""
-    rule = config.speaker_rule()
+def find_rule(config: ScoreConfig, options: dict[str, Any]) -> SpeakerRule:
+    """What names the true speakers: a flag; the rule of the training; the utt2spk of a Kaldi folder; or a component.
+
+    Where a table named the speakers of the training, the rule names none: other utterances need a table of their own.
+
+    Raises:
+        InputError: a table is missing or damaged, or the rule in `options` (of train.opts) is damaged.
+        UsageError: the flag's value can't be.
+    """
+    source = options.get("source")
+    rule = config.speaker_rule() or kept_rule(source)
     if rule is not None:
         return rule
     utt2spk = config.db_path / UTT2SPK_NAME
-    source = options.get("source")
     if isinstance(source, dict) and source.get("kind") == "kaldi" and utt2spk.exists():
         return speaker_by_utt2spk(utt2spk)
-    return speaker_by_component(options.get("speaker_component") or 2)
+    if kept_table(source) is not None:
+        return _names_nobody
+    return speaker_by_component(options.get("speaker_component") or DEFAULT_COMPONENT)
+
+
+def _say_speakers(config: ScoreConfig, model: TrainedModel, utterances: Utterances) -> list[str]:
+    """Lines on utterances whose true speaker is not known, or not the model's, and what to do about it."""
+    unknown = utterances.unknown
+    if not unknown.count:
+        return []
+    table = kept_table(model.options.get("source")) if config.te_shards is None and not unknown.name else None
+    what = f"{unknown.count} of {utterances.count} utterances are left out of the error rates: "
+    if table is not None:
+        return [f"{what}the speakers of the training were named by {table}, which names nobody here; {GIVE_RULE}"]
+    example = f"utterance {unknown.key!r}" if unknown.key else "one"
+    if not unknown.name:
+        return [f"{what}{example} names no speaker; {GIVE_RULE}"]
+    remedy = "" if config.te_shards is not None else f"; if that is no speaker, {GIVE_RULE}"
+    return [f"{what}the speaker of {example} would be {unknown.name!r}, whom the model does not know{remedy}"]
+
+
+def _names_nobody(key: str) -> str:
+    raise InputError(f"no rule names the speaker of utterance {key!r}; {GIVE_RULE}")
 
 
 def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLog) -> None:
@@ -220,7 +260,7 @@ def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLo
     for line in lines if config.verbose else ():
         log.line(line.rstrip())
     if result.rates is None:
-        log.line("no true speaker is known, so no error rate: the list's lines name no speaker of the model")
+        log.line("no true speaker is known, so there is no error rate")
     else:
         result.rates.say(result.speakers, log.line)
     if result.det is not None:

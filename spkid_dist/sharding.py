@@ -19,13 +19,20 @@ from shards.conversion.plan import Layout, Plan, make_plan
 from shards.conversion.tasks import TaskShare, parse_share
 from shards.corpus import Utterance, find_speakers, read_list, write_speakers
 from shards.dataset import ShardDataset
-from shards.errors import SpkidError
+from shards.errors import InputError, SpkidError
 from shards.listing import ListFile, Listing, MemoryListing
 from shards.manifest import Manifest
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.registry import source_from_description
-from shards.speakers import speaker_by_component, speaker_by_utt2spk
+from shards.speakers import (
+    SPEAKER_FLAGS,
+    SpeakerRule,
+    kept_rule,
+    kept_table,
+    speaker_by_component,
+    speaker_by_utt2spk,
+)
 from spkid_dist.config import MergeConfig, ShardConfig
 from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.slurm import run_array
@@ -72,8 +79,9 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
         dtype=config.dtype, seed=config.seed, block_frames=config.block_frames, shard_bytes=config.shard_bytes
     )
     source = open_source(config)
-    list_path, listing = open_listing(config, layout.seed)
     onto = ShardDataset(config.out) if config.append else None
+    rule = find_rule(config, onto)
+    list_path, listing = open_listing(config, rule, layout.seed)
     if onto is None:
         speakers = find_speakers(list_path, listing.examples, config.spk2idx)
     else:
@@ -82,7 +90,7 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
     if config.skip_bad:
         good = _without_bad(listing.select(range(num_listed)), source, config.workers, log)
         listing = MemoryListing(good, layout.seed)
-    plan = make_plan(listing, speakers, source, layout, onto)
+    plan = make_plan(listing, speakers, source, layout, onto, rule)
     if write_speakers(config.spk2idx, speakers):
         log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
     return plan, source, num_listed - plan.job.num_utterances
@@ -186,16 +194,33 @@ def open_source(config: ShardConfig) -> Source:
     )
 
 
-def open_listing(config: ShardConfig, seed: int) -> tuple[Path, Listing]:
+def find_rule(config: ShardConfig, onto: ShardDataset | None) -> SpeakerRule | None:
+    """The speaker rule that a flag asks for, or that of the dataset that is appended to; None for the source's usual one.
+
+    Raises:
+        InputError: a table is missing or damaged; or no flag is given, and the dataset's speakers were not named by a
+            rule that names others too.
+        UsageError: the flag's value can't be.
+    """
+    rule = config.speaker_rule()
+    if rule is not None or onto is None:
+        return rule
+    table = kept_table(onto.manifest.source)
+    if table is not None:
+        raise InputError(f"{onto.folder}: its speakers were named by {table}; say who speaks here: {SPEAKER_FLAGS}")
+    return kept_rule(onto.manifest.source)
+
+
+def open_listing(config: ShardConfig, rule: SpeakerRule | None, seed: int) -> tuple[Path, Listing]:
     """The utterances to shard, and where they are listed; a Kaldi folder lists its own, with their speakers.
+
+    Without a `rule`, utt2spk names the speakers of a Kaldi folder, and the second component those of other lists.
 
     A list that is a file is not read into memory; one that can be read only once, a pipe, is.
 
     Raises:
-        InputError: the list or the speakers' table is missing or damaged, or an utterance has no speaker.
-        UsageError: a speaker flag that can't be.
+        InputError: the list or utt2spk is missing or damaged, or an utterance has no speaker.
     """
-    rule = config.speaker_rule()
     if config.source == "kaldi":
         if config.list_file is None:
             return config.db_path / SCP_NAME, MemoryListing(read_kaldi_folder(config.db_path, rule), seed)

@@ -118,7 +118,7 @@ def test_npy_files_are_sharded_with_a_table_of_speakers(tmp_path: Path) -> None:
     dataset = shard_in(
         tmp_path, source="npy", db_path=tmp_path, list_file=tmp_path / "list", speaker_tsv=tmp_path / "table"
     )
-    assert dataset.manifest.source == {"kind": "npy", "ext": "npy"}
+    assert dataset.manifest.source == {"kind": "npy", "ext": "npy", "speaker_rule": {"by": "speaker_tsv"}}
     assert frames_of(tmp_path / "shards") == {"ada": 13, "bob": 13}
 
 
@@ -138,7 +138,7 @@ def test_new_kind_of_source_needs_one_line_in_the_registry(tmp_path: Path, monke
     FRAMES.tofile(tmp_path / "a.raw")
     (tmp_path / "list").write_text("a\n")
     dataset = shard_in(tmp_path, source="raw", db_path=tmp_path, list_file=tmp_path / "list", speaker_component=1)
-    assert dataset.manifest.source == {"kind": "raw"}
+    assert dataset.manifest.source == {"kind": "raw", "speaker_rule": {"by": "component", "value": 1}}
     assert frames_of(tmp_path / "shards") == {"a": 13}
 
 
@@ -205,7 +205,8 @@ def test_scoring_audio_computes_the_features_of_the_training(tmp_path: Path) -> 
         tmp_path, tmp_path, lists, speaker_regex="^(.+)-", ext="flac", features=features
     )
     assert saved["input_dim"] == 9
-    assert saved["source"] == {"kind": "audio", "ext": "flac", "features": features.describe()}
+    kept = {"by": "regex", "value": "^(.+)-"}
+    assert saved["source"] == {"kind": "audio", "ext": "flac", "features": features.describe(), "speaker_rule": kept}
     assert error_rate == 0
 
 

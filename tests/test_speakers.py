@@ -1,24 +1,40 @@
 """Speaker rules, and lists read with them."""
 
+import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_checks import error_of
 
 from shards import (
+    FmatrixSource,
     InputError,
+    Layout,
+    ShardDataset,
+    SpeakerRule,
     UsageError,
     Utterance,
+    convert,
+    make_plan,
     read_list,
     speaker_by_component,
     speaker_by_regex,
     speaker_by_tsv,
     speaker_by_utt2spk,
 )
-from spkid_dist.config import ScoreConfig, ShardConfig, SpeakerFlags
+from shards.sources.fmatrix import write_fmatrix
+from shards.speakers import describe_rule, kept_rule, kept_table
+from spkid_dist.config import IndexConfig, ScoreConfig, ShardConfig, SpeakerFlags, TrainConfig
+from spkid_dist.indexing import index
+from spkid_dist.score import score
+from spkid_dist.sharding import shard
+from spkid_dist.train import train
 
 
 def write(path: Path, text: str) -> Path:
@@ -35,7 +51,8 @@ def test_component_of_a_key_counts_from_1() -> None:
 def test_key_without_the_component_is_an_error(key: str) -> None:
     assert error_of(speaker_by_component(2), key) == (
         f"utterance {key!r} has no component 2 to name its speaker; expected a line such as "
-        "BLOCK00/SES000/SA000S01, or set --speaker_component"
+        "BLOCK00/SES000/SA000S01, or say what names the speakers: --speaker_component, --speaker_regex, --speaker_tsv or "
+        "--utt2spk"
     )
 
 
@@ -198,3 +215,140 @@ def test_any_bytes_as_a_table_give_a_rule_or_an_input_error(
             reader(path)
         except InputError as error:
             assert str(error).startswith(str(path))
+
+
+def test_the_usual_rule_leaves_a_description_as_it_was() -> None:
+    assert describe_rule(None, "fmatrix") == describe_rule(speaker_by_component(2), "npy") == {}
+    assert describe_rule(None, "kaldi") == {}  # its utt2spk
+    assert describe_rule(speaker_by_component(2), "kaldi") == {"speaker_rule": {"by": "component", "value": 2}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (speaker_by_component(1), {"by": "component", "value": 1}),
+        (speaker_by_regex("(?P<speaker>a)|(b)"), {"by": "regex", "value": "(?P<speaker>a)|(b)"}),
+    ],
+)
+def test_a_rule_is_kept_and_read_back(rule: SpeakerRule, kept: dict[str, Any]) -> None:
+    description = json.loads(json.dumps(describe_rule(rule, "fmatrix")))
+    assert description == {"speaker_rule": kept}
+    assert kept_rule(description) == rule
+    assert kept_table(description) is None
+
+
+def test_a_table_is_kept_as_that_there_was_one(tmp_path: Path) -> None:
+    table = write(tmp_path / "t", "a\tada\n")
+    for rule, by, said in (
+        (speaker_by_tsv(table), "speaker_tsv", "the table of --speaker_tsv"),
+        (speaker_by_utt2spk(table), "utt2spk", "the table of --utt2spk"),
+        (str.upper, "function", "a function"),
+    ):
+        description = describe_rule(rule, "fmatrix")
+        assert description == {"speaker_rule": {"by": by}}
+        assert kept_rule(description) is None
+        assert kept_table(description) == said
+
+
+@pytest.mark.parametrize("value", [0, "(", "(a)(b)"])
+def test_a_kept_rule_that_cannot_be_is_an_error(value: object) -> None:
+    by = "component" if value == 0 else "regex"
+    with pytest.raises(InputError, match=r"the speaker rule in train\.opts or the manifest is damaged: --speaker_"):
+        kept_rule({"speaker_rule": {"by": by, "value": value}})
+
+
+def small_corpus(folder: Path, keys: Sequence[str]) -> Path:
+    """Feature files of `keys`, and a list of them."""
+    for number, key in enumerate(keys):
+        path = folder / "mcp" / f"{key}.mcp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_fmatrix(path, np.full((6, 3), number, np.float32))
+    return write(folder / "list", "".join(f"{key}\n" for key in keys))
+
+
+def test_a_dataset_keeps_its_rule_in_manifest_and_tars(tmp_path: Path) -> None:
+    """And appended parts keep theirs; the manifest is rebuilt from the tars alone."""
+    listed = small_corpus(tmp_path, ["ada/1/x", "bob/1/x"])
+    source, speakers = FmatrixSource(tmp_path / "mcp"), ["ada", "bob"]
+    rule = speaker_by_component(1)
+    plan = make_plan(read_list(listed, rule=rule), speakers, source, Layout(), rule=rule)
+    manifest = convert(plan, source, tmp_path / "out")
+    assert manifest.source == {
+        "kind": "fmatrix",
+        "ext": "mcp",
+        "speaker_rule": {"by": "component", "value": 1},
+    }
+    before = (tmp_path / "out/manifest.json").read_bytes()
+    (tmp_path / "out/manifest.json").unlink()
+    index(IndexConfig(folder=tmp_path / "out"))
+    assert (tmp_path / "out/manifest.json").read_bytes() == before
+
+    more = read_list(small_corpus(tmp_path, ["x/ada/y"]))
+    onto = ShardDataset(tmp_path / "out")
+    manifest = convert(make_plan(more, speakers, source, Layout(), onto), source, tmp_path / "out")
+    assert kept_rule(manifest.source) is None  # two parts, two rules
+    assert kept_table(manifest.source) == "several rules"
+    assert kept_rule(manifest.jobs[0].source) == rule
+    assert kept_rule(manifest.jobs[1].source) is None
+
+
+@pytest.mark.parametrize("by", ["speaker_component", "speaker_regex", "speaker_tsv", "utt2spk", "feature files"])
+def test_scoring_finds_the_true_speakers_by_the_rule_of_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.chdir(tmp_path)
+    keys = [f"{name}/session{take}/u{take}" for name in ("ada", "bob") for take in range(3)]
+    listed = small_corpus(tmp_path, keys)
+    table = write(tmp_path / "table", "".join(f"{key}\t{key[:3]}\n" for key in keys))
+    flag = {"speaker_component": 1, "speaker_regex": "^([a-z]+)/", "speaker_tsv": table, "utt2spk": table}
+    flags = {by: flag[by]} if by in flag else {"speaker_component": 1}
+    shared: dict[str, Any] = {"db_path": tmp_path / "mcp", "spk2idx": tmp_path / "map.json"}
+    data: dict[str, Any]
+    if by in flag:
+        shard(ShardConfig(**shared, list_file=listed, out=str(tmp_path / "out"), **flags))
+        data = {"tr_shards": str(tmp_path / "out"), "va_shards": str(tmp_path / "out")}
+    else:
+        data = shared | flags | {"tr_list_file": listed, "va_list_file": listed, "cache_dir": tmp_path / "cache"}
+    train(TrainConfig(**data, in_frames=3, hsize=4, epoch=1, batch_size=8, save_path=tmp_path / "ckpt"))
+    given: dict[str, Any] = {
+        "db_path": tmp_path / "mcp",
+        "te_list_file": listed,
+        "weights_ckpt": tmp_path / "ckpt/bestval_e0_weights.ckpt",
+        "pictures": False,
+    }
+    capsys.readouterr()
+    result = score(ScoreConfig(**given))
+    printed = capsys.readouterr().out
+    if by in ("speaker_tsv", "utt2spk"):
+        assert result.true.tolist() == [-1] * 6
+        assert (
+            f"6 of 6 utterances are left out of the error rates: the speakers of the training were named by the table of "
+            f"--{by}, which names nobody here; give --speaker_component, --speaker_regex, --speaker_tsv or --utt2spk"
+        ) in printed
+        result = score(ScoreConfig(**given, **flags))
+    assert result.true.tolist() == [0, 0, 0, 1, 1, 1]
+    assert score(ScoreConfig(**given, speaker_component=2)).true.tolist() == [-1] * 6
+    assert (
+        "6 of 6 utterances are left out of the error rates: the speaker of utterance 'ada/session0/u0' would be "
+        "'session0', whom the model does not know; if that is no speaker, give --speaker_component, "
+    ) in capsys.readouterr().out
+
+
+def test_what_is_appended_has_its_speakers_named_as_the_dataset(tmp_path: Path) -> None:
+    """Or the flag must be given, where a table named them."""
+    shared: dict[str, Any] = {"db_path": tmp_path / "mcp", "spk2idx": tmp_path / "map.json"}
+    first = small_corpus(tmp_path, ["ada/1/x", "bob/1/x"])
+    table = write(tmp_path / "table", "ada/1/x\tada\nbob/1/x\tbob\neve/1/x\teve\n")
+    shard(ShardConfig(**shared, list_file=first, out=str(tmp_path / "rule"), speaker_component=1))
+    shard(ShardConfig(**shared, list_file=first, out=str(tmp_path / "table-out"), speaker_tsv=table))
+    (tmp_path / "map.json").unlink()
+    more = small_corpus(tmp_path, ["ada/2/x", "eve/1/x"])
+    manifest = shard(ShardConfig(**shared, list_file=more, out=str(tmp_path / "rule"), append=True))
+    assert manifest is not None
+    assert manifest.speakers == ["ada", "bob", "eve"]
+    assert kept_rule(manifest.source) == speaker_by_component(1)
+    with pytest.raises(
+        InputError, match=r"table-out: its speakers were named by the table of --speaker_tsv; say who speaks here: --sp"
+    ):
+        shard(ShardConfig(**shared, list_file=more, out=str(tmp_path / "table-out"), append=True))

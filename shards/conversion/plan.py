@@ -30,6 +30,7 @@ from shards.layout import DTYPES
 from shards.listing import Listing, MemoryListing
 from shards.manifest import Manifest, Origin, check_types
 from shards.sources import Source
+from shards.speakers import SpeakerRule, describe_rule
 
 SEGMENT_UTTERANCES = 2**20  # selected from the list at a time
 
@@ -188,6 +189,7 @@ def make_plan(
     source: Source,
     layout: Layout,
     onto: ShardDataset | None = None,
+    rule: SpeakerRule | None = None,
 ) -> Plan:
     """Plan the conversion of the utterances `listed`; a few of them are loaded to learn D and the mean size.
 
@@ -199,6 +201,7 @@ def make_plan(
         source: where the frames come from.
         layout: how they are stored.
         onto: the dataset to append to; None to make one.
+        rule: what named the speakers, which the dataset keeps; None for the source's usual rule.
 
     Raises:
         InputError: one of those few is missing or damaged, an utterance is listed twice, or in `onto` already; or D, the
@@ -207,7 +210,7 @@ def make_plan(
     listing = MemoryListing(listed, layout.seed) if isinstance(listed, Sequence) else listed
     if onto is not None:
         check_options(onto, source.describe(), layout.dtype)
-    plan = Plan(_make_job(listing, speakers, source, layout, onto), listing, onto)
+    plan = Plan(_make_job(listing, speakers, source, layout, onto, rule), listing, onto)
     total = listing.total.count
     if total <= SEGMENT_UTTERANCES:
         utterances = listing.select(range(total))
@@ -216,7 +219,16 @@ def make_plan(
     return plan
 
 
-def _make_job(listing: Listing, speakers: list[str], source: Source, layout: Layout, onto: ShardDataset | None) -> Job:
+def _make_job(
+    listing: Listing,
+    speakers: list[str],
+    source: Source,
+    layout: Layout,
+    onto: ShardDataset | None,
+    rule: SpeakerRule | None,
+) -> Job:
+    description = source.describe()
+    description |= describe_rule(rule, description["kind"])
     total = listing.total
     sample = listing.first
     loaded = [source.load(utterance) for utterance in sample]
@@ -228,14 +240,14 @@ def _make_job(listing: Listing, speakers: list[str], source: Source, layout: Lay
     mean_bytes = itemsize * num_features * sum(len(frames) for frames in loaded) / len(loaded)
     num_shards = math.ceil(max(1.0, total.count * mean_bytes / layout.shard_bytes))
     return Job(
-        identity=job_identity(source.describe(), layout, speakers, str(total)),
+        identity=job_identity(description, layout, speakers, str(total)),
         utterances=str(total),
         part=0 if onto is None else len(onto.manifest.jobs),
         first_shard=0 if onto is None else len(onto.manifest.shards),
         base="" if onto is None else onto.fingerprint,
         speakers=speakers,
         layout=layout,
-        source=source.describe(),
+        source=description,
         num_features=num_features,
         num_utterances=total.count,
         num_shards=min(num_shards, total.count),

@@ -21,7 +21,7 @@ class SpeakerFlags:
     """How an utterance's speaker is found; at most one of the flags is given."""
 
     speaker_component: int | None = None
-    """which component of a list line names the speaker, counted from 1; where no flag tells: 2, or as in the training"""
+    """which component of a list line names the speaker, from 1; not given: as in the dataset or training that is used, or 2"""
     speaker_regex: str | None = None
     """regular expression on a list line; its only group, or the one named `speaker`, is the speaker"""
     speaker_tsv: Path | None = None

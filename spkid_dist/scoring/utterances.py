@@ -37,10 +37,23 @@ class Group:
     true: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Unknown:
+    """How many utterances have no true speaker among the model's, and the `key` and the speaker's `name` of the first.
+
+    The key is "" where it is not known before blocks are read, the name where the utterance has no speaker.
+    """
+
+    count: int = 0
+    key: str = ""
+    name: str = ""
+
+
 class Utterances(Protocol):
-    """What can be scored: `count` utterances, of which every rank reads its share."""
+    """What can be scored: `count` utterances, of which every rank reads its share; of some the speaker is `unknown`."""
 
     count: int
+    unknown: Unknown
 
     def share_size(self, rank: int, world_size: int) -> int:
         """How many utterances are this rank's."""
@@ -58,6 +71,8 @@ class ListedFiles:
         self._num_features = model.num_features
         self._classes = {name: index for index, name in enumerate(model.speakers)}
         self.count = len(listed)
+        others = [utterance for utterance in listed if utterance.speaker not in self._classes]
+        self.unknown = Unknown(len(others), others[0].key, others[0].speaker) if others else Unknown()
 
     def share_size(self, rank: int, world_size: int) -> int:
         """How many utterances are this rank's."""
@@ -114,6 +129,7 @@ class ShardedUtterances:
         self._position: dict[str, int] | None = None
         if listed is None:
             self.count = self.data.manifest.num_utterances
+            labels = self.data.utterances["speaker"]
             self._blocks: NDArray[np.int64] = np.arange(len(self.data.blocks))
             self._per_block = np.asarray(self.data.blocks["utterances"], np.int64)
         else:
@@ -121,6 +137,8 @@ class ShardedUtterances:
             self._position = {utterance.key: position for position, utterance in enumerate(listed)}
             rows = _find_rows(self.data, listed, list_path)
             self._blocks, self._per_block = np.unique(self.data.utterances["block"][rows], return_counts=True)
+            labels = self.data.utterances["speaker"][rows]
+        self.unknown = self._find_unknown(labels)
 
     def share_size(self, rank: int, world_size: int) -> int:
         """How many utterances are this rank's."""
@@ -144,6 +162,13 @@ class ShardedUtterances:
         frames = arrays.frames[np.repeat(wanted, lengths)].astype(np.float32, copy=False)
         keys = [key for key, is_wanted in zip(keys, wanted, strict=True) if is_wanted]
         return Group(keys, frames, lengths[wanted], positions[wanted], self._class_of_label[labels[wanted]])
+
+    def _find_unknown(self, labels: NDArray[np.int32]) -> Unknown:
+        """What is not known of utterances with these labels; wrong ones of a damaged table are found with their block."""
+        names = self.data.manifest.speakers
+        counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
+        others = np.flatnonzero((self._class_of_label == UNKNOWN) & (counts > 0))
+        return Unknown(int(counts[others].sum()), name=names[others[0]]) if len(others) else Unknown()
 
     def _check_features(self, model: TrainedModel) -> None:
         manifest = self.data.manifest

@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object
 from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
 from shards.sources.fmatrix import FmatrixSource
+from shards.speakers import speaker_by_component
 from shards.stores.store import StoreOptions
 from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
@@ -163,6 +164,7 @@ def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) 
                 utterances,
                 source,
                 speakers,
+                rule=speaker_by_component(config.speaker_component),
                 cache_dir=config.cache_dir,
                 makes_it=accelerator.is_local_main_process,
                 say=log.line,
