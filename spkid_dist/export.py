@@ -1,7 +1,7 @@
 """The command `spkid export`: a trained model for programs that have nothing of ours.
 
 The folder holds the network in the formats asked for, and `model.json`, which says all that a caller needs: how frames become
-the network's inputs, and its outputs a speaker. It appears whole, or not at all.
+the network's inputs, and its outputs a speaker (`spkid_dist.modeljson`). The folder appears whole, or not at all.
 """
 
 import io
@@ -20,12 +20,11 @@ from shards.files import make_folder, write_atomic, write_json, writer_name
 from shards.sources.extras import import_extra
 from spkid_dist.config import ExportConfig
 from spkid_dist.console import RunLog
+from spkid_dist.modeljson import INPUT, OUTPUT, describe_export, normalization
 from spkid_dist.scoring.trained import TrainedModel, load_trained
 
 MODEL_JSON = "model.json"
-FORMAT_VERSION = 1
 ONNX_OPSET = 18  # what torch's exporter makes without converting; onnxruntime has it since 1.14
-INPUT, OUTPUT = "windows", "log_probs"
 EXAMPLE_WINDOWS = 2  # the exporters take a size of 1 for a constant
 
 
@@ -47,7 +46,8 @@ def export(config: ExportConfig) -> Path:
             file_name, write = WRITERS[name]
             write_atomic(staging / file_name, write(model))
             files[name] = file_name
-        write_json(staging / MODEL_JSON, describe_export(model, files, config.weights_ckpt))
+        opset = ONNX_OPSET if "onnx" in files else None
+        write_json(staging / MODEL_JSON, describe_export(model, files, config.weights_ckpt.name, opset))
         staging.replace(config.out)
     except OSError as error:
         raise InputError(f"{config.out}: can't be written: {error.strerror}; choose another --out") from error
@@ -57,49 +57,12 @@ def export(config: ExportConfig) -> Path:
     return config.out / MODEL_JSON
 
 
-def describe_export(model: TrainedModel, files: dict[str, str], weights_ckpt: Path) -> dict[str, Any]:
-    """The contents of model.json: C, D, edge rule, features, speakers in class order, and how an utterance is scored."""
-    source = model.options.get("source")
-    return {
-        "format": "spkid-model",
-        "format_version": FORMAT_VERSION,
-        "files": files,
-        "input": {
-            "name": INPUT,
-            "shape": ["B", model.in_frames * model.num_features],
-            "dtype": "float32",
-            "layout": "a row is in_frames consecutive frames, oldest first, num_features values each",
-        },
-        "output": {
-            "name": OUTPUT,
-            "shape": ["B", len(model.speakers)],
-            "dtype": "float32",
-            "meaning": "natural logarithms of the speakers' probabilities given the window, in the order of speakers",
-        },
-        "in_frames": model.in_frames,
-        "num_features": model.num_features,
-        "normalisation": "inside the network, where there is any: give frames as the features are computed",
-        "edge": model.edge,
-        "edges": {
-            "valid": "windows that fit: T - in_frames + 1; of an utterance with fewer than in_frames frames as with edge",
-            "zero": "a window centred on each frame, (in_frames - 1) // 2 frames before it; zero frames beyond the ends",
-            "edge": "as zero, but the first and the last frame repeated beyond the ends",
-        },
-        "decision": "the speaker whose output's sum over the utterance's windows, in float64, is largest",
-        "source": source if isinstance(source, dict) else {"kind": "fmatrix"},
-        "speakers": model.speakers,
-        "hsize": model.options["hsize"],
-        "trained_on": model.options.get("tr_fingerprint"),
-        "weights": weights_ckpt.name,
-        "onnx_opset": ONNX_OPSET if "onnx" in files else None,
-    }
-
-
 def _safetensors(model: TrainedModel) -> bytes:
     from safetensors.torch import save
 
     state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
     metadata = {"format": "pt", "in_frames": str(model.in_frames), "speakers": json.dumps(model.speakers)}
+    metadata |= {"edge": model.edge, "normalize": normalization(model)}
     return bytes(save(state, metadata))
 
 

@@ -76,6 +76,24 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
         raise UsageError(f"--features.{name} {value}: expected {low} to {high}")
 
 
+def kaldi_options(options: FeatureOptions) -> dict[str, Any]:
+    """The options as Kaldi names them, those of frames and of mel bins in objects of their own; JSON values."""
+    frames = {
+        "samp_freq": options.sample_rate,
+        "frame_shift_ms": options.shift_ms,
+        "frame_length_ms": options.window_ms,
+        "dither": 0.0,
+        "preemph_coeff": PREEMPHASIS,
+        "remove_dc_offset": True,
+        "window_type": "povey",
+        "round_to_power_of_two": True,
+        "snip_edges": True,
+    }
+    bins = {"num_bins": options.num_bins, "low_freq": LOW_FREQUENCY, "high_freq": 0.0}
+    cepstra = {} if options.kind == "fbank" else {"num_ceps": options.num_ceps, "cepstral_lifter": LIFTER}
+    return {"frame_opts": frames, "mel_opts": bins, "use_energy": False} | cepstra
+
+
 def make_extractor(options: FeatureOptions) -> Any:
     """A new feature extractor, for one utterance.
 
@@ -84,25 +102,13 @@ def make_extractor(options: FeatureOptions) -> Any:
             window's spectrum has lines for.
     """
     fbank = import_extra("kaldi_native_fbank", "audio")
-    frame_options = fbank.FrameExtractionOptions(
-        samp_freq=options.sample_rate,
-        frame_shift_ms=options.shift_ms,
-        frame_length_ms=options.window_ms,
-        dither=0.0,
-        preemph_coeff=PREEMPHASIS,
-        remove_dc_offset=True,
-        window_type="povey",
-        round_to_power_of_two=True,
-        snip_edges=True,
-    )
-    mel_options = fbank.MelBanksOptions(num_bins=options.num_bins, low_freq=LOW_FREQUENCY, high_freq=0.0)
-    shared = {"frame_opts": frame_options, "mel_opts": mel_options, "use_energy": False}
+    given = kaldi_options(options)
+    given["frame_opts"] = fbank.FrameExtractionOptions(**given["frame_opts"])
+    given["mel_opts"] = fbank.MelBanksOptions(**given["mel_opts"])
     try:
         if options.kind == "fbank":
-            return fbank.OnlineFbank(fbank.FbankOptions(**shared))
-        return fbank.OnlineMfcc(
-            fbank.MfccOptions(num_ceps=options.num_ceps, cepstral_lifter=LIFTER, **shared),
-        )
+            return fbank.OnlineFbank(fbank.FbankOptions(**given))
+        return fbank.OnlineMfcc(fbank.MfccOptions(**given))
     except (TypeError, ValueError) as error:
         raise UsageError(
             f"--features.num_bins {options.num_bins} with --features.window_ms {options.window_ms} at "
