@@ -70,6 +70,7 @@ def dataset_facts(dataset: ShardDataset, frame_shift_ms: float, frame_shift_from
     lengths = dataset.utterances["frames"]
     return {
         "speakers": len(manifest.speakers),
+        "empty_speakers": int((frames_per_speaker(dataset) == 0).sum()),
         "utterances": manifest.num_utterances,
         "frames": manifest.num_frames,
         "hours": round(manifest.num_frames * frame_shift_ms / 3_600_000, 3),

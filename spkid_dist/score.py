@@ -19,6 +19,7 @@ from shards.files import write_atomic, write_json
 from shards.holding import HOLD_NAME, FolderHold
 from shards.sources import Source
 from shards.sources.kaldi import UTT2SPK_NAME
+from shards.sources.kaldidir import say_unused
 from shards.sources.registry import source_from_description
 from shards.speakers import (
     DEFAULT_COMPONENT,
@@ -94,6 +95,8 @@ def score(config: ScoreConfig) -> ScoreResult:
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
     model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
     utterances = open_utterances(config, model)
+    for line in say_unused(config.db_path) if reads_kaldi(config, model) else ():
+        log.line(line)
     for line in _say_speakers(config, model, utterances):
         log.line(line)
     with _results_held(config, log) if processes.is_main else contextlib.nullcontext():
@@ -209,6 +212,12 @@ def open_source(config: ScoreConfig, options: dict[str, Any]) -> Source:
         raise InputError(f"{config.train_cfg}: source is {description!r}, expected a JSON object; train again")
     given = {} if config.ext is None else {"ext": config.ext}
     return source_from_description(description | given, config.db_path)
+
+
+def reads_kaldi(config: ScoreConfig, model: TrainedModel) -> bool:
+    """Whether the utterances are read from a Kaldi folder."""
+    source = model.options.get("source")
+    return config.te_shards is None and isinstance(source, dict) and source.get("kind") == "kaldi"
 
 
 def find_rule(config: ScoreConfig, options: dict[str, Any]) -> SpeakerRule:

@@ -24,6 +24,7 @@ from shards.listing import ListFile, Listing, MemoryListing
 from shards.manifest import Manifest
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
+from shards.sources.kaldidir import say_unused
 from shards.sources.registry import source_from_description
 from shards.speakers import (
     SPEAKER_FLAGS,
@@ -36,6 +37,7 @@ from shards.speakers import (
 from spkid_dist.config import MergeConfig, ShardConfig
 from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.slurm import run_array
+from spkid_dist.speakerlines import say_list_speakers
 
 DEFAULT_LIST = Path("cfg/all.train")
 
@@ -87,6 +89,10 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
     else:
         speakers = extended_speakers(onto, list_path, listing.examples, config.spk2idx)
     num_listed = listing.total.count
+    for line in say_unused(config.db_path) if config.source == "kaldi" else ():
+        log.line(line)
+    for line in say_list_speakers(str(list_path), [one.speaker for one in listing.examples], num_listed, speakers):
+        log.line(line)
     if config.skip_bad:
         good = _without_bad(listing.select(range(num_listed)), source, config.workers, log)
         listing = MemoryListing(good, layout.seed)

@@ -204,3 +204,51 @@ def test_any_bytes_as_feats_scp_give_entries_or_an_input_error(
         assert read_scp(path)
     except InputError as error:
         assert str(error).startswith(str(path))
+
+
+def test_utt2num_frames_is_compared_with_the_frames_that_are_read(tmp_path: Path) -> None:
+    frames = kaldi_folder(tmp_path)
+    path = tmp_path / "utt2num_frames"
+    counts = {key: len(value) for key, value in frames.items()}
+    path.write_text("".join(f"{key} {count}\n" for key, count in counts.items()))
+    source = KaldiSource.open(tmp_path)
+    for key in frames:
+        source.load(utterance(key))
+    path.write_text("spk0-utt0 8\n")
+    source = KaldiSource.open(tmp_path)
+    source.load(utterance("spk1-utt1"))  # it may name fewer
+    assert error_of(source.load, utterance("spk0-utt0")) == (
+        f"{tmp_path}/feats.ark:10: 9 frames of utterance 'spk0-utt0', but {path} says 8; the archive and the folder are not of "
+        "the same run: compute the features again, or remove that file"
+    )
+
+
+def test_utt2num_frames_counts_the_rows_of_a_range(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    scp = tmp_path / "feats.scp"
+    scp.write_text(scp.read_text().splitlines()[0] + "[2:5]\n")
+    (tmp_path / "utt2num_frames").write_text("spk0-utt0 4\n")
+    assert len(KaldiSource.open(tmp_path).load(utterance("spk0-utt0"))) == 4
+
+
+@pytest.mark.parametrize("line", ["a", "a b", "a -1", "a 1 2", "a \u00b2", "a 1.5"])
+def test_utt2num_frames_that_is_damaged_is_an_error(tmp_path: Path, line: str) -> None:
+    kaldi_folder(tmp_path)
+    path = tmp_path / "utt2num_frames"
+    path.write_text(f"b 1\n{line}\n")
+    assert error_of(KaldiSource.open, tmp_path) == (
+        f"{path}:2: {line!r}; expected KEY FRAMES: correct the line, or remove the file"
+    )
+    path.write_text("b 1\nb 1\n")
+    assert "b' occurs a second time" in error_of(KaldiSource.open, tmp_path)
+
+
+def test_a_folder_with_a_wav_scp_alone_is_told_what_to_do(tmp_path: Path) -> None:
+    assert error_of(KaldiSource.open, tmp_path / "none").endswith(
+        "there is no such folder; give a Kaldi data folder (--db_path), which holds feats.scp"
+    )
+    (tmp_path / "wav.scp").write_text("a a.wav\n")
+    assert error_of(KaldiSource.open, tmp_path).endswith(
+        "this folder has a wav.scp, which names audio and no features: compute them (make_fbank.sh, make_mfcc.sh), or give the "
+        "folder of the audio files with --source audio"
+    )

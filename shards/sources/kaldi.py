@@ -10,7 +10,7 @@ import os
 import re
 import struct
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from shards.errors import InputError
 from shards.files import read_text
 from shards.sources.extras import import_extra
 from shards.sources.float32 import to_float32
+from shards.sources.kaldidir import check_num_frames, explain_missing_scp, read_num_frames
 from shards.speakers import SpeakerRule, speaker_by_utt2spk
 
 SCP_NAME = "feats.scp"
@@ -46,17 +47,18 @@ class KaldiSource:
 
     folder: Path
     entries: dict[str, ArkEntry]
+    num_frames: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> "KaldiSource":
-        """Read the folder's feats.scp.
+        """Read the folder's feats.scp, and its utt2num_frames where there is one.
 
         Raises:
-            InputError: as `read_scp`.
+            InputError: as `read_scp` and `read_num_frames`.
             UsageError: kaldiio is not installed.
         """
         import_extra("kaldiio", "kaldi")
-        return cls(folder, read_scp(folder / SCP_NAME))
+        return cls(folder, read_scp(folder / SCP_NAME), read_num_frames(folder))
 
     @classmethod
     def from_description(cls, _description: dict[str, Any], db_path: Path) -> "KaldiSource":
@@ -77,9 +79,14 @@ class KaldiSource:
 
         Raises:
             InputError: feats.scp lacks the utterance; the archive is missing or truncated, or has no matrix there; a
-                value is beyond float32.
+                value is beyond float32; utt2num_frames says another number of frames.
         """
-        entry, where = self._entry(utterance), self.where(utterance)
+        frames = self._read(self._entry(utterance), self.where(utterance))
+        expected = self.num_frames.get(utterance.key, len(frames))
+        check_num_frames(self.folder, utterance.key, len(frames), expected, self.where(utterance))
+        return frames
+
+    def _read(self, entry: ArkEntry, where: str) -> NDArray[np.float32]:
         frames = parse_matrix(_read_matrix(entry, where), where)
         if entry.rows is None:
             return frames
@@ -118,7 +125,7 @@ def read_scp(path: Path) -> dict[str, ArkEntry]:
     Raises:
         InputError: the file is missing or empty, a line is not of that form, names a command, or a key occurs twice.
     """
-    text = read_text(path, "the list of Kaldi features", f"give a Kaldi data folder, which holds {SCP_NAME}")
+    text = read_text(path, "the list of Kaldi features", explain_missing_scp(path.parent))
     entries: dict[str, ArkEntry] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

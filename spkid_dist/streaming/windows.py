@@ -17,6 +17,7 @@ from spkid_dist.streaming.selection import Selection
 
 EdgeRule = Literal["zero", "edge", "valid"]
 EDGE_CODES = {"zero": kernels.ZERO, "edge": kernels.EDGE, "valid": kernels.VALID}
+UTTERANCES_AT_A_TIME = 2**20
 BLOCKS_AT_A_TIME = 2**16  # that are counted: half a megabyte of counts
 
 
@@ -47,6 +48,7 @@ class DatasetWindows:
         shards = dataset.manifest.shards
         self._first_block = starts_of(np.array([shard.blocks for shard in shards]))
         self._blocks, self._in_frames, self._edge = dataset.blocks, in_frames, EDGE_CODES[edge]
+        self._speakers, self._num_speakers = dataset.utterances["speaker"], len(dataset.manifest.speakers)
         lengths = self._lengths = dataset.utterances["frames"]  # read where it is mapped
         if selection.is_everything:
             self._repeats = np.broadcast_to(np.int32(1), len(lengths))  # one number, however many utterances
@@ -80,6 +82,22 @@ class DatasetWindows:
         """How often each utterance of a block is taken: (U,)."""
         first, end = self._utterances_before(range(block, block + 1))
         return self._repeats[first:end]
+
+    def by_speaker(self) -> tuple[NDArray[np.int64], int]:
+        """Utterances of each speaker that are taken and have a window (num_spks,), and how many are not taken at all.
+
+        One pass over the utterance table.
+        """
+        counts, left_out = np.zeros(self._num_speakers, np.int64), 0
+        needed = self._in_frames if self._edge == kernels.VALID else 1
+        for first in range(0, len(self._lengths), UTTERANCES_AT_A_TIME):
+            rows = slice(first, first + UTTERANCES_AT_A_TIME)
+            taken = self._repeats[rows] > 0
+            left_out += int((~taken).sum())
+            speakers = self._speakers[rows][taken & (self._lengths[rows] >= needed)]
+            known = speakers[(speakers >= 0) & (speakers < len(counts))]  # a damaged table is found with its block
+            counts += np.bincount(known, minlength=len(counts))
+        return counts, left_out
 
     def _count_shards(self) -> None:
         """Set `per_shard` and `num_short` by the utterance table."""

@@ -24,6 +24,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.launched import check_this_process, is_on_cpus
 from spkid_dist.model import describe_model
 from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
+from spkid_dist.speakerlines import say_training_speakers
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.report import options_of
@@ -212,6 +213,8 @@ def log_start(
         short = f", {counts.num_short} utterances are shorter than a window" if counts.num_short else ""
         manifest = data.data.manifest
         log.line(f"{name}: {manifest.num_utterances} utterances, {counts.total} windows{short}, {len(data)} batches")
+    for line in say_training_speakers(tr_data, va_data) if accelerator.is_main_process else ():
+        log.line(line)
     for name, formula, number in describe_model(model):
         log.line(f"{name:>10}: {formula} = {number} parameters")
     total = sum(parameter.numel() for parameter in model.parameters())
