@@ -2,6 +2,7 @@
 # make test   set up .venv, then what CI runs: ruff, mypy, pytest
 # make test-long  the tests that draw random moments, with many of them
 # make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
+# make test-frameworks  Lightning, the Trainer of transformers and ignite over the stream; installs them
 # make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
 # make bench  the benchmarks: against other systems, and each stage against this machine's limits
 # make bench-peers  streaming by other systems, installed into .venv-peers (benchmarks/peers/README.md)
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long test-cluster fuzz bench bench-peers recipes lint format clean
+.PHONY: demo test test-long test-cluster test-frameworks fuzz bench bench-peers recipes lint format clean
 
 demo: $(STAMP)
 	$(BIN)/spkid demo
@@ -28,6 +29,10 @@ test-long: $(STAMP)
 test-cluster: $(STAMP)
 	-$(BIN)/python tests/cluster/two_nodes.py install
 	$(BIN)/python -m pytest --cluster tests/cluster
+
+test-frameworks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/frameworks.txt
+	$(BIN)/python -m pytest tests/test_frameworks.py
 
 FUZZ_SECONDS ?= 60
 
