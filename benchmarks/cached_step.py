@@ -21,12 +21,12 @@ from spkid_dist.bench.corpus import Corpus
 from spkid_dist.bench.stream import open_stream
 from spkid_dist.bench.train import cached_batch, steps_case, training_steps
 from spkid_dist.bench.workbench import Workbench
-from spkid_dist.config import TrainConfig
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.training.startup import make_accelerator
+from spkid_dist.training.accelerator import make_accelerator
 from spkid_dist.training.step import stream_dtype
 
 WARM_UP = 20
+TIMEOUT_MINUTES = 10.0
 
 
 def main() -> None:
@@ -37,18 +37,19 @@ def main() -> None:
     parser.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="as that of spkid train")
     options = parser.parse_args()
     keep_freed_memory()  # as trainings do
-    bench = Workbench(
-        config=BenchConfig(what="train", shards=options.shards, mixed_precision=options.mixed_precision),
-        corpus=Corpus(shards=options.shards, files=None, work=Path(tempfile.gettempdir()), facts={}),
-        accelerator=make_accelerator(TrainConfig(mixed_precision=options.mixed_precision)),
-        threads=torch.get_num_threads(),
-    )
-    data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(options.mixed_precision, "none"))
-    steps, numbered = training_steps(bench, data), itertools.repeat((cached_batch(data), 0))
-    steps_case(bench, steps, numbered, WARM_UP)()
-    began = time.perf_counter()
-    windows = steps_case(bench, steps, numbered, options.batches)()
-    print(json.dumps({"windows": windows, "seconds": time.perf_counter() - began}))
+    with make_accelerator(precision=options.mixed_precision, timeout_minutes=TIMEOUT_MINUTES) as accelerator:
+        bench = Workbench(
+            config=BenchConfig(what="train", shards=options.shards, mixed_precision=options.mixed_precision),
+            corpus=Corpus(shards=options.shards, files=None, work=Path(tempfile.gettempdir()), facts={}),
+            accelerator=accelerator,
+            threads=torch.get_num_threads(),
+        )
+        data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(options.mixed_precision, "none"))
+        steps, numbered = training_steps(bench, data), itertools.repeat((cached_batch(data), 0))
+        steps_case(bench, steps, numbered, WARM_UP)()
+        began = time.perf_counter()
+        windows = steps_case(bench, steps, numbered, options.batches)()
+        print(json.dumps({"windows": windows, "seconds": time.perf_counter() - began}))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class UsageError(SpkidError):
 
 
 class Stopped(SpkidError):  # noqa: N818 - it is no error
-    """A job was told to stop, and has: what it saved can be continued."""
+    """A job was told to stop, and has: what it saved can be continued. `is_said`: its log has the message already."""
 
     exit_code = EXIT_STOPPED
+    is_said = False

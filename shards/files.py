@@ -146,8 +146,12 @@ def write_new(path: Path, data: bytes) -> bool:
 
 
 def json_bytes(value: Any) -> bytes:
-    """`value` as indented JSON, as `plain_json` has it; equal values give equal bytes."""
-    return (json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """`value` as indented JSON, as `plain_json` has it; equal values give equal bytes.
+
+    Text is UTF-8, but for what is none: of a path that is not UTF-8 each such byte is an escape, as Python reads it back.
+    """
+    text = json.dumps(plain_json(value), indent=2, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode(errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

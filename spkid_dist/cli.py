@@ -1,103 +1,96 @@
-"""The command line: ``spkid COMMAND [flags]``.
+"""The entry of the command line: ``spkid COMMAND [flags]``.
 
-Each command is a dataclass of `spkid_dist.config` (those of `bench` and `simulate`: of their packages) and a function that is
-imported when it runs: sharding loads no torch.
-Exit codes: 0 done, 1 failed, 2 used wrongly, 75 stopped when told to and to be continued, 130 interrupted.
+Signals are caught before anything else is imported, as that takes seconds; the commands are in `spkid_dist.commands`.
+
+Exit codes: 0 done, 1 failed, 2 used wrongly, 75 stopped when told to and to be continued, 130 interrupted by Ctrl-C; 143 and
+129 where SIGTERM and SIGHUP ended a command that has nothing to continue.
 """
 
+import contextlib
+import errno
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-import tyro
+from spkid_dist.interruption import ENDING, Interrupted, catch_signals, end_quietly
 
-from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped
-from spkid_dist import config as configs
-from spkid_dist.bench.config import BenchConfig
-from spkid_dist.simulation.config import SimulateConfig
-
-EXIT_INTERRUPTED = 130
-
-# command: (its options, the module and the function that run it)
-COMMANDS: dict[str, tuple[type[Any], str, str]] = {
-    "shard": (configs.ShardConfig, "spkid_dist.sharding", "shard"),
-    "verify": (configs.VerifyConfig, "spkid_dist.verifying", "verify"),
-    "index": (configs.IndexConfig, "spkid_dist.indexing", "index"),
-    "merge": (configs.MergeConfig, "spkid_dist.sharding", "merge"),
-    "info": (configs.InfoConfig, "spkid_dist.info", "info"),
-    "train": (configs.TrainConfig, "spkid_dist.train", "train"),
-    "score": (configs.ScoreConfig, "spkid_dist.score", "score"),
-    "export": (configs.ExportConfig, "spkid_dist.export", "export"),
-    "results": (configs.ResultsConfig, "spkid_dist.results", "results"),
-    "doctor": (configs.DoctorConfig, "spkid_dist.doctor", "doctor"),
-    "bench": (BenchConfig, "spkid_dist.bench.command", "bench"),
-    "simulate": (SimulateConfig, "spkid_dist.simulation.command", "simulate"),
-    "demo": (configs.DemoConfig, "spkid_dist.demo", "demo"),
-}
-STYLE = (tyro.conf.FlagCreatePairsOff,)
+TRAINING = "train"
+EXIT_STOPPED = 75  # as shards.errors has it, which is not imported yet where this is needed
+# A training that is told to stop before it has begun can be started again, so its launcher should requeue it.
+STOPPING = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1), EXIT_STOPPED)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """The entry of the console command ``spkid``."""
-    config = _parse(lambda: _parse_any(sys.argv[1:]))
-    command = next(name for name, (options, _, _) in COMMANDS.items() if isinstance(config, options))
-    _run(command, config)
+
+    def run() -> int:
+        from spkid_dist.commands import run_arguments
+
+        return run_arguments(sys.argv[1:])
+
+    _leave_with(run, sys.argv[1:2] == [TRAINING])
 
 
-def run_command(command: str) -> None:
+def run_command(command: str) -> NoReturn:
     """Run one command with the process's arguments as its flags."""
-    options = COMMANDS[command][0]
-    prog = f"spkid {command}"
-    _run(command, _parse(lambda: tyro.cli(options, prog=prog, config=STYLE, use_underscores=True)))
+
+    def run() -> int:
+        from spkid_dist.commands import run_flags
+
+        return run_flags(command)
+
+    _leave_with(run, command == TRAINING)
 
 
-def _parse_any(arguments: Sequence[str]) -> Any:
-    commands: dict[str, Callable[..., Any]] = {name: options for name, (options, _, _) in COMMANDS.items()}
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="spkid",
-        description="Speaker identification trained at memory speed.",
-        args=arguments,
-        config=STYLE,
-        use_underscores=True,
-    )
-
-
-def _parse(parse: Callable[[], Any]) -> Any:
+def _leave_with(run: Callable[[], int], is_training: bool) -> NoReturn:
+    """End the process with the exit code that `run` returns, or with that of the signal that interrupts it."""
+    exit_codes = ENDING | STOPPING if is_training else ENDING
     try:
-        return parse()
-    except SpkidError as error:
-        _fail(error)
-    except BrokenPipeError:  # of --help
-        _leave_unread()
+        catch_signals(exit_codes)
+        _print_anything()
+        exit_code = run()
+        end_quietly(exit_code)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        exit_code = exit_codes[number]
+        _say_interrupted(number, exit_code)
+        end_quietly(exit_code)
+    sys.exit(exit_code)
 
 
-def _run(command: str, config: Any) -> None:
-    _, module, function = COMMANDS[command]
-    try:
-        getattr(import_module(module), function)(config)
-    except SpkidError as error:
-        _fail(error)
-    except BrokenPipeError:
-        _leave_unread()
-    except OSError as error:
-        _fail(InputError(str(error)))
-    except KeyboardInterrupt:
-        print("spkid: interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_DONE)
+def _say_interrupted(number: signal.Signals, exit_code: int) -> None:
+    text = "interrupted" if number == signal.SIGINT else f"stopped by {number.name}"
+    if exit_code == EXIT_STOPPED:
+        text += " before the training began"
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"spkid: {text}", file=sys.stderr, flush=True)
 
 
-def _leave_unread() -> NoReturn:
-    """Whoever read our output has left; what is still to be flushed goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(EXIT_FAILED)
+class _Terminal(io.FileIO):
+    """A terminal that may be closed at any time: what is written from then on goes nowhere, and the work goes on."""
+
+    def write(self, data: Any, /) -> int:
+        """Write what the terminal takes."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return memoryview(data).nbytes
 
 
-def _fail(error: SpkidError) -> NoReturn:
-    said_by_another = error.everywhere and os.environ.get("RANK", "0") != "0"
-    if not (said_by_another or isinstance(error, Stopped)):  # who stops has said so in its log
-        print(f"spkid: error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+def _print_anything() -> None:
+    """Escape what the output's encoding lacks, such as a speaker's name or a path that is not UTF-8."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if stream.isatty():
+            raw = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True))
+        else:
+            stream.reconfigure(errors="backslashreplace")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ class LogFile:
         gap = f"({self._missing} lines are missing here: this file could not grow)\n" if self._missing else ""
         size = os.fstat(self._file.fileno()).st_size
         try:
-            self._write(f"{gap}{text}\n".encode(errors="surrogateescape"))
+            self._write(f"{gap}{text}\n".encode(errors="backslashreplace"))
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.truncate(self._file.fileno(), size)
@@ -58,6 +59,15 @@ class LogFile:
         """Close the file."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _print_whole(text: str) -> None:
+    """Print a line; what the terminal's encoding does not have is escaped."""
+    try:
+        print(text, flush=True)  # a live bar redirects it; the console's own print would turn tabs into spaces
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding or "ascii"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 class RunLog:
@@ -95,7 +105,7 @@ class RunLog:
         if not self.shown:
             return
         try:
-            print(text, flush=True)  # a live bar redirects it; the console's own print would turn tabs into spaces
+            _print_whole(text)
         except BrokenPipeError:
             raise
         except OSError as error:

@@ -8,9 +8,15 @@ Start it as the training will be started:
     accelerate launch --config_file ... -m spkid_dist.doctor --shards data/train
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds in which a signal may arrive
+    from spkid_dist.cli import run_command
+
+    run_command("doctor")
+
 import json
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -23,10 +29,10 @@ from rich.table import Table
 
 from shards.errors import InputError, SpkidError
 from shards.files import plain_json
-from spkid_dist.config import DoctorConfig, TrainConfig
+from spkid_dist.config import DoctorConfig
 from spkid_dist.cpus import torch_threads
 from spkid_dist.ranks import explain_lost_ranks
-from spkid_dist.training.startup import make_accelerator
+from spkid_dist.training.accelerator import make_accelerator
 from spkid_dist.vitals import Vitals, look_at_this_process
 
 ROUNDS = 7
@@ -45,19 +51,18 @@ def doctor(config: DoctorConfig) -> None:
     Raises:
         UnhealthyError: something is wrong with it.
     """
-    try:
-        accelerator = make_accelerator(TrainConfig(timeout_minutes=config.timeout_minutes))
-    except SpkidError as error:
-        _report([], [str(error)], {})
-        raise UnhealthyError(str(error)) from None
-    try:
+    with ExitStack() as stack:
+        try:
+            accelerator = stack.enter_context(make_accelerator(precision=None, timeout_minutes=config.timeout_minutes))
+        except SpkidError as error:
+            _report([], [str(error)], {})
+            raise UnhealthyError(str(error)) from None
         with explain_lost_ranks(accelerator, config.timeout_minutes):
             everyone: list[Vitals] = gather_object([look_at_this_process(config, accelerator)])
             between = _between_ranks(accelerator)
-    finally:
-        accelerator.end_training()
+        is_main = accelerator.is_main_process
     problems = find_problems(everyone, between["clock_seconds"])
-    if accelerator.is_main_process:
+    if is_main:
         _report(everyone, problems, between)
     if problems:
         unhealthy = UnhealthyError(
@@ -163,11 +168,7 @@ def _table(everyone: list[Vitals], clock_seconds: list[float]) -> Table:
 
 
 def main() -> None:
-    """The entry of ``python -m spkid_dist.doctor`` and ``accelerate launch -m spkid_dist.doctor``."""
+    """Run `spkid doctor` with the process's arguments as its flags."""
     from spkid_dist.cli import run_command
 
     run_command("doctor")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,6 @@ The classic network, and the default, is three hidden ReLU layers. Its options a
 Shapes: B windows, C frames a window, D features a frame, H units of a hidden layer.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from torch import nn
 from shards.errors import InputError, UsageError
 from spkid_dist.batchnorm import GlobalBatchNorm
 from spkid_dist.config.training import MOST_LAYERS, Activation
+from spkid_dist.memory import free_memory, is_out_of_memory
 from spkid_dist.streaming.normalization import Normalization
 from spkid_dist.training.weights import name_in
 
@@ -155,13 +155,13 @@ def set_full_batch(model: nn.Sequential, num_windows: int) -> None:
 
 
 def _check_memory(network: NetworkOptions) -> None:
-    """Raise UsageError where the weights alone are more than the machine's memory."""
+    """Raise UsageError where the weights alone are more than this process may take."""
     needed = network.num_parameters * BYTES_A_PARAMETER
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = free_memory()
     if needed > memory:
         raise UsageError(
             f"--hsize {network.hsize}, --num_layers {network.num_layers}: a network of {network.num_parameters:,} "
-            f"parameters takes {needed / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB; give a smaller --hsize"
+            f"parameters takes {needed / 1e9:,.1f} GB, and this process may take {memory / 1e9:,.1f} GB; give a smaller --hsize"
         )
 
 
@@ -193,7 +193,10 @@ def load_weights(model: nn.Sequential, path: Path, train_cfg: Path, training: st
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: can't read these weights: {error.strerror}; check --weights_ckpt") from None
-    except Exception as error:  # noqa: BLE001 - torch raises whatever the damaged bytes lead it to
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # torch raises whatever the damaged bytes lead it to
         raise InputError(
             f"{path}: not a weights file of torch, or a damaged one ({type(error).__name__}); "
             "give a *_weights.ckpt of a training"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UsageError
 from spkid_dist.launched import check_world_size, is_on_cpus, is_told_to_use_cpus
+from spkid_dist.launchsettings import check_devices, check_settings
 
 Item = TypeVar("Item")
 
@@ -26,10 +27,14 @@ class Processes:
     """This process's place among those of the launch: `rank` of `world_size`, and its `device`, as accelerate decides.
 
     Raises:
-        UsageError: the launcher meant several processes, but this one is alone, or their group has ended.
+        UsageError: the launcher meant several processes, but this one is alone, or their group has ended; a setting of
+            accelerate that can't be followed; more processes than GPUs.
     """
 
     def __init__(self, command: str) -> None:
+        check_settings(os.environ)
+        if not is_on_cpus():
+            check_devices(os.environ, torch.accelerator.device_count())
         was_made = torch.distributed.is_initialized()
         state = PartialState(cpu=is_told_to_use_cpus(), timeout=LONGEST_WAIT)
         if state.num_processes > 1 and not torch.distributed.is_initialized():

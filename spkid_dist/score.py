@@ -4,6 +4,11 @@ An utterance's speaker is the argmax of the sum of its windows' log-probabilitie
 and the shares are joined once, at the end; rank 0 writes.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds in which a signal may arrive
+    from spkid_dist.cli import run_command
+
+    run_command("score")
+
 import contextlib
 import time
 from dataclasses import dataclass
@@ -35,6 +40,8 @@ from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import ScoreConfig
 from spkid_dist.console import Bar, RunLog
 from spkid_dist.cpus import torch_threads
+from spkid_dist.memory import explain_memory
+from spkid_dist.process_state import process_as_found
 from spkid_dist.processes import Processes
 from spkid_dist.scoring.confusion import ErrorRates, error_rates
 from spkid_dist.scoring.pictures import PICTURES, draw_pictures
@@ -89,7 +96,12 @@ def score(config: ScoreConfig) -> ScoreResult:
         UsageError: an option that can't be on this machine.
     """
     keep_freed_memory()
-    processes = Processes("score")
+    remedy = "give a smaller --batch_size, or fewer --workers"
+    with process_as_found(), explain_memory(lambda: remedy):
+        return _open_and_score(config, Processes("score"))
+
+
+def _open_and_score(config: ScoreConfig, processes: Processes) -> ScoreResult:
     log = RunLog(shown=processes.is_main)
     if config.mixed_precision == "fp16" and processes.device.type == "cpu":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
@@ -265,7 +277,7 @@ def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLo
     """Write results, figures and pictures, and say the figures."""
     lines = [f"{key}\t{result.speakers[found]}\n" for key, found in zip(result.keys, result.found, strict=True)]
     remove_earlier(config.log_file)
-    write_atomic(config.log_file, "".join(lines).encode())
+    write_atomic(config.log_file, "".join(lines).encode(errors="backslashreplace"))
     for line in lines if config.verbose else ():
         log.line(line.rstrip())
     if result.rates is None:
@@ -335,11 +347,7 @@ def _facts(config: ScoreConfig, result: ScoreResult, world_size: int) -> dict[st
 
 
 def main() -> None:
-    """The entry of ``python -m spkid_dist.score`` and ``accelerate launch -m spkid_dist.score``."""
+    """Run `spkid score` with the process's arguments as its flags."""
     from spkid_dist.cli import run_command
 
     run_command("score")
-
-
-if __name__ == "__main__":
-    main()

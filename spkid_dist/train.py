@@ -8,14 +8,20 @@ shares' sizes: W ranks learn what one learns.
 Shapes: B windows of a rank's share, C*D inputs.
 """
 
+if __name__ == "__main__":  # before the imports, which take seconds in which a signal may arrive
+    from spkid_dist.cli import run_command
+
+    run_command("train")
+
 import math
+import signal
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from shards.errors import SpkidError, Stopped
@@ -24,13 +30,17 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.model import model_from_options, set_full_batch, set_moments
+from spkid_dist.interruption import Interrupted
+from spkid_dist.memory import explain_memory
+from spkid_dist.model import model_from_options, network_options, set_full_batch, set_moments
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
 from spkid_dist.streaming.ledger import LedgerError
+from spkid_dist.training.accelerator import make_accelerator
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.training.engine import choose_engine, make_engine, prepare
 from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.folder import TrainingFolder
+from spkid_dist.training.footprint import footprint
 from spkid_dist.training.identity import ID_NAME, training_id
 from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.learning import Schedule, compile_model, make_optimizer
@@ -39,7 +49,7 @@ from spkid_dist.training.profiling import StepProfile
 from spkid_dist.training.report import Summary, TrainStatistics, options_of, weights_name
 from spkid_dist.training.resume import go_on
 from spkid_dist.training.run import Run
-from spkid_dist.training.startup import check_ranks_alike, log_start, make_accelerator, open_data, open_save_path
+from spkid_dist.training.startup import check_ranks_alike, log_start, open_data, open_save_path
 from spkid_dist.training.state import Stateful, TrainingState, join_ledgers
 from spkid_dist.training.step import StepParts
 from spkid_dist.training.tally import Tally
@@ -74,36 +84,41 @@ def train(config: TrainConfig) -> TrainResult:
         Stopped: the training was told to stop, and can be continued.
     """
     keep_freed_memory()
-    with StopRequest() as request:
-        accelerator = make_accelerator(config)
-        log = RunLog(shown=accelerator.is_main_process)
-        try:
-            with (
-                explain_lost_ranks(accelerator, config.timeout_minutes),
-                open_save_path(config, accelerator, log) as folder,
-            ):
-                config = replace(config, mixed_precision=accelerator.mixed_precision)
-                result = _train(config, folder, accelerator, log, request)
-        except SpkidError as error:
-            if isinstance(error, Stopped):
-                log.line(str(error))
-            if error.everywhere:
-                error.__traceback__ = error.__cause__ = error.__context__ = None  # they would keep the model alive
-                _leave(accelerator, log)
+    precision = None if config.mixed_precision == "launcher" else config.mixed_precision
+    try:
+        with (
+            StopRequest() as request,
+            make_accelerator(
+                precision=precision,
+                timeout_minutes=config.timeout_minutes,
+                tracker=config.log_with,
+                folder=config.save_path,
+            ) as accelerator,
+            explain_lost_ranks(accelerator, config.timeout_minutes),
+            explain_memory(lambda: "give a smaller --shuffle_windows or --batch_size"),
+        ):
+            return _train_logged(replace(config, mixed_precision=accelerator.mixed_precision), accelerator, request)
+    except Interrupted as error:
+        if error.number == signal.SIGINT:
             raise
-        else:
-            _leave(accelerator, log)
-        finally:
-            log.close()
-    return result
+        raise Stopped(f"stopped by {error.number.name} before the training began") from None
 
 
-def _leave(accelerator: Accelerator, log: RunLog) -> None:
-    finish_tracking(accelerator, log.line)
-    accelerator.end_training()
-    # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
-    accelerator.free_memory()
-    AcceleratorState._reset_state()  # the next training of this process may have another precision
+def _train_logged(config: TrainConfig, accelerator: Accelerator, request: StopRequest) -> TrainResult:
+    log = RunLog(shown=accelerator.is_main_process)
+    try:
+        with open_save_path(config, accelerator, log) as folder:
+            return _train(config, folder, accelerator, log, request)
+    except SpkidError as error:
+        if isinstance(error, Stopped):
+            log.line(str(error))
+            error.is_said = True
+        if error.everywhere:
+            error.__traceback__ = error.__cause__ = error.__context__ = None  # they would keep the model alive
+        raise
+    finally:
+        finish_tracking(accelerator, log.line)
+        log.close()
 
 
 def _train(
@@ -113,7 +128,24 @@ def _train(
     tr_data, va_data = open_data(config, accelerator, log)
     identity = {"training set": tr_data.data.fingerprint, "validation set": va_data.data.fingerprint}
     check_ranks_alike(config, identity)
+    options = network_options(options_of(config) | _decided_by_data(tr_data))
+    pools = tr_data.memory_bound + va_data.memory_bound
+    needed = footprint(config, options, pools=pools, world_size=accelerator.num_processes)
+    needed.check(accelerator.device)
+    with closing(tr_data), closing(va_data), explain_memory(lambda: needed.remedy):
+        return _train_on(config, folder, accelerator, log, request, tr_data, va_data, identity)
 
+
+def _train_on(
+    config: TrainConfig,
+    folder: TrainingFolder,
+    accelerator: Accelerator,
+    log: RunLog,
+    request: StopRequest,
+    tr_data: WindowDataset,
+    va_data: WindowDataset,
+    identity: dict[str, str],
+) -> TrainResult:
     manifest = tr_data.data.manifest
     engine = choose_engine(config, accelerator)
     network = model_from_options(options_of(config) | _decided_by_data(tr_data))
@@ -170,6 +202,7 @@ def _train(
         accelerator=accelerator,
         log=log,
         model=model,
+        network=network,
         engine=make_engine(engine, parts),
         schedule=schedule,
         tr_data=tr_data,
@@ -194,8 +227,6 @@ def _train(
     with run.profile:
         while not run.is_finished:
             _go_through_epoch(run)
-    tr_data.close()
-    va_data.close()
     return _result(run)
 
 
@@ -304,11 +335,7 @@ def _result(run: Run) -> TrainResult:
 
 
 def main() -> None:
-    """The entry of ``python -m spkid_dist.train`` and ``accelerate launch -m spkid_dist.train``."""
+    """Run `spkid train` with the process's arguments as its flags."""
     from spkid_dist.cli import run_command
 
     run_command("train")
-
-
-if __name__ == "__main__":
-    main()

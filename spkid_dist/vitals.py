@@ -14,16 +14,12 @@ from shards.dataset import ShardDataset
 from shards.errors import InputError
 from spkid_dist.config import DoctorConfig
 from spkid_dist.cpus import available_cpus
+from spkid_dist.memory import free_memory
 from spkid_dist.versions import installed_version
 
 PACKAGES = ("spkid-dist", "torch", "accelerate", "numpy")
 LOW_MEMORY_BYTES = 1_000_000_000
 LOW_DISK_BYTES = 1_000_000_000
-# The memory that a container or a batch system grants: (limit, used), of the second version of cgroups and of the first.
-CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +80,6 @@ def look_at_this_process(config: DoctorConfig, accelerator: Accelerator) -> Vita
         problems=problems,
         notes=notes,
     )
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process may still take, of the machine or of what it was granted."""
-    free = int(psutil.virtual_memory().available)
-    for limit_path, used_path in CGROUP_FILES:
-        try:
-            limit, used = (Path(path).read_text(encoding="ascii").strip() for path in (limit_path, used_path))
-        except OSError:
-            continue
-        if limit.isdigit():
-            free = min(free, max(0, int(limit) - int(used)))
-    return free
 
 
 def _existing(path: Path) -> Path:

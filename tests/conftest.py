@@ -1,8 +1,9 @@
 """Corpora that tests share, and the command line in their process."""
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from shards import FmatrixSource, Layout, ShardDataset, Utterance, convert, find
 from shards.files import write_json
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist import cli
+from spkid_dist.process_state import SIGNALS
 from spkid_dist.synthetic import SyntheticCorpus
 
 # Tests run side by side: threads of torch that wait for one another would wait for those of other tests. Trainings in this
@@ -149,3 +151,12 @@ def spkid(
         return code, printed, error
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers_stay() -> Iterator[None]:
+    """Put back the handlers that a command run in this process has set."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

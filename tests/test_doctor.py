@@ -13,7 +13,8 @@ from training import command, environment
 
 from spkid_dist.config import DoctorConfig
 from spkid_dist.doctor import find_problems
-from spkid_dist.vitals import Vitals, free_memory
+from spkid_dist.memory import free_memory
+from spkid_dist.vitals import Vitals
 
 CONFIG = Path(__file__).parents[1] / "launch/accelerate/cpus.yaml"
 
@@ -120,7 +121,7 @@ def test_two_ranks_on_one_device_are_wrong():
 
 
 def test_what_a_container_grants_is_the_memory(monkeypatch, tmp_path):
-    from spkid_dist import vitals as module
+    from spkid_dist import memory as module
 
     files = []
     for name, value in (("max", "5000000"), ("current", "2000000")):

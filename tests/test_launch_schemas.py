@@ -13,7 +13,7 @@ import tyro
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from spkid_dist.cli import COMMANDS, STYLE
+from spkid_dist.commands import COMMANDS, STYLE
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 KUBERNETES = "1.35"

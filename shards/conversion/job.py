@@ -9,11 +9,13 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -177,11 +179,28 @@ def _executor_failures_explained() -> Iterator[None]:
         ) from error
 
 
+class _Worker(SpawnProcess):
+    """A worker that leaves signals of the terminal, which all its processes get, to the parent that ends it."""
+
+    def start(self) -> None:
+        """Start it with these signals blocked, from before its first import on."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _WorkerContext(SpawnContext):
+    """Starts `_Worker`. Spawned, as a forked copy of a process that has threads (the progress bar's) may hang."""
+
+    Process = _Worker
+
+
 @contextmanager
 def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes that end with this one, however it ends; one that is killed is an InputError."""
-    # spawn: a forked copy of a process that has threads (the progress bar's) may hang
-    context = multiprocessing.get_context("spawn")
+    context = _WorkerContext()
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
@@ -192,6 +211,10 @@ def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
             # The pool ends its workers, but not one that was just being started, and would wait for that one for ever.
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
+        raise
+    except KeyboardInterrupt:  # a shard in hand may take minutes; the next run makes it anew
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from shards.errors import InputError, SpkidError
@@ -40,11 +39,10 @@ from spkid_dist.bench.stream import measure_stream
 from spkid_dist.bench.timetable import Timetable, expected_seconds
 from spkid_dist.bench.train import measure_train, pilot
 from spkid_dist.bench.workbench import Workbench
-from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.cpus import available_cpus, torch_threads
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
-from spkid_dist.training.startup import make_accelerator
+from spkid_dist.training.accelerator import make_accelerator
 
 TIMEOUT_MINUTES = 600.0  # the other ranks wait while one shards the corpus
 REPORT_FILES = ("report.md", "report.json", "report.png")
@@ -90,10 +88,8 @@ def open_workbench(config: BenchConfig) -> Iterator[tuple[Workbench, RunLog]]:
         UsageError: an option that can't be.
     """
     keep_freed_memory()  # as trainings do
-    training = TrainConfig(mixed_precision=config.mixed_precision, timeout_minutes=TIMEOUT_MINUTES)
-    accelerator = make_accelerator(training)
-    log = RunLog(shown=accelerator.is_main_process)
-    try:
+    with make_accelerator(precision=config.mixed_precision, timeout_minutes=TIMEOUT_MINUTES) as accelerator:
+        log = RunLog(shown=accelerator.is_main_process)
         with (
             stopped_by_signals(),
             explain_lost_ranks(accelerator, TIMEOUT_MINUTES),
@@ -106,10 +102,6 @@ def open_workbench(config: BenchConfig) -> Iterator[tuple[Workbench, RunLog]]:
                 Workbench(config=config, corpus=corpus, accelerator=accelerator, threads=threads, workers=workers),
                 log,
             )
-    finally:
-        accelerator.end_training()
-        accelerator.free_memory()
-        AcceleratorState._reset_state()  # what this process does next may be of another precision
 
 
 @contextmanager

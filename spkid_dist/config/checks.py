@@ -1,8 +1,81 @@
-"""What several commands check of their values."""
+"""What all commands check of their values."""
 
+import dataclasses
 import math
+import numbers
+import os
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from shards.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all commands' options: each value has its field's type, whoever made the object.
+
+    A path may be given as text, and text that names a folder or URL as a Path; a list may stand for a tuple, and numbers of
+    NumPy for Python's.
+    """
+
+    def __post_init__(self) -> None:
+        """Bring the values to their types.
+
+        Raises:
+            UsageError: one is of another type, or none of its choices.
+        """
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            try:
+                converted = _convert(value, hints[field.name])
+            except TypeError as error:
+                raise UsageError(f"--{field.name} {value!r}: expected {error}") from None
+            if converted is not value:
+                object.__setattr__(self, field.name, converted)
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """`value` as a value of the type `hint`. Raises TypeError, which says what was expected."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_optional(value, get_args(hint))
+    if origin is Literal:
+        return _expect(value if value in get_args(hint) else None, f"one of {', '.join(map(str, get_args(hint)))}")
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else None
+        return tuple(_convert(item, get_args(hint)[0]) for item in _expect(items, "a list of values"))
+    if hint is bool:
+        return _expect(value if isinstance(value, bool) else None, "True or False")
+    if hint is int:
+        is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return _expect(int(value) if is_whole else None, "a whole number")
+    if hint is float:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        return _expect(None if not is_number else value if isinstance(value, int) else float(value), "a number")
+    if hint in (Path, str):
+        return _expect(_convert_text(value, hint), "a path" if hint is Path else "text")
+    return value  # options within options check themselves
+
+
+def _convert_optional(value: Any, choices: tuple[Any, ...]) -> Any:
+    if value is None and type(None) in choices:
+        return None
+    (hint,) = (choice for choice in choices if choice is not type(None))
+    return _convert(value, hint)
+
+
+def _convert_text(value: Any, kind: type[Path] | type[str]) -> Path | str | None:
+    if isinstance(value, kind):
+        return value
+    return kind(value) if isinstance(value, str | os.PathLike) else None
+
+
+def _expect(converted: Any, expected: str) -> Any:
+    if converted is None:
+        raise TypeError(expected)
+    return converted
 
 
 def at_least(minimum: float, **values: float) -> None:

@@ -8,7 +8,7 @@ import tyro
 
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
-from spkid_dist.config.checks import at_least
+from spkid_dist.config.checks import Options, at_least
 from spkid_dist.config.sharding import SpeakerFlags
 
 EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")
@@ -71,7 +71,7 @@ class ScoreConfig(SpeakerFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(Options):
     """Export a trained model for other programs: its weights or graph, and a model.json of all that a caller needs."""
 
     weights_ckpt: Path
@@ -87,6 +87,7 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         """Check the formats' names; raises UsageError."""
+        super().__post_init__()
         unknown = [name for name in self.formats if name not in EXPORT_FORMATS]
         if unknown:
             raise UsageError(

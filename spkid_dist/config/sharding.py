@@ -12,12 +12,12 @@ from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
-from spkid_dist.config.checks import at_least
+from spkid_dist.config.checks import Options, at_least
 from spkid_dist.cpus import available_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeakerFlags:
+class SpeakerFlags(Options):
     """How an utterance's speaker is found; at most one of the flags is given."""
 
     speaker_component: int | None = None
@@ -31,6 +31,7 @@ class SpeakerFlags:
 
     def __post_init__(self) -> None:
         """Check that the flags don't contradict each other; raises UsageError."""
+        super().__post_init__()
         given = [f"--{name}" for name in SpeakerFlags.__annotations__ if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)}: each names the speakers another way; give one of them")
@@ -52,7 +53,7 @@ class SpeakerFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlurmFlags:
+class SlurmFlags(Options):
     """How the tasks of --slurm_array are submitted."""
 
     cluster: Literal["slurm", "local"] = "slurm"
@@ -70,6 +71,7 @@ class SlurmFlags:
 
     def __post_init__(self) -> None:
         """Check the values; raises UsageError."""
+        super().__post_init__()
         at_least(1, **{"slurm.timeout_min": self.timeout_min})
         if self.mem_gb is not None and not 0 < self.mem_gb < float("inf"):
             raise UsageError(f"--slurm.mem_gb {self.mem_gb}: expected more than 0")
@@ -152,7 +154,7 @@ class ShardConfig(SpeakerFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeConfig:
+class MergeConfig(Options):
     """Join the shards that `spkid shard --task` made into a dataset."""
 
     folder: Annotated[str, tyro.conf.Positional]
@@ -160,7 +162,7 @@ class MergeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoConfig:
+class InfoConfig(Options):
     """Print what is in a dataset."""
 
     folder: Annotated[str, tyro.conf.Positional]
@@ -174,12 +176,13 @@ class InfoConfig:
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
         if self.frame_shift_ms is not None and not 0 < self.frame_shift_ms < math.inf:
             raise UsageError(f"--frame_shift_ms {self.frame_shift_ms}: expected a finite number, more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(Options):
     """Compare every byte of a dataset with what was written, and name what is damaged."""
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -191,11 +194,12 @@ class VerifyConfig:
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
         at_least(1, workers=self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig:
+class IndexConfig(Options):
     """Rebuild a dataset's manifest and tables from its shards."""
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -205,4 +209,5 @@ class IndexConfig:
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
         at_least(1, workers=self.workers)

@@ -10,7 +10,7 @@ import tyro
 
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
-from spkid_dist.config.checks import at_least, from_zero_below
+from spkid_dist.config.checks import Options, at_least, from_zero_below
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.streaming.normalization import Normalization
 from spkid_dist.streaming.windows import EdgeRule, check_context
@@ -30,7 +30,7 @@ def default_cache_dir() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Options):
     """Train the context-window MLP; the same as `accelerate launch -m spkid_dist.train`."""
 
     db_path: Path = Path("mcp")
@@ -147,6 +147,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
         check_context(self.in_frames, self.edge)
         at_least(1, batch_size=self.batch_size, hsize=self.hsize, patience=self.patience, epoch=self.epoch)
         at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, shuffle_windows=self.shuffle_windows)
@@ -190,7 +191,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResultsConfig:
+class ResultsConfig(Options):
     """Make one table of the trainings below a folder, from the best validation loss on."""
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -198,7 +199,7 @@ class ResultsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorConfig:
+class DoctorConfig(Options):
     """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
 
     shards: str | None = None
@@ -210,12 +211,13 @@ class DoctorConfig:
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
         if not 0 < self.timeout_minutes <= 10_000:
             raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Options):
     """Make a small synthetic corpus, then shard it, train on it and score it."""
 
     out: Path = Path("demo")

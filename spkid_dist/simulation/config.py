@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shards.errors import UsageError
+from spkid_dist.config.checks import Options
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.streaming.windows import EdgeRule, check_context
 
@@ -13,7 +14,7 @@ WHOLE_FLAGS = ("nodes", "gpus", "batch_size", "hsize", "num_layers", "num_stream
 
 
 @dataclass(frozen=True, kw_only=True)
-class RateFlags:
+class RateFlags(Options):
     """Rates of one process, in place of those that are measured or that the device's preset has."""
 
     step_overhead_us: float | None = None
@@ -94,6 +95,7 @@ class SimulateConfig(RateFlags):
 
     def __post_init__(self) -> None:
         """Check the values; raises UsageError."""
+        super().__post_init__()
         for name in WHOLE_FLAGS:
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name} {getattr(self, name)}: expected 1 or more")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from shards.errors import UsageError
+from shards.errors import InputError, UsageError
 from shards.files import write_json
 from shards.holding import FolderHold
 from spkid_dist.config import TrainConfig
@@ -62,6 +62,10 @@ class TrainingFolder:
         self._check_unused()
         self._log.open_file(self.path / LOG_NAME)
         stop_file = self.path / STOP_NAME
+        if stop_file.is_dir():
+            raise InputError(
+                f"{stop_file}: is a folder, but a file of this name is how a training is told to stop; rename the folder"
+            )
         if stop_file.exists():
             stop_file.unlink()
             self._log.line(f"{stop_file}: left from an earlier training, removed")

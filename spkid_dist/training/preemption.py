@@ -1,9 +1,9 @@
 """How a training is told to stop, and how its ranks agree on it at the same step.
 
-SIGTERM or SIGUSR1 to any of the processes, or a file STOP in `save_path`. Until `hold`, while nothing is trained yet that
-could be lost, a signal ends the process at once; from then on it is noted. The ranks meet in one small all-reduce about
-once a second (`Lookout`), not in each step, which may take less time than that; which steps these are follows from what
-was reduced, so it is the same on all ranks.
+SIGTERM, SIGHUP or SIGUSR1 to any of the processes, or a file STOP in `save_path`. A signal that the process ignored before,
+as SIGHUP under `nohup`, stays ignored. Until `hold`, while nothing is trained yet that could be lost, a signal ends the
+process at once; from then on it is noted. The ranks meet in one small all-reduce about once a second (`Lookout`), not in each
+step, which may take less time than that; which steps these are follows from what was reduced, so it is the same on all ranks.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from shards.errors import Stopped
+from spkid_dist.interruption import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOP_NAME = "STOP"
 SECONDS_BETWEEN = 1.0
 MOST_STEPS_BETWEEN = 64  # should steps suddenly take longer
@@ -35,10 +35,12 @@ class StopRequest:
         self._noted = [False] * len(SIGNALS)
         self._stop_file: Path | None = None
         self._before: dict[int, Any] = {}
+        self._has_raised = False
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python has handlers nowhere else
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            wanted = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup's SIGHUP
+            self._before = {number: signal.signal(number, self._handle) for number in wanted}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -47,17 +49,21 @@ class StopRequest:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._noted[SIGNALS.index(signal.Signals(number))] = True
-        if self._stop_file is None:
-            raise Stopped(f"stopped by {signal.Signals(number).name} before the training began")
+        if self._stop_file is None and not self._has_raised:
+            self._has_raised = True
+            raise Interrupted(number)
 
     def hold(self, stop_file: Path) -> None:
-        """From now on note signals, and look at `stop_file` too."""
+        """From now on note signals, and look at `stop_file` too. Raises Interrupted where one was received before."""
         self._stop_file = stop_file
+        for number, noted in zip(SIGNALS, self._noted, strict=True):
+            if noted:  # a library has caught what was raised then
+                raise Interrupted(number)
 
     def flags(self, look_at_file: bool) -> list[float]:
         """1 for each of SIGNALS that was received, and for the stop file if it exists and is to be looked at."""
         assert self._stop_file is not None
-        exists = look_at_file and self._stop_file.exists()
+        exists = look_at_file and self._stop_file.exists() and not self._stop_file.is_dir()
         return [*map(float, self._noted), float(exists)]
 
     def remove_file(self) -> None:

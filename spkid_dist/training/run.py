@@ -21,7 +21,9 @@ from spkid_dist.training.watch import Watch
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training and all that it consists of; `model` as the engine needs it.
+    """A training and all that it consists of.
+
+    `network` is what is evaluated and saved; `model` is what the engine trains: it, or a wrapper around it.
 
     `first_step` is the step of the whole training, from 0, that this process began with.
     """
@@ -31,6 +33,7 @@ class Run:
     accelerator: Accelerator
     log: RunLog
     model: torch.nn.Module
+    network: torch.nn.Module
     engine: Engine
     schedule: Schedule
     tr_data: WindowDataset

@@ -2,15 +2,13 @@
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import gather_object
 
 from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
@@ -21,66 +19,16 @@ from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.launched import check_this_process, is_on_cpus
+from spkid_dist.launchsettings import settings_without_effect
 from spkid_dist.model import describe_model
-from spkid_dist.ranks import LostRanksError, by_main, first_words, is_of_collective, raise_everywhere
+from spkid_dist.ranks import by_main, raise_everywhere
 from spkid_dist.speakerlines import say_training_speakers
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.report import options_of
 from spkid_dist.training.step import stream_dtype
-from spkid_dist.training.tracking import check_tracker
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """The process's Accelerator.
-
-    Raises:
-        LostRanksError: the processes can't reach each other.
-        UsageError: the launcher meant several processes, but this one is alone; fp16 on a CPU; --log_with needs a library.
-    """
-    check_tracker(config.log_with)
-    precision = None if config.mixed_precision == "launcher" else config.mixed_precision
-    on_cpu = is_on_cpus()
-    if on_cpu and (precision or os.environ.get("ACCELERATE_MIXED_PRECISION")) == "fp16":
-        raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
-    accelerator = _meet(precision, config)
-    if accelerator.gradient_accumulation_steps != 1:
-        raise UsageError(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}: each batch is a step "
-            "here; leave it 1 and set --accumulation"
-        )
-    check_this_process(accelerator.num_processes, on_cpu)
-    return accelerator
-
-
-def _meet(precision: str | None, config: TrainConfig) -> Accelerator:
-    """Join the other processes of the job, if there are any. Raises LostRanksError where they can't be reached."""
-    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout_minutes))
-    try:
-        return Accelerator(
-            mixed_precision=precision,
-            kwargs_handlers=[timeout],
-            log_with=config.log_with,
-            project_dir=config.save_path,  # where a tracker's files go
-        )
-    except RuntimeError as error:
-        if not is_of_collective(error):
-            raise
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        remedy = (
-            "after a restart they do so only by the rendezvous c10d with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1; see "
-            "launch/accelerate/nodes_elastic.yaml"
-            if restarted
-            else "are all of them started, and are the ports open between the machines?"
-        )
-        raise LostRanksError(
-            f"rank {os.environ.get('RANK')} on {socket.gethostname()}: the processes did not meet at {where} within "
-            f"--timeout_minutes {config.timeout_minutes:g} ({first_words(error)}); {remedy}"
-        ) from None
 
 
 @contextlib.contextmanager
@@ -208,6 +156,8 @@ def log_start(
     engine: str,
 ) -> None:
     """Say what is trained on what, and on which device."""
+    for line in settings_without_effect(os.environ):
+        log.line(line)
     for data, name in ((tr_data, "training"), (va_data, "validation")):
         counts = data.windows
         short = f", {counts.num_short} utterances are shorter than a window" if counts.num_short else ""

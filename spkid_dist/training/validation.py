@@ -26,7 +26,7 @@ def validate_epoch(run: Run, epoch: int) -> None:
     """
     statistics, save_path = run.state.statistics, run.config.save_path
     by_main(run.accelerator, lambda: check_finite(run.state.parts["model"].state_dict()))
-    va_loss, va_acc = evaluate(run.accelerator, run.model, run.va_data, run.keeper)
+    va_loss, va_acc = evaluate(run.accelerator, run.network, run.va_data, run.keeper)
     _check_loss(va_loss, epoch)
     statistics.va_loss.append(va_loss)
     statistics.va_acc.append(va_acc)
@@ -34,7 +34,7 @@ def validate_epoch(run: Run, epoch: int) -> None:
     path = save_path / weights_name(epoch, best)
 
     def save() -> None:
-        run.folder.save_weights(run.accelerator.unwrap_model(run.model), epoch, best)
+        run.folder.save_weights(run.network, epoch, best)
         statistics.save(save_path)
         if run.is_finished or run.plots.is_due():
             statistics.plot(save_path)

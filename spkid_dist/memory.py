@@ -1,0 +1,73 @@
+"""Memory: how much this process may still take, and one line where there is not enough."""
+
+import errno
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from shards.errors import InputError
+
+# The memory that a container or a batch system grants: (limit, used), of the second version of cgroups and of the first.
+CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+# What errors say that are of no type of their own: torch's on CPUs, the system's linker's, threads'.
+MARKS = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "not enough memory",
+    "Cannot allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "failed to map segment",
+    "can't start new thread",
+    "std::bad_alloc",
+)
+
+
+def free_memory(processes: int = 1) -> int:
+    """Bytes of memory that this process may still take, where `processes` of this machine share what there is.
+
+    The least of what the machine has, what it was granted, and what `ulimit -v` leaves it.
+    """
+    free = int(psutil.virtual_memory().available)
+    for limit_path, used_path in CGROUP_FILES:
+        try:
+            limit, used = (Path(path).read_text(encoding="ascii").strip() for path in (limit_path, used_path))
+        except OSError:
+            continue
+        if limit.isdigit():
+            free = min(free, max(0, int(limit) - int(used)))
+    free //= processes
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        free = min(free, max(0, most - int(psutil.Process().memory_info().vms)))
+    return free
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, NumPy, torch or the system says that memory could not be had."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError | OSError | ImportError) and any(mark in str(error) for mark in MARKS)
+
+
+@contextmanager
+def explain_memory(remedy: Callable[[], str]) -> Iterator[None]:
+    """Turn an allocation that fails into one line, which ends in the `remedy`.
+
+    Raises:
+        InputError: memory could not be had.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        if not is_out_of_memory(error):
+            raise
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        said = lines[0][:200].rstrip(".") if lines else "no more was said"
+        raise InputError(f"not enough memory ({type(error).__name__}: {said}); {remedy()}") from None
