@@ -16,8 +16,34 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from shards.errors import UsageError
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 SHARED_STATES = (AcceleratorState, GradientState, PartialState)
+
+
+class _Launch:
+    """Whether this process has left the group of its launch, which can be joined once."""
+
+    group_is_left = False
+
+
+def leave_group() -> None:
+    """Leave the group of the launch's processes, if this process is in one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        _Launch.group_is_left = True
+
+
+def check_group_is_open(command: str) -> None:
+    """Raise UsageError where the group of the launch was left already: to join it again would wait for ever."""
+    if _Launch.group_is_left and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        error = UsageError(
+            "an earlier call in these processes has ended their group, so they can't join again; "
+            f"{command} in a launch of its own"
+        )
+        error.everywhere = True
+        raise error
 
 
 @contextmanager

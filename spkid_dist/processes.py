@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from accelerate.utils import reduce as reduce_over_ranks
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
 from spkid_dist.launched import check_world_size, is_on_cpus, is_told_to_use_cpus
 from spkid_dist.launchsettings import check_devices, check_settings
+from spkid_dist.process_state import check_group_is_open, leave_group
 
 Item = TypeVar("Item")
 
@@ -32,18 +32,14 @@ class Processes:
     """
 
     def __init__(self, command: str) -> None:
+        check_group_is_open(command)
         check_settings(os.environ)
         if not is_on_cpus():
             check_devices(os.environ, torch.accelerator.device_count())
         was_made = torch.distributed.is_initialized()
         state = PartialState(cpu=is_told_to_use_cpus(), timeout=LONGEST_WAIT)
-        if state.num_processes > 1 and not torch.distributed.is_initialized():
-            raise UsageError(
-                "an earlier training in these processes has ended their group, so they can't join their shares; score in "
-                "a launch of its own"
-            )
         if torch.distributed.is_initialized() and not was_made:
-            atexit.register(_leave_group)  # not before: the caller may score again
+            atexit.register(leave_group)  # not before: the caller may score again
         self.rank, self.world_size, self.device = state.process_index, state.num_processes, state.device
         check_world_size(os.environ, self.world_size, is_on_cpus(), command)
 
@@ -63,8 +59,3 @@ class Processes:
         """All processes' lists, one after the other in the order of ranks; waits for all."""
         gathered: list[Item] = gather_object(values)
         return gathered
-
-
-def _leave_group() -> None:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

@@ -4,6 +4,8 @@ import gc
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from training import OPTIONS, signal_at
+from training import LAUNCH, OPTIONS, environment, signal_at
 
 from shards.errors import InputError, SpkidError, Stopped, UsageError
 from spkid_dist.config import DoctorConfig, ScoreConfig, TrainConfig
@@ -158,3 +160,48 @@ def test_switches_variables_and_handlers_are_put_back():
         logging.getLogger().addHandler(logging.NullHandler())
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert snapshot() == before
+
+
+TWICE = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import spkid_dist
+from shards.errors import UsageError
+from spkid_dist import ScoreConfig, TrainConfig, score, train
+tr, va, out = map(Path, sys.argv[1:])
+config = TrainConfig(tr_shards=tr, va_shards=va, save_path=out / "a", epoch=1, hsize=8, in_frames=5)
+found = train(config)
+for again in (
+    lambda: train(replace(config, save_path=out / "b")),
+    lambda: score(ScoreConfig(weights_ckpt=found.best_weights, train_cfg=out / "a/train.opts", te_shards=va)),
+):
+    try:
+        again()
+    except UsageError as error:
+        print("refused:", error, flush=True)
+"""
+
+
+def test_a_second_call_in_one_launch_is_refused_and_does_not_wait(shards, tmp_path):
+    script = tmp_path / "twice.py"
+    script.write_text(TWICE)
+    words = [
+        sys.executable,
+        *LAUNCH,
+        "--num_processes",
+        2,
+        "--main_process_port",
+        0,
+        script,
+        *shards.values(),
+        tmp_path,
+    ]
+    done = subprocess.run(
+        [*map(str, words)], env=environment(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    refused = sorted(line for line in done.stdout.splitlines() if line.startswith("refused: "))
+    assert [line.partition("; ")[2] for line in refused] == ["score in a launch of its own"] * 2 + [
+        "train in a launch of its own"
+    ] * 2

@@ -14,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
 from shards.errors import SpkidError, UsageError
 from spkid_dist.launched import check_this_process, is_on_cpus
 from spkid_dist.launchsettings import check_accumulation, check_devices, check_settings, precision_of
-from spkid_dist.process_state import process_as_found
+from spkid_dist.process_state import check_group_is_open, leave_group, process_as_found
 from spkid_dist.ranks import LostRanksError, first_words, is_of_collective
 from spkid_dist.training.tracking import check_tracker, finish_tracking
 
@@ -36,6 +36,7 @@ def make_accelerator(
         UsageError: the launcher meant several processes, but this one is alone; a setting of accelerate that can't be
             followed; more processes than GPUs; fp16 on a CPU; the tracker needs a library.
     """
+    check_group_is_open("train")
     check_tracker(tracker)
     check_settings(os.environ)
     check_accumulation(os.environ)
@@ -63,7 +64,7 @@ def _leave(accelerator: Accelerator, stay_in_group: bool) -> None:
     """Let go of what the Accelerator holds; to leave a group whose others are not leaving could wait for them."""
     finish_tracking(accelerator, print)
     if not stay_in_group:
-        accelerator.end_training()
+        leave_group()
     # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.
     accelerator.free_memory()
 
