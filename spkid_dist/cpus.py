@@ -21,6 +21,11 @@ def available_cpus() -> int:
     return max(1, int(min([by_affinity, *_quotas()])))
 
 
+def are_threads_given() -> bool:
+    """Whether the user, or the launcher of several processes, said how many threads a process is to have."""
+    return "OMP_NUM_THREADS" in os.environ
+
+
 @contextmanager
 def torch_threads(count: int | None = None) -> Iterator[int]:
     """Let torch use `count` threads in the block, and as many as before after it; yields their number.
@@ -33,7 +38,7 @@ def torch_threads(count: int | None = None) -> Iterator[int]:
     before = torch.get_num_threads()
     if count is None:
         of_host = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-        count = before if "OMP_NUM_THREADS" in os.environ else min(before, max(1, available_cpus() // of_host))
+        count = before if are_threads_given() else min(before, max(1, available_cpus() // of_host))
     if count != before:
         torch.set_num_threads(count)
     try:

@@ -40,6 +40,7 @@ from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import ScoreConfig
 from spkid_dist.console import Bar, RunLog
 from spkid_dist.cpus import torch_threads
+from spkid_dist.freecpus import FreeCpus, leave_cpus_to_others
 from spkid_dist.memory import explain_memory
 from spkid_dist.process_state import process_as_found
 from spkid_dist.processes import Processes
@@ -102,7 +103,7 @@ def score(config: ScoreConfig) -> ScoreResult:
 
 
 def _open_and_score(config: ScoreConfig, processes: Processes) -> ScoreResult:
-    log = RunLog(shown=processes.is_main)
+    log, free_cpus = RunLog(shown=processes.is_main), FreeCpus()
     if config.mixed_precision == "fp16" and processes.device.type == "cpu":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
     model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
@@ -111,6 +112,8 @@ def _open_and_score(config: ScoreConfig, processes: Processes) -> ScoreResult:
         log.line(line)
     for line in _say_speakers(config, model, utterances):
         log.line(line)
+    if processes.device.type == "cpu":
+        leave_cpus_to_others(free_cpus, log.line)
     with _results_held(config, log) if processes.is_main else contextlib.nullcontext():
         return _score(config, processes, log, model, utterances)
 

@@ -30,6 +30,7 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.freecpus import FreeCpus, go_on_with_threads, leave_cpus_to_others
 from spkid_dist.interruption import Interrupted
 from spkid_dist.memory import explain_memory
 from spkid_dist.model import model_from_options, network_options, set_full_batch, set_moments
@@ -125,7 +126,10 @@ def _train(
     config: TrainConfig, folder: TrainingFolder, accelerator: Accelerator, log: RunLog, request: StopRequest
 ) -> TrainResult:
     torch.manual_seed(config.seed)
+    free_cpus = FreeCpus()
     tr_data, va_data = open_data(config, accelerator, log)
+    if accelerator.device.type == "cpu":
+        leave_cpus_to_others(free_cpus, log.line)
     identity = {"training set": tr_data.data.fingerprint, "validation set": va_data.data.fingerprint}
     check_ranks_alike(config, identity)
     options = network_options(options_of(config) | _decided_by_data(tr_data))
@@ -168,6 +172,7 @@ def _train_on(
     name = training_id(options, identity)
     if checkpoint is not None:
         name = checkpoint.values.get(ID_NAME, name)
+        go_on_with_threads(checkpoint.values.get("threads", torch.get_num_threads()), log.line)
     guard = FiniteGuard(accelerator, model, optimizer)
     watch = Watch()
     keeper = Keeper(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -133,6 +134,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from training import make_shards  # which imports this module
 
     return make_shards(tmp_path_factory.mktemp("shards") / "c")
+
+
+BUSY = "import os\nos.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass"
+
+
+@pytest.fixture
+def shared_core() -> Iterator[None]:
+    """This thread is bound to a core that a busy program uses too."""
+    cores = os.sched_getaffinity(0)
+    core = min(cores)
+    with subprocess.Popen([sys.executable, "-c", BUSY % core], stdout=subprocess.PIPE) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        os.sched_setaffinity(0, {core})
+        yield
+        os.sched_setaffinity(0, cores)
+        busy.kill()
 
 
 @pytest.fixture

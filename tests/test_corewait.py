@@ -1,9 +1,6 @@
 """A training notices that other programs use its cores."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,20 +13,6 @@ from spkid_dist.training import corewait
 from spkid_dist.training.corewait import CoreWait
 
 pytestmark = pytest.mark.skipif(corewait.core_wait_seconds() is None, reason="this system does not tell")
-BUSY = "import os\nos.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass"
-
-
-@pytest.fixture
-def shared_core():
-    """A core that a busy program uses; this thread is bound to it meanwhile."""
-    cores = os.sched_getaffinity(0)
-    core = min(cores)
-    with subprocess.Popen([sys.executable, "-c", BUSY % core], stdout=subprocess.PIPE) as busy:
-        busy.stdout.readline()
-        os.sched_setaffinity(0, {core})
-        yield
-        os.sched_setaffinity(0, cores)
-        busy.kill()
 
 
 def work(seconds):

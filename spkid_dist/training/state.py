@@ -61,7 +61,8 @@ class TrainingState:
         everyone = gather_object([(self.tally.to_list(), self.data.ledger)])
         tallies = [tally for tally, _ in everyone]
         stream = self.data.state_dict(ledger=join_ledgers([ledger for _, ledger in everyone]))
-        return {"stream": stream, "tallies": tallies, "statistics": vars(self.statistics)}
+        threads = torch.get_num_threads()  # another number may add in another order
+        return {"stream": stream, "tallies": tallies, "statistics": vars(self.statistics), "threads": threads}
 
     def tensors(self) -> bytes:
         """The `parts`, as a file of torch.
