@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from accelerate.utils import reduce as reduce_over_ranks
 from numpy.typing import NDArray
 
-from spkid_dist.launched import check_world_size, is_on_cpus, is_told_to_use_cpus
+from spkid_dist.launched import MEETING, check_world_size, is_on_cpus, is_told_to_use_cpus
 from spkid_dist.launchsettings import check_devices, check_settings
 from spkid_dist.process_state import check_group_is_open, leave_group
 
@@ -34,6 +34,8 @@ class Processes:
     def __init__(self, command: str) -> None:
         check_group_is_open(command)
         check_settings(os.environ)
+        if MEETING not in os.environ and not torch.distributed.is_initialized():
+            check_world_size(os.environ, 1, is_on_cpus(), command)  # without an address it could meet nobody
         if not is_on_cpus():
             check_devices(os.environ, torch.accelerator.device_count())
         was_made = torch.distributed.is_initialized()

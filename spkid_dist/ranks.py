@@ -77,7 +77,7 @@ def is_of_collective(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(mark in str(error) for mark in COLLECTIVE_MARKS)
 
 
-def first_words(error: RuntimeError) -> str:
+def first_words(error: Exception) -> str:
     """An error's first sentence, without the place in the sources that it begins with."""
     text = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
     return re.sub(r"^\[[^]]*\]\s*", "", text).partition(". ")[0].rstrip(".")

@@ -13,7 +13,7 @@ import tyro
 
 from shards.layout import MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
-from spkid_dist.cli import COMMANDS, STYLE
+from spkid_dist.commands import COMMANDS, STYLE
 
 
 @pytest.fixture

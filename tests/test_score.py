@@ -252,7 +252,9 @@ def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
     assert facts["claimed_speakers"]["equal_error_rate"] == pytest.approx(one.det.equal_error[0])
 
 
-def test_a_lone_process_of_several_is_refused(monkeypatch):
+@pytest.mark.parametrize("on_cpus", ["true", "false"])
+def test_a_lone_process_of_several_is_refused(on_cpus, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", on_cpus)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(UsageError, match=r"WORLD_SIZE is 2, but this process is alone.*launch .* -m spkid_dist\.score"):

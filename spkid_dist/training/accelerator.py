@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, TorchDynamoPlugin
 
 from shards.errors import SpkidError, UsageError
-from spkid_dist.launched import check_this_process, is_on_cpus
+from spkid_dist.launched import MEETING, check_this_process, check_world_size, is_on_cpus
 from spkid_dist.launchsettings import check_accumulation, check_devices, check_settings, precision_of
 from spkid_dist.process_state import check_group_is_open, leave_group, process_as_found
 from spkid_dist.ranks import LostRanksError, first_words, is_of_collective
@@ -44,6 +44,8 @@ def make_accelerator(
     on_cpu = is_on_cpus()
     if on_cpu and chosen == "fp16":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
+    if MEETING not in os.environ and not torch.distributed.is_initialized():
+        check_world_size(os.environ, 1, on_cpu)  # without an address it could meet nobody
     if not on_cpu:
         check_devices(os.environ, torch.accelerator.device_count())
     with process_as_found():
@@ -82,6 +84,10 @@ def _meet(precision: str, timeout_minutes: float, tracker: str | None, folder: P
             log_with=tracker,
             project_dir=folder,  # where a tracker's files go
         )
+    except ValueError as error:  # of variables that do not fit together
+        raise UsageError(
+            f"the launcher's variables can't be used: {first_words(error)}; launch as README says"
+        ) from None
     except RuntimeError as error:
         if not is_of_collective(error):
             raise
