@@ -17,7 +17,7 @@ from shards.errors import UsageError
 from shards.stores.store import StoreOptions
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
 from spkid_dist.streaming.ledger import Ledger
-from spkid_dist.streaming.normalization import Normalization
+from spkid_dist.streaming.normalization import StreamNormalization
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.poolmemory import PoolSize
 from spkid_dist.streaming.rankstream import RankStream
@@ -76,7 +76,7 @@ class WindowDataset(ResumableBatches):
         shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS,
         selection: Selection | None = None,
         on_bad_block: Literal["stop", "skip"] = "stop",
-        normalize: Normalization = "none",
+        normalize: StreamNormalization = "none",
         dtype: StreamDtype = "float32",
         device: str | torch.device | None = None,
         reuse: bool = False,
@@ -96,7 +96,7 @@ class WindowDataset(ResumableBatches):
             )
         for text, name, known in (
             (on_bad_block, "on_bad_block", ("stop", "skip")),
-            (normalize, "normalize", ("none", "utterance")),
+            (normalize, "normalize", get_args(StreamNormalization)),
             (dtype, "dtype", get_args(StreamDtype)),
         ):
             if text not in known:
@@ -137,6 +137,25 @@ class WindowDataset(ResumableBatches):
     def num_windows(self) -> int:
         """Windows of an epoch."""
         return self.order.num_windows
+
+    @property
+    def num_features(self) -> int:
+        """D, the features of a frame."""
+        return self.data.manifest.num_features
+
+    @property
+    def speakers(self) -> list[str]:
+        """The names of the speakers in class order: ``speakers[y]`` is that of label y."""
+        return list(self.data.manifest.speakers)
+
+    def __repr__(self) -> str:
+        """What it streams, where it stands, and which share is this rank's."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options.items())
+        return (
+            f"<WindowDataset {self.data.folder}: {self.num_windows} windows of {self._in_frames} x {self.num_features} values, "
+            f"{len(self.speakers)} speakers; {options}, batch_size={self.batch_size}; epoch {self.epoch} at window "
+            f"{self.position}; rank {self.rank} of {self.world_size}>"
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

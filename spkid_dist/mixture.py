@@ -70,6 +70,21 @@ class MixedDataset(ResumableBatches):
         return self._epoch_windows
 
     @property
+    def num_features(self) -> int:
+        """D, the features of a frame."""
+        return self.datasets[0].num_features
+
+    @property
+    def speakers(self) -> list[str]:
+        """The names of the speakers in class order: ``speakers[y]`` is that of label y."""
+        return self.datasets[0].speakers
+
+    def __repr__(self) -> str:
+        """What it mixes, and where it stands."""
+        parts = "; ".join(f"{weight:g} x {data!r}" for weight, data in zip(self._weights, self.datasets, strict=True))
+        return f"<MixedDataset of {self.num_windows} windows, epoch {self.epoch} at window {self.position}: {parts}>"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """All that the order follows from besides the state."""
         return {

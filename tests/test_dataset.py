@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from shards import InputError, ShardDataset, UsageError
 from spkid_dist.dataset import WindowDataset, find_rank
+from spkid_dist.mixture import MixedDataset
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.windows import EDGE_CODES, DatasetWindows
 
@@ -378,3 +379,17 @@ def test_a_flipped_bit_in_a_table_is_found_when_the_dataset_is_opened(corpus, tm
     (folder / name).write_bytes(data)
     with pytest.raises(InputError, match=rf"{name}: damaged or missing: its digest is not that of the manifest"):
         ShardDataset(folder)
+
+
+def test_a_dataset_says_what_it_is(corpus):
+    data = stream(corpus, in_frames=4, batch_size=11)
+    assert (data.num_features, data.speakers) == (3, ["spk0", "spk1"])
+    for part in (
+        f"{corpus.folder / 'shards'}: {data.num_windows} windows of 4 x 3 values, 2 speakers",
+        "batch_size=11",
+        "epoch 0",
+    ):
+        assert part in repr(data)
+    mixed = MixedDataset([data, stream(corpus, in_frames=4)], [2, 1])
+    assert (mixed.num_features, mixed.speakers) == (3, ["spk0", "spk1"])
+    assert f"2 x {data!r}; 1 x " in repr(mixed)

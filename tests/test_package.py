@@ -25,5 +25,6 @@ def test_imports_load_no_more_than_is_needed_and_find_functions_in_any_order(pro
 def test_every_name_of_the_interface_is_there():
     for name in spkid_dist.__all__:
         assert getattr(spkid_dist, name).__name__ == name
+    assert set(spkid_dist.__all__) <= set(dir(spkid_dist))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = spkid_dist.nothing

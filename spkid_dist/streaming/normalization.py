@@ -19,6 +19,8 @@ from shards.layout import BlockArrays
 from spkid_dist.streaming.kernels import normalize_utterances, round_to_bfloat16
 
 Normalization = Literal["none", "global", "utterance"]
+StreamNormalization = Literal["none", "utterance"]
+"""What a stream can do by itself: ``global`` is a layer of the network."""
 
 
 def normalize_block(block: BlockArrays) -> BlockArrays:
