@@ -66,18 +66,23 @@ def main() -> None:
     report(runs, options.precision)
 
 
-def make_cases(folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], Training]]:
-    """What is run in turn, on corpora made in `folder`."""
-    utterances = max(1, options.frames // (options.speakers * MEAN_FRAMES))
+def make_corpora(folder: Path, frames: int, speakers: int) -> None:
+    """Write and shard a training set of about `frames` frames, `tr`, and a small validation set, `va`."""
+    utterances = max(1, frames // (speakers * MEAN_FRAMES))
     for name, count in (("tr", utterances), ("va", 1)):
         corpus = SyntheticCorpus(
-            num_speakers=options.speakers,
+            num_speakers=speakers,
             train_utterances=count,
             test_utterances=0,
             mean_frames=MEAN_FRAMES,
             num_features=D,
         )
         synthetic_files(corpus, folder / name).shard(folder / name / "shards")
+
+
+def make_cases(folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], Training]]:
+    """What is run in turn, on corpora made in `folder`."""
+    make_corpora(folder, options.frames, options.speakers)
     # Their processes take the numbers of threads from here.
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "ACCELERATE_USE_CPU": "true"}
     train(folder, "va", 1, "no")  # the compiled loops are on the disk now

@@ -34,6 +34,12 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
             ("--windows", 10**6, "--ranks", 8, "--streams", 64, "--shuffle_windows", 4096, "--repeats", 1),
             5,
         ),
+        pytest.param(
+            "bench_shared.py",
+            ("--frames", 8000, "--speakers", 4, "--busy", 1, "--epoch", 1, "--repeats", 1),
+            2,
+            marks=LONG,
+        ),
         pytest.param("bench_simulate.py", (*SIMULATED, "--processes", 1, "--repeats", 1, "--epochs", 1), 3, marks=LONG),
         pytest.param("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3, marks=LONG),
         (
