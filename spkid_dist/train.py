@@ -169,7 +169,7 @@ def _train_on(
     checkpoints = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints, folder.check)
     checkpoint = go_on(config, accelerator, log, folder=checkpoints, state=state, data=identity)
     options = options_of(config)
-    name = training_id(options, identity)
+    name = training_id(options, identity | {"selection": tr_data.identity["selection"]})
     if checkpoint is not None:
         name = checkpoint.values.get(ID_NAME, name)
         go_on_with_threads(checkpoint.values.get("threads", torch.get_num_threads()), log.line)

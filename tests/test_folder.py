@@ -179,6 +179,15 @@ def test_the_name_is_that_of_the_data_and_of_what_changes_the_result(finished, o
     assert short(options, log_freq=1, engine="eager", patience=2, checkpoint_steps=5, accumulation=2) == name
     for changed in ({"lr": 0.01}, {"seed": 1}, {"edge": "zero"}, {"normalize": "utterance"}, {"batch_size": 99}):
         assert short(options, **changed) != name
+    chosen = tmp_path / "chosen"
+    keys = [f"SYN/spk000{speaker}/spk000{speaker}_000{number}\n" for speaker in range(5) for number in range(3)]
+    names = set()
+    for lines in (keys, keys[1:], keys):  # one path, two choices
+        chosen.write_text("".join(lines))
+        names.add(short(options, tr_utterances=chosen))
+    assert len(names - {name}) == 2
+    chosen.rename(tmp_path / "moved")
+    assert short(options, tr_utterances=tmp_path / "moved") in names
     other = make_shards(tmp_path / "other", seed=1)
     assert short(options, tr_shards=other["tr_shards"]) != name
     assert short(options, va_shards=other["va_shards"]) != name

@@ -10,9 +10,9 @@ from typing import Any
 
 import xxhash
 
-# Where data and results lie: what the data are is told by their fingerprints.
+# Where data and results lie: what the data are is told by their fingerprints, and the choice among them by its own.
 _PLACES = {"db_path", "tr_list_file", "va_list_file", "ext", "spk2idx", "speaker_component"}
-_PLACES |= {"tr_shards", "va_shards", "cache_dir", "shard_cache", "shard_cache_bytes", "save_path"}
+_PLACES |= {"tr_shards", "va_shards", "tr_utterances", "cache_dir", "shard_cache", "shard_cache_bytes", "save_path"}
 # How the training is run.
 _RUN = {"log_freq", "accumulation", "resume", "overwrite", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}
 _RUN |= {"timeout_minutes", "log_with", "profile", "engine"}
@@ -24,7 +24,7 @@ MAY_CHANGE = frozenset(_PLACES | _RUN | _END)
 ID_NAME = "training_id"
 
 
-def training_id(options: Mapping[str, Any], data: Mapping[str, str]) -> str:
-    """The name of the training with these options (as JSON has them) on these data (what -> fingerprint)."""
+def training_id(options: Mapping[str, Any], data: Mapping[str, str | None]) -> str:
+    """The name of the training with these options (as JSON has them) on these data (what -> fingerprint, None for all)."""
     decisive = {name: value for name, value in options.items() if name not in MAY_CHANGE}
     return xxhash.xxh3_128_hexdigest(json.dumps([decisive, dict(data)], sort_keys=True).encode())
