@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError
+from shards.guesses import guess_missing_file
 from shards.liveness import is_running, process_namespace
 
 TEMPORARY_MARK = ".tmp-"
@@ -200,7 +201,10 @@ def read_feature_file(path: str) -> bytes:
 
 def unreadable_feature_file(path: str, error: OSError) -> InputError:
     """What a feature file that can't be read is reported as."""
-    return InputError(f"{path}: can't read this feature file: {error.strerror}; check the list, --db_path and --ext")
+    guess = guess_missing_file(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
+    return InputError(
+        f"{path}: can't read this feature file: {error.strerror}; {guess or 'check the list, --db_path and --ext'}"
+    )
 
 
 def expand_home(path: Path, flag: str) -> Path:

@@ -32,6 +32,7 @@ from shards.members import NPY_HEADER, TAR_RECORD, padded
 FORMAT = "spkid-shards"
 FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+JOB_NAME = "job.json"  # of an unfinished job
 BLOCKS_NAME = "blocks.npy"
 UTTERANCES_NAME = "utterances.npy"
 DTYPES = ("float32", "float16")

@@ -13,6 +13,7 @@ import xxhash
 
 from shards.errors import InputError
 from shards.files import read_text
+from shards.guesses import guess_dataset
 from shards.layout import (
     BLOCKS_NAME,
     DTYPES,
@@ -143,7 +144,7 @@ class Manifest:
             InputError: there is none, it is of another version, or anything in it is not as it was written.
         """
         path = folder / MANIFEST_NAME
-        text = read_text(path, "the manifest", "give a folder that `spkid shard` has finished")
+        text = read_text(path, "the manifest", "" if path.exists() else guess_dataset(folder))
         return Manifest.parse(text, str(path))
 
     @staticmethod

@@ -209,9 +209,7 @@ def load_weights(model: nn.Sequential, path: Path, train_cfg: Path, training: st
         )
     expected = model.state_dict()
     if not isinstance(state, Mapping) or set(state) != set(expected):
-        raise InputError(
-            f"{path}: holds {_keys(state)}, expected {_keys(expected)}; give weights of this kind of network"
-        )
+        raise InputError(f"{path}: holds {_keys(state)}, expected {_keys(expected)}; {_other_network(state, expected)}")
     for name, tensor in expected.items():
         if getattr(state[name], "shape", None) != tensor.shape:
             shape = tuple(getattr(state[name], "shape", ()))
@@ -220,6 +218,19 @@ def load_weights(model: nn.Sequential, path: Path, train_cfg: Path, training: st
                 "give the train.opts that belongs to these weights (--train_cfg)"
             )
     model.load_state_dict(state, strict=True)
+
+
+def _other_network(state: Any, expected: Mapping[str, Any]) -> str:
+    """How the weights' network differs, where it shows, and what to give."""
+    for mark, option in (("normalize.mean", "--normalize global"), ("1.running_mean", "--batch_norm")):
+        has, wanted = isinstance(state, Mapping) and mark in state, mark in expected
+        if has != wanted and isinstance(state, Mapping) and any(str(key).endswith(".weight") for key in state):
+            these, options = ("with", "without") if has else ("without", "with")
+            return (
+                f"the weights are of a training {these} {option}, the options of one {options}; give the train.opts that "
+                "belongs to these weights (--train_cfg)"
+            )
+    return "give weights of this kind of network"
 
 
 def _keys(state: Any) -> str:

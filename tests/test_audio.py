@@ -148,7 +148,8 @@ def test_file_that_is_no_audio_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(b"ID3 and so on")
     assert error_of(read_audio, str(path), RATE) == (
-        f"{path}: it begins with b'ID3 '; expected a wav, flac or ogg file: convert it, or check --ext"
+        f"{path}: it begins with b'ID3 '; expected a wav, flac or ogg file: it seems to be an mp3 file: "
+        "convert it to wav or flac"
     )
     path.write_bytes(b"RIFF....WAVEfmt and nonsense")
     assert error_of(read_audio, str(path), RATE).startswith(f"{path}: can't decode this audio file: ")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance, check_speakers, read_speakers
 from shards.dataset import ShardDataset
 from shards.errors import InputError
+from shards.guesses import describe_difference
 from shards.layout import key_hash
 
 TABLE_ROWS = 2**20  # of the utterance table, compared at a time
@@ -27,9 +28,8 @@ def check_options(dataset: ShardDataset, source: Mapping[str, Any], dtype: str) 
         raise InputError(f"{dataset.folder}: holds {manifest.dtype}, not {dtype}; append with --dtype {manifest.dtype}")
     for name, flag in (("kind", "--source"), ("features", "--features.*")):
         if source.get(name) != manifest.source.get(name):
-            raise InputError(
-                f"{dataset.folder}: made with {flag} {manifest.source.get(name)}, not {source.get(name)}; append alike"
-            )
+            here, there = describe_difference(source.get(name), manifest.source.get(name))
+            raise InputError(f"{dataset.folder}: made with {flag} {there}, not {here}; append alike")
 
 
 def extended_speakers(

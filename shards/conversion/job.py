@@ -23,7 +23,6 @@ import numpy as np
 from shards.conversion.blocks import BlockBuilder
 from shards.conversion.folder import Folder, open_folder
 from shards.conversion.merging import (
-    JOB_NAME,
     check_base,
     load_job,
     load_manifest,
@@ -35,7 +34,7 @@ from shards.conversion.plan import Job, Plan, ShardTask
 from shards.conversion.record import RECORDS_NAME, ShardRecord, record_name
 from shards.conversion.writer import ShardWriter
 from shards.errors import InputError, SpkidError
-from shards.layout import UTTERANCE_DTYPE, ShardInfo, shard_name
+from shards.layout import JOB_NAME, UTTERANCE_DTYPE, ShardInfo, shard_name
 from shards.manifest import Manifest
 from shards.sources import Source
 

@@ -14,11 +14,10 @@ from shards.conversion.plan import Job
 from shards.conversion.record import RECORDS_NAME, ShardRecord, record_name
 from shards.dataset import ShardDataset
 from shards.errors import InputError, UsageError
-from shards.layout import MANIFEST_NAME, shard_name
+from shards.layout import JOB_NAME, MANIFEST_NAME, shard_name
 from shards.manifest import Manifest
 from shards.parallel import in_order
 
-JOB_NAME = "job.json"
 TABLE_NAME = re.compile(r"(blocks|utterances)(-\d{4,})?\.npy")
 SHOWN_GAPS = 5
 READERS = 8  # records read at a time: a store takes its time for each

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import InputError
+from shards.guesses import HEAD, guess_content, guess_missing_file
 from shards.sources.extras import import_extra
 from shards.sources.features import FeatureOptions, compute_features, make_extractor
 
@@ -85,14 +86,16 @@ def read_audio(path: str, sample_rate: int, channel: int | None = None) -> NDArr
     except soundfile.SoundFileError as error:
         raise InputError(f"{path}: can't decode this audio file: {error}; record or convert it again") from None
     except OSError as error:
+        guess = guess_missing_file(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
         raise InputError(
-            f"{path}: can't read this audio file: {error.strerror}; check the list, --db_path and --ext"
+            f"{path}: can't read this audio file: {error.strerror}; {guess or 'check the list, --db_path and --ext'}"
         ) from None
 
 
 def _check_container(file: IO[bytes], path: str) -> None:
     """Refuse what is no wav, flac or ogg, and what was cut short without the decoder telling."""
-    magic = file.read(4)
+    head = file.read(HEAD)
+    magic = head[:4]
     size = os.fstat(file.fileno()).st_size
     if size == 0:
         raise InputError(f"{path}: the file is empty; expected audio: record or convert it again")
@@ -102,7 +105,8 @@ def _check_container(file: IO[bytes], path: str) -> None:
         _check_ogg(file, size, path)
     elif magic not in (b"RF64", b"fLaC"):
         raise InputError(
-            f"{path}: it begins with {magic!r}; expected a wav, flac or ogg file: convert it, or check --ext"
+            f"{path}: it begins with {magic!r}; expected a wav, flac or ogg file: "
+            f"{guess_content(head, 'audio') or 'convert it, or check --ext'}"
         )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.files import read_feature_file
+from shards.guesses import guess_content
 
 HEADER = struct.Struct("<ii")
 
@@ -53,6 +54,16 @@ def read_fmatrix(path: str) -> NDArray[np.float32]:
 
 def parse_fmatrix(data: bytes, path: str) -> NDArray[np.float32]:
     """The frames in the bytes of an fmatrix file; `path` is for messages. Raises InputError as `read_fmatrix`."""
+    try:
+        return _parse(data, path)
+    except InputError as error:
+        guess = guess_content(data, "fmatrix")
+        if guess is None:
+            raise
+        raise InputError(f"{path}: not an fmatrix file: {guess}") from error
+
+
+def _parse(data: bytes, path: str) -> NDArray[np.float32]:
     if len(data) < HEADER.size:
         raise InputError(
             f"{path}: {len(data)} bytes are too few for an fmatrix header of {HEADER.size}; compute it again"

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.files import read_feature_file
+from shards.guesses import guess_content
 from shards.sources.float32 import to_float32
 
 MAGIC = b"\x93NUMPY"
@@ -67,7 +68,8 @@ def parse_npy(data: bytes, path: str) -> NDArray[np.float32]:
     length_format = HEADER_LENGTHS.get(data[6]) if len(data) >= start and data.startswith(MAGIC) else None
     if length_format is None or len(data) < start + length_format.size:
         raise InputError(
-            f"{path}: not a .npy file: it begins with {data[:8]!r}, expected {MAGIC!r} and a version; check --ext"
+            f"{path}: not a .npy file: it begins with {data[:8]!r}, expected {MAGIC!r} and a version; "
+            f"{guess_content(data, 'npy') or 'check --ext'}"
         )
     (header_bytes,) = length_format.unpack_from(data, start)
     start += length_format.size

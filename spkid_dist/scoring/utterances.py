@@ -16,6 +16,7 @@ from shards.conversion.frames import check_finite, check_shape
 from shards.corpus import Utterance
 from shards.dataset import ShardDataset
 from shards.errors import InputError
+from shards.guesses import describe_difference
 from shards.layout import key_hash
 from shards.parallel import in_order
 from shards.sources import Source
@@ -179,8 +180,9 @@ class ShardedUtterances:
             ("options of audio features", manifest.source.get("features"), trained_features),
         ):
             if found != expected:
+                here, there = describe_difference(found, expected)
                 raise InputError(
-                    f"{self.data.folder}: its {what} are {found}, but the model was trained on {expected}; shard the "
+                    f"{self.data.folder}: its {what} are {here}, but the model was trained on {there}; shard the "
                     "utterances with the features of the training"
                 )
 

@@ -66,17 +66,20 @@ def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[st
             return None
     else:
         checkpoint = folder.at(Path(config.resume), say)
-    _check_data(checkpoint, data)
+    _check_data(checkpoint, data, config)
     _check_options(checkpoint, config)
     return checkpoint
 
 
-def _check_data(checkpoint: Checkpoint, data: dict[str, str]) -> None:
+def _check_data(checkpoint: Checkpoint, data: dict[str, str], config: TrainConfig) -> None:
+    then, now = checkpoint.values["options"], options_of(config)
     for what, fingerprint in data.items():
         found = checkpoint.values["data"].get(what)
         if found != fingerprint:
+            name = {"training set": "tr_shards", "validation set": "va_shards"}.get(what, what)
             raise InputError(
-                f"{checkpoint.path}: its {what} has the fingerprint {found}, this one {fingerprint}; go on with the same "
+                f"{checkpoint.path}: its {what} ({then.get(name) or 'of its files'}) has the fingerprint {found}, this one "
+                f"({now.get(name) or 'of its files'}) {fingerprint}; go on with the same "
                 "data, or give another --save_path, or --overwrite in the place of --resume"
             )
 

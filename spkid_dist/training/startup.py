@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 
 from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
+from shards.guesses import describe_difference
 from shards.sources.fmatrix import FmatrixSource
 from shards.speakers import speaker_by_component
 from shards.stores.store import StoreOptions
@@ -79,15 +80,16 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
     )
     va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **options)
     tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
-    for what, ours, theirs in (
-        ("features per frame", tr_manifest.num_features, va_manifest.num_features),
-        ("speakers", tr_manifest.speakers, va_manifest.speakers),
-        ("options of audio features", tr_manifest.source.get("features"), va_manifest.source.get("features")),
+    for what, flag, ours, theirs in (
+        ("features per frame", "features", tr_manifest.num_features, va_manifest.num_features),
+        ("speakers", "--spk2idx", tr_manifest.speakers, va_manifest.speakers),
+        ("audio features", "--features.*", tr_manifest.source.get("features"), va_manifest.source.get("features")),
     ):
         if ours != theirs:
+            here, there = describe_difference(theirs, ours)
             raise InputError(
-                f"{folders[1]}: its {what} are not those of the training set {folders[0]}; shard both with the same "
-                "--spk2idx and alike features"
+                f"{folders[1]}: its {what} are {here}, those of the training set {folders[0]} are {there}; shard both with the "
+                f"same {flag}"
             )
     return tr_data, va_data
 
@@ -131,19 +133,25 @@ def check_ranks_alike(config: TrainConfig, data: dict[str, str]) -> None:
     Raises:
         UsageError: a rank's are not those of rank 0.
     """
-    ours: dict[str, Any] = {
+    options: dict[str, Any] = {
         f"--{n}": v for n, v in options_of(config).items() if not isinstance(getattr(config, n), Path)
     }
-    everyone = gather_object([ours | {f"the fingerprint of its {what}": value for what, value in data.items()}])
-    for rank, theirs in enumerate(everyone):
-        for name, value in theirs.items():
-            if value != everyone[0].get(name):
-                raise_everywhere(
-                    UsageError(
-                        f"rank {rank}: {name} is {value}, of rank 0 {everyone[0].get(name)}; start all processes with the "
-                        "same options and the same data"
-                    )
-                )
+    places = {"training set": config.tr_shards, "validation set": config.va_shards}
+    found = {what: f"{places.get(what) or 'of its files'}, fingerprint {value}" for what, value in data.items()}
+    everyone = gather_object([(options, data, found)])
+    first_options, first_data, first_found = everyone[0]
+    for rank, (theirs, their_data, their_found) in enumerate(everyone):
+        names = [name for name, value in theirs.items() if value != first_options.get(name)]
+        wrong = [f"{name} is {theirs[name]}, of rank 0 {first_options.get(name)}" for name in names]
+        wrong += [
+            f"its {what} is another ({their_found[what]}) than that of rank 0 ({first_found[what]})"
+            for what in their_data
+            if their_data[what] != first_data[what]
+        ]
+        if wrong:
+            raise_everywhere(
+                UsageError(f"rank {rank}: {wrong[0]}; start all processes with the same options and the same data")
+            )
 
 
 def log_start(
