@@ -29,6 +29,11 @@ MARKS = (
 )
 
 
+def gigabytes(amount: int) -> str:
+    """An amount of bytes for a message."""
+    return f"{amount / 1e9:,.{0 if amount >= 100e9 else 1}f} GB"
+
+
 def free_memory(processes: int = 1) -> int:
     """Bytes of memory that this process may still take, where `processes` of this machine share what there is.
 

@@ -19,7 +19,7 @@ from torch import nn
 from shards.errors import InputError, UsageError
 from spkid_dist.batchnorm import GlobalBatchNorm
 from spkid_dist.config.training import MOST_LAYERS, Activation
-from spkid_dist.memory import free_memory, is_out_of_memory
+from spkid_dist.memory import free_memory, gigabytes, is_out_of_memory
 from spkid_dist.streaming.normalization import Normalization
 from spkid_dist.training.weights import name_in
 
@@ -161,7 +161,7 @@ def _check_memory(network: NetworkOptions) -> None:
     if needed > memory:
         raise UsageError(
             f"--hsize {network.hsize}, --num_layers {network.num_layers}: a network of {network.num_parameters:,} "
-            f"parameters takes {needed / 1e9:,.1f} GB, and this process may take {memory / 1e9:,.1f} GB; give a smaller --hsize"
+            f"parameters takes {gigabytes(needed)}, and this process may take {gigabytes(memory)}; give a smaller --hsize"
         )
 
 

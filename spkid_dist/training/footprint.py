@@ -11,7 +11,7 @@ import torch
 
 from shards.errors import UsageError
 from spkid_dist.config import TrainConfig
-from spkid_dist.memory import free_memory
+from spkid_dist.memory import free_memory, gigabytes
 from spkid_dist.model import BYTES_A_PARAMETER, NetworkOptions
 
 FLOAT_BYTES = 4
@@ -56,10 +56,10 @@ class Footprint:
     def _compare(self, needed: int, free: int, who: str) -> None:
         if needed > free:
             raise UsageError(
-                f"this training takes at least {_gigabytes(needed)} per process, but {who} {_gigabytes(free)}: the network, "
-                f"its gradient and the optimiser's state {_gigabytes(self.network)}, their checkpoint "
-                f"{_gigabytes(self.checkpoint)}, a batch {_gigabytes(self.batch)}, the windows that are shuffled "
-                f"{_gigabytes(self.pools)}; {self.remedy}"
+                f"this training takes at least {gigabytes(needed)} per process, but {who} {gigabytes(free)}: the network, "
+                f"its gradient and the optimiser's state {gigabytes(self.network)}, their checkpoint "
+                f"{gigabytes(self.checkpoint)}, a batch {gigabytes(self.batch)}, the windows that are shuffled "
+                f"{gigabytes(self.pools)}; {self.remedy}"
             )
 
 
@@ -78,7 +78,3 @@ def footprint(config: TrainConfig, network: NetworkOptions, *, pools: int, world
         batch=FLOAT_BYTES * activations,
         pools=pools,
     )
-
-
-def _gigabytes(amount: int) -> str:
-    return f"{amount / 1e9:,.1f} GB"
