@@ -214,6 +214,19 @@ def test_an_output_that_cannot_be_written_is_an_error_before_anything_is_measure
     assert "measuring" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("on_cpu")
+def test_a_report_that_another_process_writes_is_refused_before_anything_is_measured(shards, tmp_path, capsys):
+    hold = "import sys; from pathlib import Path; from shards.holding import FolderHold\n"
+    hold += "with FolderHold(Path(sys.argv[1]), '', print): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold, tmp_path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=r"in use by process .*give another --out"):
+            bench(config("limits", shards=str(shards), out=tmp_path))
+        other.stdin.close()
+    assert "measuring" not in capsys.readouterr().out
+
+
 def test_an_error_of_a_process_that_was_started_ends_with_1_and_is_shown(shards, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"

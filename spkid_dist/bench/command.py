@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from shards.errors import InputError, SpkidError
-from shards.files import make_folder, plain_json, write_atomic, write_json
+from shards.files import plain_json, write_atomic, write_json
+from shards.holding import FolderHold
 from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus, open_corpus
@@ -67,8 +68,7 @@ def bench(config: BenchConfig) -> dict[str, Any]:
         UsageError: what can't be measured on this corpus, or by several processes.
         Told: a signal has told this process to stop.
     """
-    with open_workbench(config) as (workbench, log):
-        report = Report(workbench, log)
+    with open_workbench(config) as (workbench, log), closing(Report(workbench, log)) as report:
         by_main(workbench.accelerator, report.open)
         try:
             _measure(workbench, report, log)
@@ -177,13 +177,23 @@ class Report:
         self._used_cpus: dict[str, float] = {}
         out = workbench.config.out
         self._out = out if workbench.accelerator.is_main_process else None
+        self._hold: FolderHold | None = None
 
     def open(self) -> None:
-        """Make --out and remove an earlier report from it, before anything is measured. Raises InputError if it can't be."""
+        """Make --out and remove an earlier report from it, before anything is measured.
+
+        Raises:
+            InputError: it can't be, or another process writes there.
+        """
         if self._out is not None:
-            make_folder(self._out)
+            self._hold = FolderHold(self._out, "give another --out", self._log.line)
             for name in REPORT_FILES:  # of an earlier run
                 (self._out / name).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let --out go."""
+        if self._hold is not None:
+            self._hold.release()
 
     def add(self, name: str, findings: Findings, used_cpus: float = 0.0) -> None:
         """A stage was measured, while other programs used some CPUs: print its rows and notes, write the report so far."""
@@ -224,7 +234,8 @@ class Report:
         below.append(describe_machine(result["machine"], threads, world_size))
         if not complete:
             below.insert(0, f"not complete: measured so far: {', '.join(self._found)}")
-        if self._out is not None:
+        if self._out is not None and self._hold is not None:
+            self._hold.check()
             text = "\n".join((f"# spkid bench {config.what}", "", *table, "", *(f"- {line}" for line in below), ""))
             write_atomic(self._out / "report.md", text.encode())
             write_json(self._out / "report.json", result)
