@@ -8,17 +8,14 @@ OpenMP, and so torch, looks at the first only; threads beyond the quota make eac
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-PROCESS_GROUPS = Path("/proc/self/cgroup")
-GROUPS_ROOT = Path("/sys/fs/cgroup")
-V1_CONTROLLER = "cpu"
+from spkid_dist.cgroups import granted_cpus
 
 
 def available_cpus() -> int:
     """CPUs that this process may use, 1 or more: by its affinity and the quotas of its control groups, rounded down."""
     by_affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min([by_affinity, *_quotas()])))
+    return max(1, int(min([by_affinity, *granted_cpus()])))
 
 
 def are_threads_given() -> bool:
@@ -46,43 +43,3 @@ def torch_threads(count: int | None = None) -> Iterator[int]:
     finally:
         if torch.get_num_threads() != before:
             torch.set_num_threads(before)
-
-
-def _quotas() -> Iterator[float]:
-    """The CPUs that each control group of this process grants: its own groups, and those around them."""
-    try:
-        lines = PROCESS_GROUPS.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux, or no /proc
-        return
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if not controllers:  # version 2: one tree for all
-            yield from (quota for folder in _folders(GROUPS_ROOT, name) if (quota := _v2_quota(folder)))
-        elif V1_CONTROLLER in controllers.split(","):
-            for mount in dict.fromkeys((controllers, V1_CONTROLLER)):
-                yield from (quota for folder in _folders(GROUPS_ROOT / mount, name) if (quota := _v1_quota(folder)))
-
-
-def _folders(root: Path, name: str) -> list[Path]:
-    """The folders of a group and of those around it. In a container only the root may be there: it is the group then."""
-    folder = root / name.lstrip("/")
-    return [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
-
-
-def _v2_quota(folder: Path) -> float | None:
-    """``cpu.max`` holds "QUOTA PERIOD" in microseconds, or "max PERIOD"."""
-    words = _words(folder / "cpu.max")
-    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0].isdigit() else None
-
-
-def _v1_quota(folder: Path) -> float | None:
-    """Quota and period in microseconds, a file each; the quota is -1 where there is none."""
-    words = [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
-    return int(words[0]) / int(words[1]) if len(words) == 2 and words[0].isdigit() else None
-
-
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii").split()
-    except OSError:
-        return []

@@ -4,17 +4,12 @@ import errno
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 
 from shards.errors import InputError
+from spkid_dist.cgroups import free_bytes
 
-# The memory that a container or a batch system grants: (limit, used), of the second version of cgroups and of the first.
-CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 # What errors say that are of no type of their own: torch's on CPUs, the system's linker's, threads'.
 MARKS = (
     "DefaultCPUAllocator",
@@ -39,15 +34,7 @@ def free_memory(processes: int = 1) -> int:
 
     The least of what the machine has, what it was granted, and what `ulimit -v` leaves it.
     """
-    free = int(psutil.virtual_memory().available)
-    for limit_path, used_path in CGROUP_FILES:
-        try:
-            limit, used = (Path(path).read_text(encoding="ascii").strip() for path in (limit_path, used_path))
-        except OSError:
-            continue
-        if limit.isdigit():
-            free = min(free, max(0, int(limit) - int(used)))
-    free //= processes
+    free = min([int(psutil.virtual_memory().available), *free_bytes()]) // processes
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:
         free = min(free, max(0, most - int(psutil.Process().memory_info().vms)))

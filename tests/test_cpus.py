@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from spkid_dist import cpus
+from spkid_dist import cgroups
 from spkid_dist.config import IndexConfig, VerifyConfig
 from spkid_dist.cpus import available_cpus, torch_threads
 
@@ -21,8 +21,8 @@ def granted(monkeypatch, tmp_path):
 
     def grant(groups, files, affinity=64):
         (tmp_path / "cgroup").write_text(groups + "\n")
-        monkeypatch.setattr(cpus, "PROCESS_GROUPS", tmp_path / "cgroup")
-        monkeypatch.setattr(cpus, "GROUPS_ROOT", tmp_path / "root")
+        monkeypatch.setattr(cgroups, "PROCESS_GROUPS", tmp_path / "cgroup")
+        monkeypatch.setattr(cgroups, "GROUPS_ROOT", tmp_path / "root")
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
         for name, text in files.items():
             path = tmp_path / "root" / name
@@ -65,7 +65,7 @@ def test_the_smaller_of_affinity_and_quota_counts(granted):
 
 
 def test_a_system_without_control_groups_has_its_cpus(monkeypatch, tmp_path):
-    monkeypatch.setattr(cpus, "PROCESS_GROUPS", tmp_path / "none")
+    monkeypatch.setattr(cgroups, "PROCESS_GROUPS", tmp_path / "none")
     assert available_cpus() == ALL
 
 

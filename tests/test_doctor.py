@@ -13,7 +13,6 @@ from training import command, environment
 
 from spkid_dist.config import DoctorConfig
 from spkid_dist.doctor import find_problems
-from spkid_dist.memory import free_memory
 from spkid_dist.vitals import Vitals
 
 CONFIG = Path(__file__).parents[1] / "launch/accelerate/cpus.yaml"
@@ -118,19 +117,6 @@ def test_two_ranks_on_one_device_are_wrong():
     (problem,) = find_problems([vitals(0, **gpu), vitals(1, **gpu)], [0.0, 0.0])
     assert problem.startswith("ranks 0 and 1 are both on cuda:0")
     assert find_problems([vitals(0, **gpu), vitals(1, **gpu, host="b")], [0.0, 0.0]) == []
-
-
-def test_what_a_container_grants_is_the_memory(monkeypatch, tmp_path):
-    from spkid_dist import memory as module
-
-    files = []
-    for name, value in (("max", "5000000"), ("current", "2000000")):
-        (tmp_path / name).write_text(f"{value}\n")
-        files.append(str(tmp_path / name))
-    monkeypatch.setattr(module, "CGROUP_FILES", ((*files,),))
-    assert free_memory() == 3_000_000
-    (tmp_path / "max").write_text("max\n")
-    assert free_memory() > 3_000_000
 
 
 def test_waiting_forever_is_no_option():

@@ -10,6 +10,7 @@ import torch
 from training import OPTIONS, command, environment
 
 from shards.errors import InputError, UsageError
+from spkid_dist import cgroups
 from spkid_dist.config import TrainConfig
 from spkid_dist.memory import explain_memory, free_memory, is_out_of_memory
 from spkid_dist.model import NetworkOptions
@@ -18,6 +19,49 @@ from spkid_dist.training.footprint import footprint
 
 NETWORK = NetworkOptions(input_dim=20, in_frames=10, num_spks=1000, hsize=500)
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {"memory.max": "5000000", "memory.current": "2000000"}, 3_000_000),
+        ("0::/slurm/job", {"slurm/memory.max": "5000000", "slurm/memory.current": "2000000"}, 3_000_000),
+        (
+            "0::/",
+            {
+                "memory.max": "5000000",
+                "memory.current": "4900000",
+                "memory.stat": "anon 900000\ninactive_file 1000000\nactive_file 3000000",
+            },
+            4_100_000,
+        ),
+        (
+            "7:memory:/job\n0::/",
+            {
+                "memory/job/memory.limit_in_bytes": "5000000",
+                "memory/job/memory.usage_in_bytes": "4000000",
+                "memory/job/memory.stat": "inactive_file 7\ntotal_inactive_file 1000000\ntotal_active_file 0",
+            },
+            2_000_000,
+        ),
+        ("0::/", {"memory.max": "max", "memory.current": "2000000"}, None),
+        ("0::/job", {}, None),
+    ],
+)
+def test_what_a_control_group_grants_is_the_memory_but_for_what_files_have_there(
+    monkeypatch, tmp_path, groups, files, expected
+):
+    (tmp_path / "cgroup").write_text(groups + "\n")
+    monkeypatch.setattr(cgroups, "PROCESS_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "GROUPS_ROOT", tmp_path / "root")
+    for name, text in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    if expected is None:
+        assert free_memory() > 5_000_000
+    else:
+        assert [free_memory(), free_memory(processes=2)] == [expected, expected // 2]
 
 
 @pytest.mark.parametrize(
