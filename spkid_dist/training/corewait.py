@@ -9,6 +9,8 @@ Source: docs.kernel.org/scheduler/sched-stats.html, "/proc/<pid>/schedstat".
 import time
 from pathlib import Path
 
+import torch
+
 SHORTEST_SECONDS = 5.0  # of a stretch that is judged: a shorter one may be a single other program that starts
 LARGEST_SHARE = 0.2  # of it spent waiting for a core, on a machine that others leave alone: below 0.02
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
@@ -49,8 +51,10 @@ class CoreWait:
         if share <= LARGEST_SHARE:
             return None
         self._noticed = True
+        remedy = "end the other programs"
+        if torch.get_num_threads() > 1:
+            remedy += ", or start the training with OMP_NUM_THREADS set to the number of cores that they leave free"
         return (
             f"other programs use the cores: this process waited for a core for {share:.0%} of the last {seconds:.0f} s, so the "
-            "training is slower than on an idle machine; end the other programs, or start the training with OMP_NUM_THREADS "
-            "set to the number of cores that they leave free, at least 1"
+            f"training is slower than on an idle machine; {remedy}"
         )
