@@ -352,10 +352,13 @@ def test_a_truncated_shard_is_found(corpus, tmp_path):
         ShardDataset(folder).read_block(0)
 
 
-def test_a_loader_that_accelerate_prepared_is_refused(corpus):
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # of Python 3.12
+@pytest.mark.parametrize("method", [None, "fork", "spawn"])
+def test_a_loader_that_accelerate_prepared_is_refused(corpus, method):
     from accelerate import Accelerator
 
-    loader = Accelerator(cpu=True).prepare(DataLoader(stream(corpus, in_frames=2), batch_size=None))
+    options = {"num_workers": 1, "multiprocessing_context": method} if method else {}
+    loader = Accelerator(cpu=True).prepare(DataLoader(stream(corpus, in_frames=2), batch_size=None, **options))
     with pytest.raises(UsageError, match=r"went through accelerator\.prepare.*iterate over the dataset itself"):
         list(loader)
 

@@ -2,7 +2,10 @@
 
 import copy
 import itertools
+import multiprocessing
 import pickle
+import threading
+import time
 
 import pytest
 from stream_ranks import first_values
@@ -11,7 +14,9 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from shards import UsageError
+from spkid_dist.dataset import WindowDataset
 from spkid_dist.mixture import MixedDataset
+from spkid_dist.streaming.stacking import Background
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),  # of Python 3.12, which begins workers so
@@ -163,6 +168,16 @@ def test_torchdatas_loader_goes_on_for_two_more_epochs(corpus, workers, epochs, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_state_of_torchdatas_loader_between_two_epochs_is_followed_by_a_whole_epoch(corpus, workers):  # noqa: F811
+    expected = epochs_of(stream(corpus), 4)
+    loader = StatefulDataLoader(stream(corpus), batch_size=None, num_workers=workers)
+    assert epochs_of(loader, 1) == expected[:1]
+    again = StatefulDataLoader(stream(corpus), batch_size=None, num_workers=workers)
+    again.load_state_dict(loader.state_dict())
+    assert epochs_of(again, 3) == expected[1:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_dataloader_that_would_stack_batches_is_refused(corpus, workers):  # noqa: F811
     with pytest.raises(UsageError, match="make it with batch_size=None"):
         next(iter(DataLoader(stream(corpus), num_workers=workers)))
@@ -190,3 +205,53 @@ def test_a_copy_counts_its_epochs_itself(corpus, copied):  # noqa: F811
     assert first_values(twin) == expected[1]
     assert epochs_of(data, 2) == expected[1:]
     assert OPTIONS["seed"] == twin.identity["seed"]
+
+
+def put_epochs(data, found):
+    found.put(epochs_of(data, 2))
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+def test_processes_that_are_no_workers_count_their_epochs_themselves(corpus, method):  # noqa: F811
+    expected = epochs_of(stream(corpus), 3)
+    data = stream(corpus)
+    list(data)
+    context = multiprocessing.get_context(method)
+    found = context.SimpleQueue()
+    processes = [context.Process(target=put_epochs, args=(data, found)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [found.get() for _ in processes] == [expected[1:]] * 2
+    for process in processes:
+        process.join()
+    assert epochs_of(data, 2) == expected[1:]
+
+
+class SlowWindows(WindowDataset):
+    """Whose next pool is not ready when an epoch ends."""
+
+    def _load(self, epoch, generation):
+        time.sleep(0.1)
+        return super()._load(epoch, generation)
+
+
+def test_workers_that_are_forked_while_a_pool_is_filled_go_on(corpus):  # noqa: F811
+    expected = epochs_of(stream(corpus), 2)
+    data = SlowWindows(corpus.folder / "shards", **OPTIONS, rank=0, world_size=1)
+    list(data)
+    loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert first_values(loader) == expected[1]
+
+
+def test_an_iteration_that_its_own_thread_collects_as_garbage_is_closed():
+    made, ready = [], threading.Event()
+
+    def collect():
+        ready.wait()
+        made[0].close()
+        return 1
+
+    made.append(Background(collect, name="collects"))
+    ready.set()
+    made[0].close()
+    made[0].raise_error()

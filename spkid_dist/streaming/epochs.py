@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import get_spawning_popen
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import get_worker_info
@@ -33,29 +33,55 @@ NO_SEED = -1
 class EpochCounter:
     """Hands out epochs to iterations, in this process and in the workers of its loaders.
 
-    A copy for a worker shares the memory; any other copy (`pickle`, `copy.deepcopy`) counts for itself.
+    A copy for a worker shares the memory; any other copy counts for itself (`pickle`, `copy.deepcopy`, a process that was
+    forked or spawned and is no worker).
     """
 
+    _all: ClassVar["weakref.WeakSet[EpochCounter]"] = weakref.WeakSet()
+
     def __init__(self) -> None:
+        self._allocate(0, 0)
+
+    def _allocate(self, epoch: int, position: int) -> None:
+        """Memory of this process's own, with the place that comes next."""
         self._share(os.memfd_create("spkid-epochs"))
         os.ftruncate(self._file, MEMORY.itemsize)
         self._map()
-        self.tell(0, 0)
+        self._owner: int | None = os.getpid()
+        self._next = epoch, position  # in a process that was forked or spawned: what came next then
+        self.tell(epoch, position)
+
+    @classmethod
+    def note_all(cls) -> None:
+        """Note the places that come next, for a process that is about to be forked."""
+        for counter in list(cls._all):
+            counter._next = counter._place
+
+    @property
+    def _is_of_another(self) -> bool:
+        """Whether the memory is of a process that this one was forked or spawned from, and this one is no worker of it."""
+        return self._owner != os.getpid() and get_worker_info() is None
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        if self._is_of_another:
+            return self._next
+        return int(self._memory["epoch"]), int(self._memory["position"])
 
     def __getstate__(self) -> dict[str, Any]:
         """For a process that is being started: where the memory is. For another copy: the place that comes next."""
         if get_spawning_popen() is not None:
-            return {"memory": f"/proc/{os.getpid()}/fd/{self._file}"}
-        return {"next": (int(self._memory["epoch"]), int(self._memory["position"]))}
+            return {"memory": f"/proc/{os.getpid()}/fd/{self._file}", "next": self._place}
+        return {"next": self._place}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As `__getstate__` has it."""
         if "memory" in state:
             self._share(os.open(state["memory"], os.O_RDWR | os.O_CLOEXEC))
             self._map()
+            self._owner, self._next = None, state["next"]
         else:
-            self.__init__()  # type: ignore[misc]
-            self.tell(*state["next"])
+            self._allocate(*state["next"])
 
     def _share(self, file: int) -> None:
         self._file = file
@@ -63,6 +89,7 @@ class EpochCounter:
 
     def _map(self) -> None:
         self._memory = np.frombuffer(mmap.mmap(self._file, MEMORY.itemsize), MEMORY)[0]
+        self._all.add(self)
 
     def tell(self, epoch: int, position: int) -> None:
         """The next iteration is of `epoch`, from window `position` of it on; called outside of workers."""
@@ -105,14 +132,19 @@ class EpochCounter:
         return iteration
 
     def _take(self) -> tuple[int, int]:
-        epoch, position = int(self._memory["epoch"]), int(self._memory["position"])
+        epoch, position = self._place
         self._memory["epoch"], self._memory["position"] = epoch + 1, 0
         return epoch, position
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        if self._is_of_another:
+            self._allocate(*self._next)
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         try:
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
+os.register_at_fork(before=EpochCounter.note_all)

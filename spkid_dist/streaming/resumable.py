@@ -13,6 +13,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from multiprocessing.context import get_spawning_popen
 from typing import Any, Protocol
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -73,7 +74,7 @@ class ResumableBatches(IterableDataset[Batch], ABC):
             False  # a worker's own copy was told its state by `load_state_dict`: the next iteration is its rest
         )
         self._iteration: object = None  # the one that may still take batches
-        self._ended = False  # the last batch of the epoch before was taken, and no other since
+        self._ended = False  # the last batch of the epoch before was taken, and no other was asked for since
 
     @property
     def epoch(self) -> int:
@@ -135,7 +136,13 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         self._cursor = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickled without threads and memory."""
+        """Pickled without threads and memory.
+
+        Raises:
+            UsageError: a loader of accelerate starts its workers, in which nothing would tell of accelerate.
+        """
+        if get_spawning_popen() is not None:
+            _refuse_wrappers()
         return self.__dict__ | {"_cursor": None}
 
     # The ledger
@@ -278,6 +285,8 @@ class ResumableBatches(IterableDataset[Batch], ABC):
                         self._end_epoch()
                 if number % num_workers == turn:
                     yield batch
+            if self._iteration is iteration:
+                self._ended = False  # another batch was asked for, so nobody will ask for one again
         finally:
             if not ended and self._cursor is cursor:
                 self.close()

@@ -5,9 +5,11 @@ as frames, C times fewer bytes than its windows, copied by the thread that fille
 batches are gathered there from an overlapping view. Both yield the same bits.
 """
 
+import os
 import threading
+import weakref
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -167,14 +169,27 @@ class DeviceStack:
 
 
 class Background(Generic[T]):
-    """One call done by a thread of its own, which ends with it."""
+    """One call done by a thread of its own, which ends with it.
+
+    A process that is about to fork waits for the thread: the forked one has the result, but no thread.
+    """
+
+    _all: ClassVar["weakref.WeakSet[Background[Any]]"] = weakref.WeakSet()
 
     def __init__(self, call: Callable[[], T], name: str) -> None:
         self._call = call
         self._result: list[T] = []
         self._error: BaseException | None = None
+        self._dropped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=False)
         self._thread.start()
+        self._all.add(self)
+
+    @classmethod
+    def wait_for_all(cls) -> None:
+        """Wait until no thread works; it keeps its result."""
+        for background in list(cls._all):
+            background._join()
 
     def result(self) -> T:
         """Wait for what the call returned, once; an error of it is raised here."""
@@ -188,12 +203,25 @@ class Background(Generic[T]):
             raise self._error
 
     def close(self) -> None:
-        """Wait until the thread has ended; its result is dropped."""
-        self._thread.join()
+        """Wait until the thread has ended; its result is dropped.
+
+        The thread itself does not wait: it comes here where Python collects an iteration that was left as garbage.
+        """
+        self._dropped = True
+        self._join()
         self._result.clear()
+
+    def _join(self) -> None:
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
         try:
-            self._result.append(self._call())
+            result = self._call()
+            if not self._dropped:
+                self._result.append(result)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the consumer's to raise
             self._error = error
+
+
+os.register_at_fork(before=Background.wait_for_all)
