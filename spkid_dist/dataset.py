@@ -1,7 +1,7 @@
 """The stream of training batches: an IterableDataset that yields whole batches of stacked windows.
 
 ``for x, y in WindowDataset("data/train"): ...`` yields this rank's share of each global batch: x (B, C*D) float32 and
-y (B,) int64. An iteration is (the rest of) one epoch; the next one is the next epoch. It takes the place of a DataLoader:
+y (B,) int64. An iteration is one epoch; the next iteration is the next epoch. It takes the place of a DataLoader:
 ranks share the windows out among themselves, and nothing needs to be wrapped.
 """
 
@@ -84,6 +84,7 @@ class WindowDataset(ResumableBatches):
         world_size: int | None = None,
         store: StoreOptions | None = None,
     ) -> None:
+        self._found_rank = rank is None or world_size is None
         rank, world_size = find_rank(rank, world_size)
         super().__init__(batch_size, rank, world_size)
         for value, name in ((num_streams, "num_streams"), (shuffle_windows, "shuffle_windows")):
@@ -190,6 +191,17 @@ class WindowDataset(ResumableBatches):
             rank_streams=len(self.share.streams),
             world_size=self.world_size,
         ).max_bytes
+
+    def _check_ranks(self) -> None:
+        if not (self._found_rank and torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if (rank, world_size) != (self.rank, self.world_size):
+            raise UsageError(
+                f"the dataset was opened as rank {self.rank} of {self.world_size}, but this process is rank {rank} of "
+                f"{world_size} now, so ranks would read the same windows; open the dataset after the processes have met "
+                "(torch.distributed.init_process_group), or give rank and world_size"
+            )
 
     def _open(self, epoch: int, position: int) -> "WindowCursor":
         if self.memory.reuse and get_worker_info() is not None:

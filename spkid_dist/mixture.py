@@ -100,6 +100,10 @@ class MixedDataset(ResumableBatches):
     def check_epoch(self, consumed: Ledger, epoch: int) -> None:
         """Nothing: the ledgers are the datasets' own, whose epochs end elsewhere."""
 
+    def _check_ranks(self) -> None:
+        for data in self.datasets:
+            data._check_ranks()
+
     def _open(self, epoch: int, position: int) -> "MixedCursor":
         return MixedCursor(self, epoch * self._epoch_windows + position)
 

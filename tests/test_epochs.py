@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+import torch.distributed
 from stream_ranks import first_values
 from test_state import OPTIONS, corpus, stream  # noqa: F401 - a fixture
 from torch.utils.data import DataLoader
@@ -100,6 +101,16 @@ def test_every_place_is_gone_on_from_for_two_more_epochs(corpus, make):  # noqa:
 
 
 @KINDS
+def test_a_place_whose_past_is_not_known_is_gone_on_from_for_two_more_epochs(corpus, make):  # noqa: F811
+    straight = list(itertools.chain(*epochs_of(make(corpus), 3)))
+    for batches in range(len(make(corpus)) + 1):
+        again = make(corpus)
+        again.load_state_dict(make(corpus).state_dict(batches=batches))
+        assert list(itertools.chain(*epochs_of(again, 3)))[: len(straight) - batches] == straight[batches:]
+        assert again.ended_ledger is not None
+
+
+@KINDS
 @pytest.mark.parametrize(
     "loader",
     [
@@ -116,8 +127,6 @@ def test_a_dataloader_yields_epoch_after_epoch_without_being_told(corpus, make, 
 
 
 def test_loaders_whose_seeds_are_alike_have_epochs_of_their_own(corpus):  # noqa: F811
-    import torch
-
     expected = epochs_of(stream(corpus), 3)
     data = stream(corpus)
     for batches in expected:
@@ -255,3 +264,33 @@ def test_an_iteration_that_its_own_thread_collects_as_garbage_is_closed():
     ready.set()
     made[0].close()
     made[0].raise_error()
+
+
+def meet_and_iterate(rank, place, sets, found):
+    store = torch.distributed.FileStore(str(place), 2)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    for data in sets:
+        try:
+            found.put(sum(map(len, first_values(data))))
+        except UsageError as error:
+            found.put(str(error))
+    torch.distributed.destroy_process_group()
+
+
+def test_a_dataset_that_was_opened_before_the_processes_met_is_refused(corpus, tmp_path):  # noqa: F811
+    early = WindowDataset(corpus.folder / "shards", **OPTIONS)
+    sets = [early, MixedDataset([early], [1]), stream(corpus)]
+    context = multiprocessing.get_context("fork")
+    queues = [context.SimpleQueue() for _ in range(2)]
+    ranks = [
+        context.Process(target=meet_and_iterate, args=(rank, tmp_path / "store", sets, queue))
+        for rank, queue in enumerate(queues)
+    ]
+    for process in ranks:
+        process.start()
+    for rank, queue in enumerate(queues):
+        for _ in range(2):
+            assert f"opened as rank 0 of 1, but this process is rank {rank} of 2 now" in queue.get()
+        assert queue.get() == early.num_windows  # whose rank was given
+    for process in ranks:
+        process.join()

@@ -139,10 +139,10 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         """Pickled without threads and memory.
 
         Raises:
-            UsageError: a loader of accelerate starts its workers, in which nothing would tell of accelerate.
+            UsageError: it goes to workers that are spawned, in which nothing would tell of accelerate or of other ranks.
         """
         if get_spawning_popen() is not None:
-            _refuse_wrappers()
+            self._refuse_misuse()
         return self.__dict__ | {"_cursor": None}
 
     # The ledger
@@ -150,8 +150,9 @@ class ResumableBatches(IterableDataset[Batch], ABC):
     @property
     def ledger(self) -> Ledger | None:
         """What this rank has consumed of the epoch; None where that is not known, after going into the middle of one."""
-        if self._cursor is not None and self._ledger is not None:
-            self._ledger = Ledger.join([self._ledger, self._cursor.collect()])
+        if self._cursor is not None:
+            consumed = self._cursor.collect()  # though nobody can use it: else it would count for the next epoch
+            self._ledger = None if self._ledger is None else Ledger.join([self._ledger, consumed])
         return self._ledger
 
     def check_epoch(self, consumed: Ledger, epoch: int) -> None:
@@ -233,18 +234,31 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         After `load_state_dict` that is the rest of the epoch which the state is in.
 
         Raises:
-            UsageError: accelerate or a DataLoader would change the batches; another iteration has begun since.
+            UsageError: accelerate or a DataLoader would change the batches; another iteration has begun since; the processes
+                met after the dataset was opened.
         """
-        _refuse_wrappers()
+        self._refuse_misuse()
         if get_worker_info() is None:
             return self._batches(begun=False)  # begins with its first batch
         self._begin()  # at once: all workers of a loader begin together
         return self._batches(begun=True)
 
     def rest_of_epoch(self) -> Iterator[Batch]:
-        """Yield the batches from where the stream stands to the end of that epoch: after a ``break``, or a look at one."""
+        """Yield the batches from where the stream stands to the end of that epoch: after a ``break``, or a look at one.
+
+        Raises:
+            UsageError: as an iteration does.
+        """
+        self._refuse_misuse()
         self._counter.tell(self._epoch, self._position)
         return self._batches(begun=False)
+
+    def _refuse_misuse(self) -> None:
+        _refuse_wrappers()
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        """Raise UsageError where this process's rank is no longer what the dataset found when it was opened."""
 
     def _begin(self) -> None:
         """Take the place at which this iteration begins."""
@@ -330,6 +344,11 @@ def _refuse_wrappers() -> None:
     """
     for module, caller in _callers():
         if module == "accelerate.data_loader":
+            if type(caller).__name__ == "SkipDataLoader":
+                raise UsageError(
+                    "accelerate would go on inside an epoch by passing over batches; set ignore_data_skip=True in the "
+                    "TrainingArguments, and bring the dataset to its place by dataset.load_state_dict"
+                )
             raise UsageError(
                 "the dataset went through accelerator.prepare, which would cut each rank's share once more and lose "
                 "windows; iterate over the dataset itself: it yields this rank's share of each batch"
