@@ -17,7 +17,9 @@ from conftest import make_corpus
 from stream_ranks import first_values
 from torch import nn
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
+from shards import UsageError
 from spkid_dist.dataset import WindowDataset
 
 EPOCHS = 3
@@ -140,6 +142,97 @@ def test_lightning_that_takes_a_part_of_each_epoch_takes_another_part_each_time(
     trainer.fit(Classifier(), loader_of(tr_data, workers))
     straight, _ = open_sets(shards)
     assert seen == list(itertools.chain(*(first_values(straight)[:2] for _ in range(3))))
+
+
+def fit_lightning(lightning, loader, tmp_path, steps, checkpoint=None):
+    """Train up to a step, from the start or from a checkpoint; returns the batches and the checkpoint of the last step."""
+    seen = []
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Linear(12, 2)
+
+        def training_step(self, batch, _):
+            seen.extend(first_values([batch]))
+            return self.network(batch[0]).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+    saving = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=steps, save_top_k=-1)
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        callbacks=[saving],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Classifier(), loader, ckpt_path=checkpoint)
+    return seen, saving.best_model_path
+
+
+@pytest.mark.parametrize("workers", [None, 0, 2])
+@pytest.mark.parametrize("steps", [4, 9, 11])
+def test_lightning_goes_on_from_a_checkpoint_where_it_was(shards, tmp_path, workers, steps):
+    lightning = pytest.importorskip("pytorch_lightning")
+
+    def loader():
+        data, _ = open_sets(shards)
+        return data if workers is None else StatefulDataLoader(data, batch_size=None, num_workers=workers)
+
+    straight, _ = open_sets(shards)
+    expected = list(itertools.chain(*(first_values(straight) for _ in range(3))))
+    seen, checkpoint = fit_lightning(lightning, loader(), tmp_path, steps)
+    more, _ = fit_lightning(lightning, loader(), tmp_path, len(expected), checkpoint)
+    assert seen + more == expected
+
+
+@WORKERS
+@pytest.mark.parametrize("steps", [4, 9, 11])
+def test_the_trainer_of_transformers_goes_on_from_a_checkpoint(shards, tmp_path, workers, steps, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    transformers = pytest.importorskip("transformers")
+
+    def fit(max_steps, checkpoint_step, **options):
+        seen = []
+        data, _ = open_sets(shards)
+        data.load_state_dict(data.state_dict(batches=checkpoint_step))
+
+        class Classifier(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.network = nn.Linear(12, 2)
+
+            def forward(self, x, labels):
+                seen.extend(first_values([(x, labels)]))
+                return {"loss": nn.functional.cross_entropy(self.network(x), labels)}
+
+        class Trainer(transformers.Trainer):
+            def get_train_dataloader(self):
+                return loader_of(data, workers, collate_fn=as_inputs)
+
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=max_steps,
+            save_steps=steps,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            **options,
+        )
+        checkpoint = str(tmp_path / f"checkpoint-{checkpoint_step}") if checkpoint_step else None
+        Trainer(model=Classifier(), args=arguments, train_dataset=data).train(resume_from_checkpoint=checkpoint)
+        return seen
+
+    straight, _ = open_sets(shards)
+    expected = list(itertools.chain(*(first_values(straight) for _ in range(3))))
+    assert fit(steps, 0) + fit(len(expected), steps, ignore_data_skip=True) == expected
+    if steps % len(straight) and not workers:
+        with pytest.raises(UsageError, match="set ignore_data_skip=True"):
+            fit(len(expected), steps)
 
 
 @WORKERS
