@@ -129,6 +129,7 @@ def test_every_engine_saves_the_same_plain_weights_whatever_dynamo_is_set_to(eng
     assert list(state) == [f"{layer}.{what}" for layer in (0, 2, 4, 6) for what in ("weight", "bias")]
 
 
+@pytest.mark.long  # one: test_every_engine_saves_the_same_plain_weights
 def test_two_ranks_save_plain_weights_with_dynamo_set(config, shards, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     reference = train(config)

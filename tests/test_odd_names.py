@@ -24,7 +24,14 @@ def run(*words, **variables):
     )
 
 
-@pytest.mark.parametrize("variables", [{}, ASCII, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        pytest.param({}, marks=pytest.mark.long),
+        pytest.param(ASCII, marks=pytest.mark.long),
+    ],
+)
 def test_the_whole_way_in_a_folder_whose_name_is_not_utf8(variables, synthetic, tmp_path):
     place = tmp_path / ODD
     place.mkdir()

@@ -128,6 +128,7 @@ def test_any_number_of_ranks_has_the_same_loss_curve(processes, options, straigh
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4)
 
 
+@pytest.mark.long  # ragged shares: test_any_number_of_ranks_has_the_same_loss_curve
 def test_batches_smaller_than_the_ranks_work(options, tmp_path):
     small = options | {"batch_size": 1, "in_frames": 60, "edge": "valid", "epoch": 1, "log_freq": 30}
     train(TrainConfig(**(small | {"save_path": tmp_path / "1"})))

@@ -116,7 +116,11 @@ class CheckpointFolder:
         self.check()
         serial = max((_serial(name) for name in self._names()), default=0) + 1
         name = f"{serial:06d}-epoch{epoch}"
-        write_checkpoint(self.folder / name, values, state)
+        try:
+            write_checkpoint(self.folder / name, values, state)
+        except InputError:
+            self.check()  # where the folder was deleted, that is what is wrong
+            raise
         self._chain.append(name)
         self._best = name if best else (self._best if self._best in self._chain else None)
         last = self._chain[-self.keep :]

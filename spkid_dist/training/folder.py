@@ -169,9 +169,13 @@ class TrainingFolder:
             InputError: it can't be written, or this training no longer holds the folder.
         """
         self.check()
-        if not self._options_are_there:
-            self._save_options()
-        save_weights(model, self.path / weights_name(epoch, best), self._options[ID_NAME])
+        try:
+            if not self._options_are_there:
+                self._save_options()
+            save_weights(model, self.path / weights_name(epoch, best), self._options[ID_NAME])
+        except InputError:
+            self.check()  # where the folder was deleted, that is what is wrong
+            raise
         (self.path / weights_name(epoch, not best)).unlink(missing_ok=True)
         (self.path / SUMMARY_NAME).unlink(missing_ok=True)
 
