@@ -18,6 +18,9 @@ from typing import Any, NoReturn
 from spkid_dist.interruption import ENDING, Interrupted, catch_signals, end_quietly
 
 TRAINING = "train"
+# Rounds that a thread of OpenMP spins while it waits for the others, before it sleeps: some 50 us, as long as such a wait takes
+# where each thread has a core. The library's own 300,000 are milliseconds, taken from whoever the others wait for.
+SPINS = "1000"
 EXIT_STOPPED = 75  # as shards.errors has it, which is not imported yet where this is needed
 # A training that is told to stop before it has begun can be started again, so its launcher should requeue it.
 STOPPING = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1), EXIT_STOPPED)
@@ -50,6 +53,7 @@ def _leave_with(run: Callable[[], int], is_training: bool) -> NoReturn:
     exit_codes = ENDING | STOPPING if is_training else ENDING
     try:
         catch_signals(exit_codes)
+        _bound_spinning()
         _print_anything()
         exit_code = run()
         end_quietly(exit_code)
@@ -59,6 +63,12 @@ def _leave_with(run: Callable[[], int], is_training: bool) -> NoReturn:
         _say_interrupted(number, exit_code)
         end_quietly(exit_code)
     sys.exit(exit_code)
+
+
+def _bound_spinning() -> None:
+    """Have OpenMP's waiting threads sleep soon, unless the user said how they wait. It is read when torch is loaded."""
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def _say_interrupted(number: signal.Signals, exit_code: int) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import struct
 import subprocess
@@ -226,3 +227,26 @@ def test_the_help_of_a_flag_that_turns_something_off_says_so(command, monkeypatc
         assert line is not None, printed
         assert "(default: True)" not in line[1]  # it is not this flag that is on by default
     assert len(re.findall(r"^\W*--(?:\w+\.)?no_\w+", printed, re.M)) == len(flags)  # none is overlooked
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_openmp_is_told_to_spin_shortly_before_torch_is_loaded(given, spins):
+    program = """
+import os, sys
+class Seen:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print("spins", os.environ.get("GOMP_SPINCOUNT"), flush=True)
+sys.meta_path.insert(0, Seen())
+sys.argv = ["spkid", "train", "--tr_shards", "none", "--va_shards", "none", "--save_path", os.devnull]
+from spkid_dist.cli import main
+main()
+"""
+    clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean | given, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[0] == f"spins {spins}"
+    assert done.returncode == 1
