@@ -1,12 +1,13 @@
 """Mixtures of datasets: shares that follow the weights, each dataset exactly once an epoch of its own, resumed anywhere."""
 
 import json
+import math
 from collections import Counter
 from itertools import chain
 
 import pytest
 from conftest import make_corpus
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -37,6 +38,17 @@ def values(batch):
     return sorted(int(x[0]) for x in batch[0])
 
 
+def farthest(num_windows):
+    """How far the number of the first points in any interval may lie from its share.
+
+    An interval is the difference of two that begin at 0. For those, the golden ratio's discrepancy grows as 3 / (20 log 1.618)
+    times the logarithm. Source: Dupain, Sós, "On the discrepancy of (n alpha) sequences", 1984. A whole circle strays by 0.
+    """
+    points = max(1, min(num_windows, CIRCLE))
+    return 2 * (3 / (20 * math.log((1 + math.sqrt(5)) / 2)) * math.log(points) + 1)
+
+
+@example([1.0, 1.0, 51.0, 62.5], 1_029_539_212, 0)  # strays by 8.2
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 10**13), st.integers(0, 1000))
 def test_shares_never_stray_from_the_weights_and_never_shrink(weights, num_windows, step):
     borders = borders_of(weights)
@@ -45,7 +57,7 @@ def test_shares_never_stray_from_the_weights_and_never_shrink(weights, num_windo
     for part, (count, more) in enumerate(zip(counts, later, strict=True)):
         width = (borders[part + 1] - borders[part]) / CIRCLE
         assert abs(width - weights[part] / sum(weights)) < 1e-9
-        assert abs(count - num_windows * width) <= 8
+        assert abs(count - num_windows * width) <= farthest(num_windows)
         assert count <= more
 
 
