@@ -25,7 +25,7 @@ class FreeCpus:
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
-        self._busy, self._own = _busy_seconds(), _own_seconds()
+        self._busy, self._own = busy_seconds(), own_seconds()
 
     def used_by_others(self) -> float:
         """CPUs that other programs have used since then, on average, of those that this process may use.
@@ -34,7 +34,7 @@ class FreeCpus:
         """
         time.sleep(max(0.0, SHORTEST_SECONDS - (time.perf_counter() - self._began)))
         seconds = time.perf_counter() - self._began
-        others = (_busy_seconds() - self._busy) - (_own_seconds() - self._own)
+        others = (busy_seconds() - self._busy) - (own_seconds() - self._own)
         return max(0.0, others / seconds)
 
 
@@ -66,18 +66,17 @@ def whole_cpus(available: int, used: float) -> int:
     return max(1, int(available - used + TOLERATED))
 
 
-def _busy_seconds() -> float:
-    """Seconds that the CPUs which this process may use have worked, for whomever, since the machine was started."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    times = psutil.cpu_times(percpu=True)
-    chosen = [cpu for number, cpu in enumerate(times) if usable is None or number in usable]
-    return float(sum(sum(cpu) - cpu.idle - getattr(cpu, "iowait", 0.0) - _guests(cpu) for cpu in chosen))
+def busy_seconds() -> float:
+    """CPU time of all programs on the CPUs of this process; 0 where the system does not say."""
+    try:
+        times = psutil.cpu_times(percpu=True)
+        ours = [times[cpu] for cpu in os.sched_getaffinity(0) if cpu < len(times)]
+    except (OSError, RuntimeError, AttributeError):
+        return 0.0
+    return float(sum(sum(getattr(one, name, 0.0) for name in ("user", "nice", "system")) for one in ours))
 
 
-def _guests(cpu: "psutil._common.scputimes") -> float:
-    return getattr(cpu, "guest", 0.0) + getattr(cpu, "guest_nice", 0.0)  # counted as user and nice already
-
-
-def _own_seconds() -> float:
-    """CPU seconds of this process, and of those that it started and that have ended."""
-    return float(sum(psutil.Process().cpu_times()[:4]))
+def own_seconds() -> float:
+    """CPU time of this process, and of the processes that it has started and that have ended."""
+    taken = os.times()
+    return taken.user + taken.system + taken.children_user + taken.children_system

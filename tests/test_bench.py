@@ -447,8 +447,8 @@ def test_other_programs_on_the_cpus_are_noticed():
 
 def test_what_this_process_and_its_children_do_is_not_other_programs(monkeypatch):
     busy, own, moment = iter((10.0, 20.0)), iter((1.0, 10.9)), iter((100.0, 104.0))
-    monkeypatch.setattr(otherprograms, "_busy_seconds", lambda: next(busy))
-    monkeypatch.setattr(otherprograms, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(otherprograms, "busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(otherprograms, "own_seconds", lambda: next(own))
     monkeypatch.setattr(otherprograms.time, "monotonic", lambda: next(moment))
     assert OtherPrograms().used_cpus() == 0
 
