@@ -23,6 +23,8 @@ from shards import UsageError
 from spkid_dist.dataset import WindowDataset
 
 EPOCHS = 3
+# What a trainer of Lightning leaves out.
+QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 LENGTHS = [7, 1, 12, 3, 9, 30, 2, 5, 18, 4, 11, 6, 1, 25]
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's code
@@ -88,11 +90,9 @@ def test_lightning_trains_and_validates_on_every_window(shards, tmp_path, worker
     trainer = lightning.Trainer(
         max_epochs=EPOCHS,
         accelerator="cpu",
-        logger=False,
         enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         default_root_dir=tmp_path,
+        **QUIET,
     )
     options = {"persistent_workers": True} if persistent else {}
     trainer.fit(Classifier(), loader_of(tr_data, workers, **options), loader_of(va_data, workers, **options))
@@ -130,14 +130,13 @@ def test_lightning_that_takes_a_part_of_each_epoch_takes_another_part_each_time(
             return torch.optim.SGD(self.parameters(), lr=1e-6)
 
     tr_data, _ = open_sets(shards)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
     trainer = lightning.Trainer(
-        max_epochs=3, limit_train_batches=2, accelerator="cpu", default_root_dir=tmp_path, **quiet
+        max_epochs=3,
+        limit_train_batches=2,
+        accelerator="cpu",
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        **QUIET,
     )
     trainer.fit(Classifier(), loader_of(tr_data, workers))
     straight, _ = open_sets(shards)
@@ -166,9 +165,7 @@ def fit_lightning(lightning, loader, tmp_path, steps, checkpoint=None):
         accelerator="cpu",
         callbacks=[saving],
         default_root_dir=tmp_path,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     trainer.fit(Classifier(), loader, ckpt_path=checkpoint)
     return seen, saving.best_model_path

@@ -65,14 +65,12 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         self._epoch = 0
         self._position = 0
         self._skip_batches: int | None = None  # in a DataLoader's worker: other workers' batches before its next one
-        self._ledger: Ledger | None = (
-            Ledger()
-        )  # None where a part of the epoch was consumed elsewhere, nobody knows how
+        # None where a part of the epoch was consumed elsewhere, nobody knows how.
+        self._ledger: Ledger | None = Ledger()
         self._cursor: Cursor | None = None  # of the state (epoch, position)
         self._counter = EpochCounter()
-        self._told = (
-            False  # a worker's own copy was told its state by `load_state_dict`: the next iteration is its rest
-        )
+        # Whether a worker's own copy was told its state by `load_state_dict`: the next iteration is the rest of that epoch.
+        self._told = False
         self._iteration: object = None  # the one that may still take batches
         self._ended = False  # the last batch of the epoch before was taken, and no other was asked for since
 
