@@ -15,7 +15,7 @@ from pathlib import Path
 
 import webdataset
 
-from shards.conversion.job import process_pool
+from shards.conversion.workers import process_pool
 from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn

@@ -12,11 +12,12 @@ import numpy as np
 from shards.conversion.appending import extended_speakers
 from shards.conversion.check import find_bad
 from shards.conversion.folder import Folder, open_folder
-from shards.conversion.job import ConvertedShard, claim_folder, convert_tasks, process_pool
+from shards.conversion.job import ConvertedShard, claim_folder, convert_tasks
 from shards.conversion.merging import merge as merge_job
 from shards.conversion.merging import missing_shards
 from shards.conversion.plan import Layout, Plan, make_plan
 from shards.conversion.tasks import TaskShare, parse_share
+from shards.conversion.workers import process_pool
 from shards.corpus import Utterance, find_speakers, read_list, write_speakers
 from shards.dataset import ShardDataset
 from shards.errors import InputError, SpkidError

@@ -116,6 +116,31 @@ def test_ctrl_c_while_workers_shard_ends_them_without_a_word(synthetic, tmp_path
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_ctrl_c_while_a_worker_starts_leaves_no_word_of_it(synthetic, tmp_path):
+    program = """
+import os, signal, threading
+from multiprocessing import util
+from spkid_dist.cli import main
+
+def spawned(*words):
+    pid = spawn(*words)
+    if "spawn_main" in str(words):  # a worker, not what tracks resources
+        os.kill(os.getpid(), signal.SIGINT)  # another thread receives it, as this one blocks it
+        threading.Event().wait(0.2)
+    return pid
+
+spawn, util.spawnv_passfds = util.spawnv_passfds, spawned
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+main()
+"""
+    words = ["shard", "--db_path", synthetic / "mcp", "--list", synthetic / "cfg/all.train", "--out", tmp_path / "out"]
+    words += ["--spk2idx", synthetic / "cfg/spk2idx.json", "--workers", 2, "--shard_bytes", 4000, "--block_frames", 100]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "spkid: interrupted\n")
+
+
 def children(process):
     found = subprocess.run(["pgrep", "-P", f"{process}"], capture_output=True, text=True, check=False)
     return found.stdout.split()

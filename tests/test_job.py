@@ -35,9 +35,10 @@ from shards import (
 )
 from shards.conversion.check import find_bad
 from shards.conversion.folder import LocalFolder
-from shards.conversion.job import convert_shard, process_pool
+from shards.conversion.job import convert_shard
 from shards.conversion.record import ShardRecord, record_name
 from shards.conversion.tasks import TaskShare, parse_share
+from shards.conversion.workers import process_pool
 from shards.files import writer_name
 from shards.layout import BLOCK_DTYPE, MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
@@ -291,7 +292,7 @@ def test_a_disk_that_is_full_at_any_moment_is_made_good_by_a_rerun_on_a_larger_o
 
 def test_workers_end_when_their_job_is_killed(tmp_path):
     code = (
-        "import time; from shards.conversion.job import process_pool\n"
+        "import time; from shards.conversion.workers import process_pool\n"
         "with process_pool(2) as pool:\n"
         "    pool.submit(print, 'up', flush=True).result(); pool.submit(time.sleep, 60).result()\n"
     )

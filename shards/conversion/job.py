@@ -7,15 +7,10 @@ who does it, in which order, or twice.
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +27,7 @@ from shards.conversion.merging import (
 )
 from shards.conversion.plan import Job, Plan, ShardTask
 from shards.conversion.record import RECORDS_NAME, ShardRecord, record_name
+from shards.conversion.workers import broken_workers_explained, process_pool
 from shards.conversion.writer import ShardWriter
 from shards.errors import InputError, SpkidError
 from shards.layout import JOB_NAME, UTTERANCE_DTYPE, ShardInfo, shard_name
@@ -152,22 +148,10 @@ def _run_tasks(
 
 
 @contextmanager
-def _broken_workers_explained() -> Iterator[None]:
-    """Raise InputError where an executor lost a worker."""
-    try:
-        yield
-    except BrokenExecutor as error:
-        raise InputError(
-            "a worker process ended abruptly (killed, or out of memory); finished shards are kept: run the same "
-            "command again, perhaps with fewer --workers (a script of one's own needs a main guard)"
-        ) from error
-
-
-@contextmanager
 def _executor_failures_explained() -> Iterator[None]:
     """Raise InputError where somebody else's executor fails, with errors of its own: Dask's KilledWorker for example."""
     try:
-        with _broken_workers_explained():
+        with broken_workers_explained():
             yield
     except SpkidError:
         raise
@@ -176,59 +160,6 @@ def _executor_failures_explained() -> Iterator[None]:
             f"the executor failed: {type(error).__name__}: {' '.join(str(error).split())}; finished shards are kept: run the "
             "same command again"
         ) from error
-
-
-class _Worker(SpawnProcess):
-    """A worker that leaves signals of the terminal, which all its processes get, to the parent that ends it."""
-
-    def start(self) -> None:
-        """Start it with these signals blocked, from before its first import on."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
-        try:
-            super().start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _WorkerContext(SpawnContext):
-    """Starts `_Worker`. Spawned, as a forked copy of a process that has threads (the progress bar's) may hang."""
-
-    Process = _Worker
-
-
-@contextmanager
-def process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes that end with this one, however it ends; one that is killed is an InputError."""
-    context = _WorkerContext()
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-    try:
-        with _broken_workers_explained():
-            yield pool
-    except InputError as error:
-        if isinstance(error.__cause__, BrokenExecutor):
-            # The pool ends its workers, but not one that was just being started, and would wait for that one for ever.
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()
-        raise
-    except KeyboardInterrupt:  # a shard in hand may take minutes; the next run makes it anew
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is gone: a parent that was killed can't tell it."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, name="watch-parent", daemon=True).start()
 
 
 def claim_folder(job: Job, out: Folder) -> Manifest | None:

@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
 
-from shards.conversion.job import process_pool
+from shards.conversion.workers import process_pool
 from shards.errors import InputError
 from spkid_dist.bench.corpus import Files
 from spkid_dist.bench.rows import SHARD, Findings, make_row, middle
