@@ -6,6 +6,7 @@ ranks share the windows out among themselves, and nothing needs to be wrapped.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,12 +17,16 @@ from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
+from spkid_dist.streaming.copystream import CopyStream
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.normalization import StreamNormalization
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.poolmemory import PoolSize
 from spkid_dist.streaming.rankstream import RankStream
 from spkid_dist.streaming.resumable import ResumableBatches
+from spkid_dist.streaming.ring import PlacedSteps
+from spkid_dist.streaming.ringfiller import RingFiller, RingSize
+from spkid_dist.streaming.ringstream import RingStream
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.stacking import Batch, BatchMemory, DeviceStacker, HostStack, Stack
 from spkid_dist.streaming.windows import EDGE_CODES, DatasetWindows, EdgeRule
@@ -50,6 +55,7 @@ class WindowDataset(ResumableBatches):
         dtype: of x: ``float32``, or ``stored`` for the dataset's own where it is not normalised, or ``bfloat16``: pools are
             kept in it, so they take half the memory, and half the time to stack.
         device: where the batches are stacked and yielded; the host's memory by default.
+        placed: keep the windows on the device in a ring, from which `next_steps` hands out whole runs of steps.
         reuse: stack each batch over the one before, which saves time: keep a copy of what is needed longer.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
         store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
@@ -79,6 +85,7 @@ class WindowDataset(ResumableBatches):
         normalize: StreamNormalization = "none",
         dtype: StreamDtype = "float32",
         device: str | torch.device | None = None,
+        placed: bool = False,
         reuse: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -102,6 +109,8 @@ class WindowDataset(ResumableBatches):
         ):
             if text not in known:
                 raise UsageError(f"--{name} {text}: expected one of {', '.join(known)}")
+        if placed and device is None:
+            raise UsageError("placed=True: the windows are placed on a device; give one (device=)")
         selection = selection or Selection()
         self.data = ShardDataset(shards, store)
         self.windows = DatasetWindows(self.data, in_frames, edge, selection)
@@ -121,6 +130,8 @@ class WindowDataset(ResumableBatches):
         self._device = None if device is None else torch.device(device)
         self.memory = BatchMemory(self.input_dim, self._pool_dtype, self._device, reuse)
         self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device, self._pool_dtype)
+        self._placed = placed
+        self._ring: RingFiller | None = None
         self._filler = PoolFiller(
             self.data,
             self.windows,
@@ -208,9 +219,57 @@ class WindowDataset(ResumableBatches):
             raise UsageError("reuse=True: a DataLoader's worker sends batches on after the next is made; leave it out")
         return WindowCursor(self, epoch, position)
 
-    def open_stream(self, epoch: int, position: int) -> RankStream:
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without threads and memory."""
+        return super().__getstate__() | {"_ring": None}
+
+    def close(self) -> None:
+        """Let go of threads and of all memory, on the device too; iterating on begins anew where it was."""
+        super().close()
+        self._ring = None
+
+    def open_stream(self, epoch: int, position: int) -> RankStream | RingStream:
         """This rank's windows from global index `position` of an epoch on."""
+        if self._placed:
+            return RingStream(self._open_ring(), self.share, epoch, position)
         return RankStream(self._load, self.share, epoch, position)
+
+    def next_steps(self, most: int) -> PlacedSteps:
+        """The next steps of this epoch, up to `most` of them: where their windows are on the device.
+
+        They are as if they had been taken batch by batch: `epoch`, `position`, ledger and state follow. The call after an
+        epoch's last step begins the next epoch. They are fewer than `most` at an epoch's end, and where so many windows are
+        not on the device together. Their windows stay there until the next call.
+
+        Raises:
+            UsageError: the dataset was opened without `placed`; `most` is below 1; in a worker of a DataLoader.
+            InputError, LedgerError: as an iteration does.
+        """
+        if not self._placed:
+            raise UsageError("next_steps: the windows are not placed on a device; open the dataset with placed=True")
+        if most < 1:
+            raise UsageError(f"next_steps({most}): expected 1 or more")
+        return self._next_steps(most)
+
+    def _open_ring(self) -> RingFiller:
+        if self._ring is None:
+            assert self._device is not None
+            manifest = self.data.manifest
+            utterances = manifest.num_utterances / manifest.num_frames
+            self._ring = RingFiller(
+                self._filler.fill,
+                RingSize.of(
+                    self.share,
+                    self.batch_size,
+                    rows_per_window=1 + 1.25 * utterances * (self._in_frames - 1),
+                    most_rows=2**31 - 1,
+                ),
+                CopyStream(self._device),
+                num_features=self.num_features,
+                in_frames=self._in_frames,
+                dtypes=(self._pool_dtype, self._x_dtype),
+            )
+        return self._ring
 
     def _load(self, epoch: int, generation: int) -> Stack:
         pool = self._filler.fill(epoch, generation)
@@ -235,6 +294,18 @@ class WindowCursor:
     def take(self, until: int) -> Batch:
         """This rank's windows up to global index `until` of the epoch."""
         return self._dataset.finish(self._stream.take(self._advance(until), self._dataset.memory))
+
+    def place(self, until: Sequence[int]) -> PlacedSteps:
+        """The steps that end at the global indices `until`, as many as are on the device together, one at least."""
+        begins = [self._position, *until[:-1]]
+        share = self._dataset.share
+        stream = self._stream
+        assert isinstance(stream, RingStream)
+        steps = stream.place(
+            [share.consumed_before(u) - share.consumed_before(b) for b, u in zip(begins, until, strict=True)]
+        )
+        self._position = until[len(steps) - 1] % self._dataset.num_windows
+        return steps
 
     def skip(self, until: int) -> None:
         """Pass over them instead."""

@@ -11,16 +11,17 @@ epoch is gone on from in two cases only: after `load_state_dict`, and by `rest_o
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing.context import get_spawning_popen
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.errors import InputError, UsageError
 from spkid_dist.streaming.epochs import EpochCounter
 from spkid_dist.streaming.ledger import Ledger, check_epoch
+from spkid_dist.streaming.ring import PlacedSteps
 from spkid_dist.streaming.stacking import Batch
 
 STATE_VERSION = 1
@@ -43,6 +44,14 @@ class Cursor(Protocol):
 
     def close(self) -> None:
         """Let go of threads and memory."""
+        ...
+
+
+class StepCursor(Cursor, Protocol):
+    """A place in a stream whose windows are on a device."""
+
+    def place(self, until: Sequence[int]) -> PlacedSteps:
+        """The steps that end at the global indices `until` of the epoch: as many as fit the device, one at least."""
         ...
 
 
@@ -72,6 +81,7 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         # Whether a worker's own copy was told its state by `load_state_dict`: the next iteration is the rest of that epoch.
         self._told = False
         self._iteration: object = None  # the one that may still take batches
+        self._placing: object = None  # the iteration of `_next_steps`
         self._ended = False  # the last batch of the epoch before was taken, and no other was asked for since
 
     @property
@@ -123,11 +133,15 @@ class ResumableBatches(IterableDataset[Batch], ABC):
     def _go_to(self, epoch: int, position: int, ledger: Ledger | None) -> None:
         at_end = self._position == self.num_windows  # in a worker; its cursor goes on with the next epoch
         if (epoch, position) != ((self._epoch + 1, 0) if at_end else (self._epoch, self._position)):
-            self.close()
+            self._leave()
         self._epoch, self._position, self._ledger, self._skip_batches = epoch, position, ledger, None
 
     def close(self) -> None:
         """Let go of threads and of the memory of the pools; iterating on begins anew where it was."""
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let go of the place in the stream, and note what was consumed."""
         if self._cursor is not None:
             self.ledger  # noqa: B018 - takes note of what was consumed
             self._cursor.close()
@@ -282,7 +296,7 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         cursor = self._cursor = self._cursor or self._open(self._epoch, self._position)
         ended = False
         try:
-            for number, first in enumerate(range(self._position, self.num_windows, self.batch_size)):
+            for number, first in enumerate(self._firsts()):
                 self._check_current(iteration)
                 until = min(first + self.batch_size, self.num_windows)
                 if number % num_workers == turn:
@@ -301,7 +315,33 @@ class ResumableBatches(IterableDataset[Batch], ABC):
                 self._ended = False  # another batch was asked for, so nobody will ask for one again
         finally:
             if not ended and self._cursor is cursor:
-                self.close()
+                self._leave()
+
+    def _next_steps(self, most: int) -> PlacedSteps:
+        """The next steps of the epoch, `most` of them or fewer, of a stream whose cursors are `StepCursor`s."""
+        if get_worker_info() is not None:
+            raise UsageError(
+                "next_steps: a DataLoader's worker can't hand on what is on a device; call it without a loader"
+            )
+        if self._iteration is None or self._iteration is not self._placing:
+            self._refuse_misuse()
+            if self._position == self.num_windows:  # as torchdata left it
+                self._go_to(self._epoch + 1, 0, Ledger())
+            self._counter.tell(self._epoch, self._position)
+            self._begin()
+            self._placing = self._iteration
+        cursor = self._cursor = self._cursor or self._open(self._epoch, self._position)
+        ends = [min(first + self.batch_size, self.num_windows) for first in self._firsts()[:most]]
+        steps = cast(StepCursor, cursor).place(ends)
+        self._position = ends[len(steps) - 1]
+        if self._position == self.num_windows:
+            self._end_epoch()
+            self._iteration = None  # the next steps are another iteration
+        return steps
+
+    def _firsts(self) -> range:
+        """The global indices that the steps which are left of the epoch begin with."""
+        return range(self._position, self.num_windows, self.batch_size)
 
     def _turn(self) -> tuple[int, int]:
         """Which of the next batches is the first of this worker, and how many workers take turns."""

@@ -1,0 +1,88 @@
+"""Copies from the host to a device, beside the device's work.
+
+A GPU copies asynchronously from pinned memory alone. Pinning memory, and freeing it, takes as long as copying it does and waits
+for the device, so a few buffers are pinned once and used in turn, each when its last copy is done.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+BUFFER_BYTES = 2**25
+NUM_BUFFERS = 3  # one is being filled, one copied, one waits for its turn
+
+
+class CopyStream:
+    """Copies arrays to `device` in their order; on a CPU at once, from memory that is not pinned.
+
+    One thread at a time may use it.
+    """
+
+    def __init__(self, device: torch.device, buffer_bytes: int = BUFFER_BYTES) -> None:
+        self.device = device
+        self._on_gpu = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if self._on_gpu else None  # type: ignore[no-untyped-call]
+        self._buffers = [
+            torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(NUM_BUFFERS)
+        ]
+        self._copied: list[Any] = [None] * NUM_BUFFERS  # events: what was copied from each has arrived
+        self._turn = 0
+
+    def allocating(self) -> AbstractContextManager[Any]:
+        """A context in which tensors are allocated and changed in the order of these copies."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def mark_use(self) -> Any:
+        """An event: what the current stream was given until now is done. None on a CPU, where it is done already."""
+        return torch.cuda.current_stream(self.device).record_event() if self._on_gpu else None
+
+    def wait_for_use(self, used: Any) -> None:
+        """Have the copies from now on wait for an event of `mark_use`."""
+        if self._stream is not None and used is not None:
+            self._stream.wait_event(used)
+
+    def mark_arrival(self) -> Any:
+        """An event: all copies until now are done. None on a CPU."""
+        return None if self._stream is None else self._stream.record_event()
+
+    def wait_for_arrival(self, arrived: Any) -> None:
+        """Have the current stream wait for an event of `mark_arrival`."""
+        if arrived is not None:
+            torch.cuda.current_stream(self.device).wait_event(arrived)
+
+    def copy(self, source: NDArray[Any], target: torch.Tensor, add: int = 0) -> None:
+        """Copy `source` (n,), with `add` added, to `target` (n,), of the same kind of numbers and as many bytes or fewer.
+
+        Returns when `source` may be changed; the copies may be under way still.
+        """
+        at_a_time = len(self._buffers[0]) // target.element_size()
+        for begin in range(0, len(source), at_a_time):
+            part = source[begin : begin + at_a_time]
+            self._copy_part(part, target[begin : begin + len(part)], add)
+
+    def _copy_part(self, source: NDArray[Any], target: torch.Tensor, add: int) -> None:
+        buffer = self._next_buffer()[: target.numel() * target.element_size()].view(target.dtype)
+        if add:
+            np.add(source, add, out=buffer.numpy(), casting="unsafe")
+        else:
+            np.copyto(buffer.numpy(), source, casting="unsafe")
+        self._send(buffer, target)
+
+    def _next_buffer(self) -> torch.Tensor:
+        """The buffer whose turn it is, when its last copy is done."""
+        self._turn = (self._turn + 1) % NUM_BUFFERS
+        if self._copied[self._turn] is not None:
+            self._copied[self._turn].synchronize()
+        return self._buffers[self._turn]
+
+    def _send(self, buffer: torch.Tensor, target: torch.Tensor) -> None:
+        """Start the copy out of the buffer whose turn it is."""
+        with self.allocating():
+            target.copy_(buffer, non_blocking=True)
+        if self._stream is not None:
+            if self._copied[self._turn] is None:
+                self._copied[self._turn] = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._copied[self._turn].record(self._stream)

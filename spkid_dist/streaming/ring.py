@@ -1,0 +1,115 @@
+"""A rank's windows on a device: tensors that keep their addresses while the stream goes through them, round and round.
+
+A graph of many training steps is captured once and reads its windows from the same addresses for ever. So the device holds one
+arena of frame rows and two tables, the first row and the class of each window in the order of use; the stream only changes
+what they hold, behind the steps that are done (`spkid_dist.streaming.ringfiller`).
+
+Shapes: R rows of D features, C frames per window, T windows that the tables have room for, B windows of a step.
+"""
+
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+
+from spkid_dist.streaming.stacking import Batch, BatchMemory
+
+_versions = count()
+
+
+@dataclass(frozen=True, eq=False)
+class WindowRing:
+    """The windows of a rank that are on the device.
+
+    Window number p, counted since the stream began, is at place ``p % T`` of the tables, and consists of `in_frames`
+    consecutive rows of the arena.
+
+    Attributes:
+        arena: (R, D) float32, float16 or bfloat16.
+        starts: (T,) int32, the windows' first rows of the arena.
+        labels: (T,) int32, their classes.
+        in_frames: C.
+        x_dtype: of a batch's windows as the dataset yields them.
+        version: of this ring alone: another ring's tensors have other addresses. Part of the key of a graph.
+    """
+
+    arena: torch.Tensor
+    starts: torch.Tensor
+    labels: torch.Tensor
+    in_frames: int
+    x_dtype: torch.dtype
+    version: int
+
+    @staticmethod
+    def allocate(
+        rows: int,
+        windows: int,
+        num_features: int,
+        in_frames: int,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        device: torch.device,
+    ) -> "WindowRing":
+        """A ring of `rows` rows and `windows` places, not filled; `dtypes` are those of the arena and of batches."""
+        return WindowRing(
+            torch.empty(rows, num_features, dtype=dtypes[0], device=device),
+            torch.zeros(windows, dtype=torch.int32, device=device),
+            torch.zeros(windows, dtype=torch.int32, device=device),
+            in_frames,
+            dtypes[1],
+            next(_versions),
+        )
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Arena, starts and labels."""
+        return self.arena, self.starts, self.labels
+
+    def stretches(self, first: int, count: int) -> list[slice]:
+        """The places of windows `first` to ``first + count - 1``: one stretch of the tables, or two where they go round."""
+        windows = len(self.starts)
+        begin = first % windows
+        end = begin + count
+        if end <= windows:
+            return [slice(begin, end)]
+        return [slice(begin, windows), slice(0, end - windows)]
+
+    def gather(self, first: int, count: int, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Copy windows `first` to ``first + count - 1`` to x (count, C*D), of the arena's dtype, and y (count,) int64."""
+        rows, num_features = self.arena.shape
+        size = (max(rows - self.in_frames + 1, 0), self.in_frames * num_features)
+        windows = self.arena.as_strided(size, (num_features, 1))
+        at = 0
+        for places in self.stretches(first, count):
+            end = at + places.stop - places.start
+            torch.index_select(windows, 0, self.starts[places], out=x[at:end])
+            y[at:end].copy_(self.labels[places])
+            at = end
+
+
+@dataclass(frozen=True)
+class PlacedSteps:
+    """Consecutive steps of an epoch whose windows are on the device.
+
+    The windows stay until the dataset is asked for the steps after these; what uses them has to be launched by then, on the
+    stream that is current when the dataset is asked.
+
+    Attributes:
+        ring: where the windows are.
+        first: per step, the number of its first window in the ring, before the modulo.
+        count: per step, this rank's windows, from 0: fewer in an epoch's last step, and where windows of bad blocks were
+            left out. Windows ``first`` to ``first + count - 1`` are the step's.
+    """
+
+    ring: WindowRing
+    first: tuple[int, ...]
+    count: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """How many steps these are."""
+        return len(self.first)
+
+    def batch(self, step: int, memory: BatchMemory) -> Batch:
+        """The batch of one of the steps in `memory`: x (B, C*D) and y (B,) int64, as the dataset yields them."""
+        x, y = memory.of(self.count[step])
+        self.ring.gather(self.first[step], self.count[step], x, y)
+        return x.to(self.ring.x_dtype), y
