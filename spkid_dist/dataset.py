@@ -234,6 +234,16 @@ class WindowDataset(ResumableBatches):
             return RingStream(self._open_ring(), self.share, epoch, position)
         return RankStream(self._load, self.share, epoch, position)
 
+    @property
+    def frames_dtype(self) -> torch.dtype:
+        """Of the frames in its pools."""
+        return self._pool_dtype
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether its windows are placed on a device, for `next_steps`."""
+        return self._placed
+
     def next_steps(self, most: int) -> PlacedSteps:
         """The next steps of this epoch, up to `most` of them: where their windows are on the device.
 

@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
 
     run_command("train")
 
-import math
 import signal
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -39,6 +38,8 @@ from spkid_dist.streaming.ledger import LedgerError
 from spkid_dist.training.accelerator import make_accelerator
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.training.engine import choose_engine, make_engine, prepare
+from spkid_dist.training.evaluator import Evaluator
+from spkid_dist.training.feed import Feed
 from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.footprint import footprint
@@ -47,16 +48,18 @@ from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.learning import Schedule, compile_model, make_optimizer
 from spkid_dist.training.preemption import STOP_NAME, Pace, StopRequest
 from spkid_dist.training.profiling import StepProfile
+from spkid_dist.training.replay import STEPS_A_GRAPH
 from spkid_dist.training.report import Summary, TrainStatistics, options_of, weights_name
 from spkid_dist.training.resume import go_on
 from spkid_dist.training.run import Run
 from spkid_dist.training.startup import check_ranks_alike, log_start, open_data, open_save_path
 from spkid_dist.training.state import Stateful, TrainingState, join_ledgers
 from spkid_dist.training.step import StepParts
+from spkid_dist.training.steplog import StepLog
 from spkid_dist.training.tally import Tally
-from spkid_dist.training.tracking import finish_tracking, start_tracking, track
+from spkid_dist.training.tracking import finish_tracking, start_tracking
 from spkid_dist.training.validation import validate_epoch
-from spkid_dist.training.watch import Watch, clock
+from spkid_dist.training.watch import Watch
 
 PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
 
@@ -155,11 +158,11 @@ def _train_on(
     network = model_from_options(options_of(config) | _decided_by_data(tr_data))
     set_moments(network, manifest.mean, manifest.std)
     set_full_batch(network, min(config.batch_size, tr_data.num_windows))
-    log_start(log, config, accelerator, tr_data, va_data, network, engine)
+    log_start(log, config, accelerator, tr_data, va_data, network, str(engine))
     if config.compile:
         compile_model(network, accelerator.device)
     optimizer, schedule = make_optimizer(config, network), Schedule(config, len(tr_data))
-    model, optimizer = prepare(engine, accelerator, network, optimizer)
+    model, optimizer = prepare(engine.name, accelerator, network, optimizer)
     # What else changes while training and has a state belongs among them: checkpoints carry them.
     changing: dict[str, Stateful] = {"model": network, "optimizer": optimizer, "schedule": schedule}
     if accelerator.scaler is not None:
@@ -175,6 +178,10 @@ def _train_on(
         go_on_with_threads(checkpoint.values.get("threads", torch.get_num_threads()), log.line)
     guard = FiniteGuard(accelerator, model, optimizer)
     watch = Watch()
+    first_step = (tr_data.epoch + 1) * len(tr_data) - tr_data.steps_left
+    step_log = StepLog(
+        config, accelerator, log, state=state, schedule=schedule, guard=guard, watch=watch, first_step=first_step
+    )
     keeper = Keeper(
         config,
         accelerator,
@@ -186,8 +193,8 @@ def _train_on(
         data=identity,
         training_id=name,
         watch=watch,
+        step_log=step_log,
     )
-    first_step = (tr_data.epoch + 1) * len(tr_data) - tr_data.steps_left
     options |= _decided_by_data(tr_data) | {ID_NAME: name}
     by_main(accelerator, lambda: folder.begin(checkpoint, checkpoints, state.statistics, options))
     start_tracking(accelerator, config, first_step)
@@ -200,6 +207,7 @@ def _train_on(
         order=tr_data.order,
         tally=state.tally,
         guard=guard,
+        frames_dtype=tr_data.frames_dtype,
     )
     run = Run(
         config=config,
@@ -208,7 +216,7 @@ def _train_on(
         log=log,
         model=model,
         network=network,
-        engine=make_engine(engine, parts),
+        engine=make_engine(engine.name, parts, placed=tr_data.is_placed),
         schedule=schedule,
         tr_data=tr_data,
         va_data=va_data,
@@ -222,8 +230,9 @@ def _train_on(
             on_device=accelerator.device.type != "cpu",
             say=log.line,
         ),
+        evaluator=Evaluator(accelerator, network, va_data.batch_size),
         watch=watch,
-        first_step=first_step,
+        step_log=step_log,
     )
 
     request.hold(config.save_path / STOP_NAME)
@@ -260,49 +269,45 @@ def _decided_by_data(data: WindowDataset) -> dict[str, Any]:
 
 def _train_epoch(run: Run) -> None:
     """One epoch, or the rest of it: forward, backward and a step for each global batch."""
-    config, data, watch = run.config, run.tr_data, run.watch
+    data, watch = run.tr_data, run.watch
     run.model.train()
     epoch, steps = data.epoch, len(data)
-    first_step = -(-data.position // config.batch_size)
+    step = -(-data.position // run.config.batch_size)
     watch.begin_epoch(data.position)
-    batches = iter(data)
+    feed = Feed(data)
     with run.log.bar(steps, "batches") as bar:
-        bar.advance(first_step)
-        for step in range(first_step, steps):
-            with watch.during("waiting"):
-                x, y = next(batches)
-            run.engine.step(x, y, epoch, step)
-            run.profile.step()
-            bar.advance(1)
-            if (step + 1) % config.log_freq == 0 or step + 1 == steps:
-                bar.describe(_log_steps(run, epoch, step))
-            if step + 1 == steps:
+        bar.advance(step)
+        while step < steps:
+            count = _take_steps(run, feed, epoch, step)
+            step += count
+            if shown := run.step_log.say(step - 1):
+                bar.describe(shown)
+            bar.advance(count)
+            if step % run.config.log_freq == 0 or step == steps:
+                run.step_log.note(epoch, step - 1)
+                if step == steps or not data.is_placed:
+                    bar.describe(run.step_log.say(step - 1) or "")
+            if step == steps:
                 _check_epoch(run, epoch)
-            run.keeper.after_step(epoch, step, steps)
+            run.keeper.after_steps(epoch, step - 1, steps, count=count)
 
 
-def _log_steps(run: Run, epoch: int, step: int) -> str:
-    """Tell of the steps up to `step` since the last such line; returns what a live bar is to show. Called by all ranks."""
-    statistics, steps = run.state.statistics, len(run.tr_data)
-    loss, accuracy = run.state.tally.reduce(run.accelerator)
-    if not math.isfinite(loss):
-        run.guard.fail(epoch, step)
-    statistics.tr_loss.append(loss)
-    statistics.tr_acc.append(accuracy)
-    rate, waiting = run.watch.look(min((step + 1) * run.config.batch_size, run.tr_data.num_windows))
-    done = epoch * steps + step + 1
-    lr = run.schedule.lr(done - 1)
-    seconds_left = run.watch.seconds_left(done - run.first_step, run.config.epoch * steps - done)
-    left = f"lr: {lr:.3g} left: at most {clock(seconds_left)}"  # --patience may end it before
-    run.log.line(
-        f"TRAINING: {step + 1}/{steps} epoch {epoch} loss: {loss:.4f} acc: {accuracy:.4f} "
-        f"windows/s: {rate:,.0f} waiting for data: {waiting:.1%} {left}"
-    )
-    if notice := run.watch.core_wait.notice():
-        run.log.line(notice)
-    values = {"loss": loss, "accuracy": accuracy, "lr": lr, "windows_per_second": rate}
-    track(run.accelerator, "training", values, done)
-    return f"epoch {epoch} loss {loss:.4f} acc {accuracy:.4f} {left}"
+def _take_steps(run: Run, feed: Feed, epoch: int, step: int) -> int:
+    """Take the steps from `step` on up to the next one after which there is something else to do; returns how many."""
+    steps = len(run.tr_data)
+    due = 1
+    if run.tr_data.is_placed and not run.profile.is_recording:
+        due = min(
+            run.step_log.steps_until_due(step, steps), run.keeper.steps_until_due(epoch, step, steps), STEPS_A_GRAPH
+        )
+    taken = 0
+    while taken < due:  # ranks may get them in other pieces
+        with run.watch.during("waiting"):
+            work = feed.next(due - taken)
+        run.engine.run(work, epoch, step + taken)
+        taken += len(work)
+        run.profile.step()
+    return taken
 
 
 def _check_epoch(run: Run, epoch: int) -> None:

@@ -157,6 +157,7 @@ def test_a_closed_terminal_is_a_request_to_stop(shards, tmp_path):
     options = OPTIONS | shards | {"save_path": tmp_path / "ckpt", "epoch": 10_000, "patience": 10_000}
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         os.execve(sys.executable, command(options), environment())  # noqa: S606
     log = tmp_path / "ckpt" / "train.log"
     wait_for(lambda: log.exists() and "TRAINING" in log.read_text())

@@ -3,11 +3,9 @@
 import pytest
 import torch
 from conftest import make_corpus
-from test_dataset import LENGTHS, damaged_copy
+from test_dataset import LENGTHS
 
-from shards import UsageError
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.stacking import BatchMemory
 
 OPTIONS = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "rank": 0, "world_size": 1}

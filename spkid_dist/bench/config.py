@@ -49,8 +49,10 @@ class BenchConfig(SpeakerFlags):
     """hidden layers"""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """arithmetic of the matrix products"""
-    engine: Literal["auto", "eager", "graph"] = "auto"
+    engine: Literal["auto", "eager", "graph", "fused"] = "auto"
     """what does the steps of a training, as `spkid train --engine`"""
+    tf32: bool = False
+    """use TF32 for float32 matrix products on a GPU, as `spkid train --tf32`"""
     repeats: int = 5
     """counted runs of each case, after one to warm up; cases take turns"""
     threads: int | None = None

@@ -16,7 +16,7 @@ from spkid_dist.cpus import available_cpus
 
 ONE = "training by 1 process"
 TRAINING = "spkid_dist.bench.one_training"
-OPTIONS = ("frames", "in_frames", "batch_size", "hsize", "num_layers", "mixed_precision", "engine")
+OPTIONS = ("frames", "in_frames", "batch_size", "hsize", "num_layers", "mixed_precision", "engine", "tf32")
 LAUNCHER = ("-m", "accelerate.commands.launch", "--num_machines", "1", "--main_process_port", "0")
 
 

@@ -83,6 +83,7 @@ def open_stream(
         batch_size=bench.config.batch_size,
         shuffle_windows=shuffle_windows,
         device=None if bench.device.type == "cpu" else bench.device,
+        placed=bench.device.type == "cuda",
         reuse=reuse,
         dtype=dtype,
         rank=bench.rank,

@@ -12,20 +12,22 @@ from collections.abc import Iterator
 
 from spkid_dist.bench.limits import matrix_case
 from spkid_dist.bench.rows import ALONE, CACHED, TRAIN, Findings, make_row, middle
-from spkid_dist.bench.stream import endless, on_threads, open_stream, run_windows
+from spkid_dist.bench.stream import on_threads, open_stream, run_windows
 from spkid_dist.bench.timetable import LONGEST_SECONDS, RUN_SECONDS
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.streaming.stacking import Batch
 from spkid_dist.training.alone import TrainingSteps
+from spkid_dist.training.feed import Feed, OneBatch, Steps
+from spkid_dist.training.replay import STEPS_A_GRAPH
 from spkid_dist.training.step import stream_dtype
 
 STREAMED, MATRIX = "training from the stream", "matrix products"
 PILOT_STEPS = 10
 ASKED_SHARE, ASKED_WAITING = 0.95, 0.03
-TRAINING_OPTIONS = ("batch_size", "in_frames", "hsize", "num_layers", "mixed_precision", "engine")
+TRAINING_OPTIONS = ("batch_size", "in_frames", "hsize", "num_layers", "mixed_precision", "engine", "tf32")
+NumberedSteps = tuple[Steps, int]
 KINDS = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -35,14 +37,13 @@ def measure_train(bench: Workbench) -> Findings:
     steps = training_steps(bench, data)
     cached = cached_batch(data)
     count = steps_of_a_run(bench, data, steps_rate(bench, steps, cached))
-    waited = WaitedStream(endless(data))
-    numbers = itertools.cycle(range(len(data)))
+    waited = WaitedStream(endless_steps(data))
     kind = KINDS[bench.config.mixed_precision]
     product = matrix_case(bench, kind)
     limit = f"{MATRIX}, {kind}"
     cases: dict[str, Case] = {
-        CACHED: steps_case(bench, steps, zip(itertools.repeat(cached), itertools.repeat(0), strict=False), count),
-        STREAMED: steps_case(bench, steps, zip(waited, numbers, strict=False), count),
+        CACHED: steps_case(bench, steps, itertools.repeat((cached, 0)), count),
+        STREAMED: steps_case(bench, steps, waited, count),
         limit: lambda: product() / steps.flops_per_window,
     }
     if bench.threads > 1 and bench.device.type == "cpu":
@@ -74,7 +75,7 @@ def measure_streamed(bench: Workbench) -> float:
     data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS, dtype=stream_dtype(bench.config.mixed_precision, "none"))
     steps = training_steps(bench, data)
     count = steps_of_a_run(bench, data, steps_rate(bench, steps, cached_batch(data)))
-    numbered = zip(endless(data), itertools.cycle(range(len(data))), strict=False)
+    numbered = endless_steps(data)
     steps_case(bench, steps, numbered, max(1, count // 4))()
     (rate,) = bench.once(steps_case(bench, steps, numbered, count))
     data.close()
@@ -89,9 +90,9 @@ def pilot(bench: Workbench) -> tuple[float, int]:
     return rate, data.data.manifest.num_features
 
 
-def steps_rate(bench: Workbench, steps: TrainingSteps, cached: Batch) -> float:
+def steps_rate(bench: Workbench, steps: TrainingSteps, cached: Steps) -> float:
     """Windows a second of a few steps, all ranks together: about what steps take here. Called by all ranks."""
-    case = steps_case(bench, steps, zip(itertools.repeat(cached), itertools.repeat(0), strict=False), PILOT_STEPS)
+    case = steps_case(bench, steps, itertools.repeat((cached, 0)), PILOT_STEPS)
     case()
     (rate,) = bench.once(case)
     return rate
@@ -113,21 +114,22 @@ def training_steps(bench: Workbench, data: WindowDataset) -> TrainingSteps:
         num_features=manifest.num_features,
         num_speakers=len(manifest.speakers),
         order=data.order,
+        frames_dtype=data.frames_dtype,
     )
 
 
-class WaitedStream(Iterator[Batch]):
-    """Batches, and the seconds that taking them took."""
+class WaitedStream(Iterator[NumberedSteps]):
+    """Steps, and the seconds that taking them took."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
+    def __init__(self, steps: Iterator[NumberedSteps]) -> None:
+        self._steps = steps
         self._seconds = 0.0
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> NumberedSteps:
         began = time.perf_counter()
-        batch = next(self._batches)
+        steps = next(self._steps)
         self._seconds += time.perf_counter() - began
-        return batch
+        return steps
 
     def shares_of(self, case: Case, shares: list[float]) -> Case:
         """The case, each of whose runs adds to `shares` the share of its time that was spent here."""
@@ -141,27 +143,39 @@ class WaitedStream(Iterator[Batch]):
         return run
 
 
-def cached_batch(data: WindowDataset) -> Batch:
-    """A copy of this rank's share of the first batch."""
+def cached_batch(data: WindowDataset) -> Steps:
+    """This rank's share of the first batch, which stays where it is: once, or on a device as many steps as one graph has."""
+    if data.is_placed:
+        return data.next_steps(1).repeated(STEPS_A_GRAPH)
     x, y = (tensor.clone() for tensor in next(iter(data)))
     data.set_epoch(0)
-    return x, y
+    return OneBatch((x, y))
 
 
-def steps_case(bench: Workbench, steps: TrainingSteps, numbered: Iterator[tuple[Batch, int]], count: int) -> Case:
-    """So many steps on the next batches, each with its number in the epoch; the windows of this rank.
+def endless_steps(data: WindowDataset) -> Iterator[NumberedSteps]:
+    """The steps of epoch after epoch, as a training takes them, with the number of each first one in its epoch."""
+    while True:
+        feed, step = Feed(data), 0
+        while step < len(data):
+            taken = feed.next(len(data) - step)
+            yield taken, step
+            step += len(taken)
+
+
+def steps_case(bench: Workbench, steps: TrainingSteps, numbered: Iterator[NumberedSteps], count: int) -> Case:
+    """So many steps, or a few more, each with its number in the epoch; the windows of this rank.
 
     One rank alone ends earlier where they take much longer than they should; several must all take as many.
     """
     longest = LONGEST_SECONDS if bench.world_size == 1 else math.inf
 
     def run() -> float:
-        windows, end = 0, time.perf_counter() + longest
-        for (x, y), step in itertools.islice(numbered, count):
-            steps.take(x, y, step)
-            windows += len(y)
-            if time.perf_counter() > end:
-                break
+        taken = windows = 0
+        end = time.perf_counter() + longest
+        while taken < count and time.perf_counter() <= end:
+            work, step = next(numbered)
+            steps.take(work, step)
+            taken, windows = taken + len(work), windows + work.num_windows
         bench.wait()
         return windows
 

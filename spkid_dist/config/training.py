@@ -111,8 +111,11 @@ class TrainConfig(Options):
     """normalise each hidden layer over the global batch, before its activation"""
     normalize: Normalization = "none"
     """features to mean 0 and deviation 1: of the training set (global; kept with the weights) or of each utterance"""
-    engine: Literal["auto", "eager", "graph"] = "auto"
-    """how a step is done: through accelerate's wrappers (eager), or with all tensors in their place, on GPUs as CUDA graphs"""
+    engine: Literal["auto", "eager", "graph", "fused"] = "auto"
+    """what does the training steps: accelerate's wrappers (eager), CUDA graphs of many steps (graph; on CPUs plain calls), or
+    kernels made for the classic network (fused; GPUs only); auto takes the fastest that can do what is asked for"""
+    tf32: bool = False
+    """use TF32 for float32 matrix products on a GPU: faster, with 3 instead of 7 decimal digits in each product"""
     compile: bool = False
     """compile the network (torch.compile): slow to start; needs a C++ compiler on CPUs, triton on GPUs"""
 

@@ -37,7 +37,9 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.launched import is_on_cpus
 from spkid_dist.simulation.clusterparts import Cluster, Corpus, Network, Stream
 from spkid_dist.simulation.devicerates import DeviceRates, fit_step
+from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.alone import TrainingSteps
+from spkid_dist.training.feed import OneBatch, Steps
 
 OTHERWISE = "give --device h100, and rates by the flags"
 MEASURED_BYTES = 64_000_000  # of frames: more than most caches hold
@@ -257,6 +259,7 @@ class StepTimer:
             order=_open(task, accelerator.num_processes).order,
         )
         self._network = task.network
+        self._in_frames = task.in_frames
         self._joined = accelerator.num_processes > 1
         self._device = accelerator.device
 
@@ -264,11 +267,14 @@ class StepTimer:
         """The median of several steps of as many windows; processes of a launch call it together."""
         x = torch.randn(windows, self._network.inputs, device=self._device)
         y = torch.randint(self._network.outputs, (windows,), device=self._device)
-        at_once = 1 if self._device.type == "cpu" else DEVICE_STEPS
+        batch: Steps = OneBatch((x, y))
+        at_once = 1
+        if self._device.type != "cpu":
+            at_once = DEVICE_STEPS
+            batch = PlacedSteps(WindowRing.of_batch(x, y, self._in_frames), (0,), (windows,)).repeated(at_once)
 
         def step() -> None:
-            for _ in range(at_once):
-                self._steps.take(x, y, 0)
+            self._steps.take(batch, 0)
             if self._device.type != "cpu":
                 torch.cuda.synchronize(self._device)
 

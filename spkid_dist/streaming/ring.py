@@ -7,6 +7,7 @@ what they hold, behind the steps that are done (`spkid_dist.streaming.ringfiller
 Shapes: R rows of D features, C frames per window, T windows that the tables have room for, B windows of a step.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -59,6 +60,25 @@ class WindowRing:
             next(_versions),
         )
 
+    @staticmethod
+    def of_batch(x: torch.Tensor, y: torch.Tensor, in_frames: int) -> "WindowRing":
+        """A ring of the windows x (B, C*D) and their classes y (B,), one after the other."""
+        return WindowRing(
+            x.reshape(len(x) * in_frames, -1),
+            in_frames * torch.arange(len(x), dtype=torch.int32, device=x.device),
+            y.int(),
+            in_frames,
+            x.dtype,
+            next(_versions),
+        )
+
+    @property
+    def windows(self) -> torch.Tensor:
+        """All windows of the arena, (R - C + 1, C*D): a view whose rows overlap."""
+        rows, num_features = self.arena.shape
+        size = (max(rows - self.in_frames + 1, 0), self.in_frames * num_features)
+        return self.arena.as_strided(size, (num_features, 1))
+
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Arena, starts and labels."""
@@ -75,9 +95,7 @@ class WindowRing:
 
     def gather(self, first: int, count: int, x: torch.Tensor, y: torch.Tensor) -> None:
         """Copy windows `first` to ``first + count - 1`` to x (count, C*D), of the arena's dtype, and y (count,) int64."""
-        rows, num_features = self.arena.shape
-        size = (max(rows - self.in_frames + 1, 0), self.in_frames * num_features)
-        windows = self.arena.as_strided(size, (num_features, 1))
+        windows = self.windows
         at = 0
         for places in self.stretches(first, count):
             end = at + places.stop - places.start
@@ -107,6 +125,22 @@ class PlacedSteps:
     def __len__(self) -> int:
         """How many steps these are."""
         return len(self.first)
+
+    @property
+    def num_windows(self) -> int:
+        """This rank's windows in all of them."""
+        return sum(self.count)
+
+    def repeated(self, times: int) -> "PlacedSteps":
+        """The same steps so many times."""
+        return PlacedSteps(self.ring, self.first * times, self.count * times)
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches of the steps, x (B, C*D) and y (B,) int64, each stacked over the one before."""
+        input_dim = self.ring.in_frames * self.ring.arena.shape[1]
+        memory = BatchMemory(input_dim, self.ring.arena.dtype, self.ring.arena.device, reuse=True)
+        for step in range(len(self)):
+            yield self.batch(step, memory)
 
     def batch(self, step: int, memory: BatchMemory) -> Batch:
         """The batch of one of the steps in `memory`: x (B, C*D) and y (B,) int64, as the dataset yields them."""

@@ -7,6 +7,7 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.model import model_from_options
 from spkid_dist.order import EpochOrder
 from spkid_dist.training.engine import choose_engine, make_engine, prepare
+from spkid_dist.training.feed import Steps
 from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.learning import Schedule, make_optimizer
 from spkid_dist.training.report import options_of
@@ -21,13 +22,20 @@ class TrainingSteps:
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: TrainConfig, *, num_features: int, num_speakers: int, order: EpochOrder
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        *,
+        num_features: int,
+        num_speakers: int,
+        order: EpochOrder,
+        frames_dtype: torch.dtype = torch.float32,
     ) -> None:
         torch.manual_seed(config.seed)
         of_data = {"input_dim": num_features, "num_spks": num_speakers}
         network = model_from_options(options_of(config) | of_data)
         self.flops_per_window = step_flops(network)
-        self.engine = choose_engine(config, accelerator)
+        self.engine = choose_engine(config, accelerator).name
         model, optimizer = prepare(self.engine, accelerator, network, make_optimizer(config, network))
         model.train()
         parts = StepParts(
@@ -39,12 +47,13 @@ class TrainingSteps:
             order=order,
             tally=Tally(accelerator.device),
             guard=FiniteGuard(accelerator, model, optimizer),
+            frames_dtype=frames_dtype,
         )
-        self._engine = make_engine(self.engine, parts)
+        self._engine = make_engine(self.engine, parts, placed=accelerator.device.type == "cuda")
 
-    def take(self, x: torch.Tensor, y: torch.Tensor, step: int) -> None:
-        """One step on x (B, C*D) and y (B,), on the device; `step` of an epoch says how many windows all ranks have."""
-        self._engine.step(x, y, 0, step)
+    def take(self, steps: Steps, step: int) -> None:
+        """Take the steps; the first one's number in an epoch, `step`, says how many windows all ranks have."""
+        self._engine.run(steps, 0, step)
 
 
 def step_flops(network: torch.nn.Module) -> float:

@@ -10,6 +10,7 @@ No step follows the last one of a training, so what that one did shows only in t
 looked at (`check_finite`, `spkid_dist.training.validation`).
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ from accelerate import Accelerator
 from shards.errors import InputError
 from spkid_dist.ranks import raise_everywhere
 
-RECENT_STEPS = 128  # whose losses are kept; ranks meet more often (spkid_dist.training.preemption)
+RECENT_STEPS = 1024  # whose losses are kept; ranks meet more often (spkid_dist.training.preemption)
 
 
 def check_finite(state: Mapping[str, torch.Tensor]) -> None:
@@ -46,11 +47,13 @@ class FiniteGuard:
             self._scaled or getattr(self._optimizer, "_step_supports_amp_scaling", False)
         )
         self._recent = torch.zeros(RECENT_STEPS, device=accelerator.device)  # a ring
+        self._slots = self._recent.unbind()
+        self._found_inf = torch.zeros((), device=accelerator.device)
         self._newest = self._slot = 0
 
     def note(self, loss_sum: torch.Tensor) -> None:
         """Keep the loss of a share, or of a part of it, for the message; before `check`."""
-        self._recent[self._slot] += loss_sum.detach()
+        self._slots[self._slot].add_(loss_sum.detach())
 
     def check(self, epoch: int, step: int) -> None:
         """Keep the optimiser from moving by a gradient that is not finite; `step` counts from 0.
@@ -58,29 +61,26 @@ class FiniteGuard:
         Raises:
             InputError: it is not, on CPUs.
         """
-        finite = self.guard_optimizer()
-        self.advance()
-        if self.waits and finite is not None and not finite.item():
-            self.fail(epoch, step)
-
-    def guard_optimizer(self) -> torch.Tensor | None:
-        """Whether the gradient is finite, a scalar on the device; where nobody waits for it, the optimiser is told there.
-
-        None where the loss is scaled, as its scaler does that.
-        """
-        if self._scaled:
-            return None
-        assert self._last_bias.grad is not None
-        finite = torch.isfinite(self._last_bias.grad.sum())
-        if not self.waits:
-            self._optimizer.found_inf = (~finite).float()
-        return finite
-
-    def advance(self) -> None:
-        """The step is over: the next losses are another's."""
+        if not self._scaled:
+            assert self._last_bias.grad is not None
+            total = self._last_bias.grad.sum()
+            if not self.waits:
+                torch.ne(total * 0, 0, out=self._found_inf)
+                self._optimizer.found_inf = self._found_inf
         self._newest = self._slot
         self._slot = (self._slot + 1) % RECENT_STEPS
-        self._recent[self._slot] = 0
+        self._slots[self._slot].zero_()
+        if self.waits and not self._scaled and not math.isfinite(total.item()):
+            self.fail(epoch, step)
+
+    def note_all(self, losses: torch.Tensor) -> None:
+        """Keep the losses (n,) of the next n steps, which a device took by itself."""
+        first = self._slot
+        before_end = min(len(losses), RECENT_STEPS - first)
+        self._recent[first : first + before_end] = losses[:before_end]
+        self._recent[: len(losses) - before_end] = losses[before_end:]
+        self._slot = (first + len(losses)) % RECENT_STEPS
+        self._newest = (self._slot - 1) % RECENT_STEPS
 
     def seen(self) -> torch.Tensor:
         """1 where a recent loss of this rank was not finite, else 0; a scalar on the device."""

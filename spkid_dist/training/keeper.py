@@ -15,6 +15,7 @@ from spkid_dist.training.identity import ID_NAME
 from spkid_dist.training.preemption import Lookout, Seen, StopRequest
 from spkid_dist.training.report import options_of
 from spkid_dist.training.state import TrainingState
+from spkid_dist.training.steplog import StepLog
 from spkid_dist.training.watch import Watch
 
 
@@ -38,6 +39,7 @@ class Keeper:
         data: dict[str, str],
         training_id: str,
         watch: Watch,
+        step_log: StepLog,
     ) -> None:
         self._config = config
         self._accelerator = accelerator
@@ -48,10 +50,16 @@ class Keeper:
         self._folder = folder
         self._data, self._training_id = data, training_id
         self._watch = watch
+        self._step_log = step_log
         self._lookout = Lookout(accelerator, request, config.checkpoint_minutes, guard.seen)
 
-    def after_step(self, epoch: int, step: int, steps: int) -> None:
-        """After step `step` (from 0) of `steps` in the epoch.
+    def steps_until_due(self, epoch: int, step: int, steps: int) -> int:
+        """Steps from `step` on, of `steps` in the epoch, up to the next one that a checkpoint or the epoch's end follows."""
+        every = self._config.checkpoint_steps or steps
+        return min(every - (epoch * steps + step) % every, steps - step)
+
+    def after_steps(self, epoch: int, step: int, steps: int, *, count: int) -> None:
+        """After `count` steps, the last of them step `step` (from 0) of `steps` in the epoch.
 
         Raises:
             InputError: the loss is not finite; a checkpoint can't be written.
@@ -59,23 +67,24 @@ class Keeper:
         """
         done = epoch * steps + step + 1
         due = self._config.checkpoint_steps is not None and done % self._config.checkpoint_steps == 0
-        seen = self._lookout.look(now=due or step + 1 == steps)
+        seen = self._lookout.look(now=due or step + 1 == steps, steps=count)
         if seen is None:
             return
         if seen.not_finite:
             self._guard.fail(epoch, step)
         if due or seen.checkpoint_due or seen.stop:
+            self._step_log.say(step)  # its figures belong to the checkpoint
             self._save(best=False)
         self._stop_if(seen)
 
-    def in_validation(self) -> None:
-        """After each batch of a validation, which a continued training begins anew.
+    def in_validation(self, count: int) -> None:
+        """After `count` more batches of a validation, which a continued training begins anew.
 
         Raises:
             InputError: a checkpoint can't be written.
             Stopped: a request was noted; the checkpoint is written.
         """
-        seen = self._lookout.look()
+        seen = self._lookout.look(steps=count)
         if seen is not None and seen.stop:
             self._save(best=False)
             self._stop_if(seen)

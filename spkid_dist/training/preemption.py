@@ -25,7 +25,10 @@ from spkid_dist.interruption import Interrupted
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOP_NAME = "STOP"
 SECONDS_BETWEEN = 1.0
-MOST_STEPS_BETWEEN = 64  # should steps suddenly take longer
+MOST_STEPS_BETWEEN = {
+    "cpu": 64,
+    "cuda": 512,
+}  # should steps suddenly take longer; a GPU waits for the host at each meeting
 
 
 class StopRequest:
@@ -120,14 +123,15 @@ class Lookout:
         self._checkpoints = Pace(math.inf if checkpoint_minutes is None else checkpoint_minutes * 60)
         self._looked = time.monotonic()
         self._steps, self._interval = 0, 1
+        self._most_steps = MOST_STEPS_BETWEEN.get(accelerator.device.type, MOST_STEPS_BETWEEN["cpu"])
 
     def saved(self) -> None:
         """Begin the time to the next checkpoint anew."""
         self._checkpoints.restart()
 
-    def look(self, now: bool = False) -> Seen | None:
-        """What is to be done after this step; None if the ranks don't meet now. They do wherever all say `now`."""
-        self._steps += 1
+    def look(self, now: bool = False, steps: int = 1) -> Seen | None:
+        """What is to be done after these steps; None if the ranks don't meet now. They do wherever all say `now`."""
+        self._steps += steps
         if self._steps < self._interval and not now:
             return None
         is_main = self._accelerator.is_main_process
@@ -145,4 +149,4 @@ class Lookout:
     def _set_interval(self, seconds_per_step: float, restart: bool) -> None:
         """Choose the steps to the next meeting: from 1 on, as after `now` steps of another kind may follow, then more."""
         wanted = int(SECONDS_BETWEEN / max(seconds_per_step, 1e-9))
-        self._interval = 1 if restart else max(1, min(wanted, 2 * self._interval, MOST_STEPS_BETWEEN))
+        self._interval = 1 if restart else max(1, min(wanted, 2 * self._interval, self._most_steps))

@@ -44,6 +44,11 @@ class StepProfile:
             self._say(f"profile: none, as the run ended within the {WARMUP_STEPS} steps to warm up")
         self._stop()
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether it still counts steps, which must then be taken one by one."""
+        return self._profile is not None
+
     def step(self) -> None:
         """A step has ended. Raises InputError where the trace can't be written."""
         if self._profile is not None:

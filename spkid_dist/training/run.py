@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from spkid_dist.config import TrainConfig
 from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.training.evaluator import Evaluator
 from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.keeper import Keeper
@@ -16,6 +17,7 @@ from spkid_dist.training.preemption import Pace
 from spkid_dist.training.profiling import StepProfile
 from spkid_dist.training.state import TrainingState
 from spkid_dist.training.step import Engine
+from spkid_dist.training.steplog import StepLog
 from spkid_dist.training.watch import Watch
 
 
@@ -24,8 +26,6 @@ class Run:
     """A training and all that it consists of.
 
     `network` is what is evaluated and saved; `model` is what the engine trains: it, or a wrapper around it.
-
-    `first_step` is the step of the whole training, from 0, that this process began with.
     """
 
     config: TrainConfig
@@ -43,8 +43,9 @@ class Run:
     keeper: Keeper
     plots: Pace
     profile: StepProfile
+    evaluator: Evaluator
     watch: Watch
-    first_step: int
+    step_log: StepLog
 
     @property
     def is_finished(self) -> bool:

@@ -57,6 +57,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         folders = config.tr_shards, config.va_shards
     else:
         folders = _shard_features(config, accelerator, log)
+    placed = steps_are_placed(config, accelerator)
     options: dict[str, Any] = {
         "in_frames": config.in_frames,
         "edge": config.edge,
@@ -67,7 +68,8 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         "dtype": stream_dtype(config.mixed_precision, config.normalize),
         "rank": accelerator.process_index,
         "world_size": accelerator.num_processes,
-        "device": None if accelerator.device.type == "cpu" else accelerator.device,
+        "device": accelerator.device if placed or accelerator.device.type != "cpu" else None,
+        "placed": placed,
         "reuse": True,
         "store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes),
     }
@@ -92,6 +94,11 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
                 f"same {flag}"
             )
     return tr_data, va_data
+
+
+def steps_are_placed(config: TrainConfig, accelerator: Accelerator) -> bool:
+    """Whether the windows lie on the device for many steps together; the fused engine takes them from nowhere else."""
+    return accelerator.device.type == "cuda" or config.engine == "fused"
 
 
 def _selection(config: TrainConfig) -> Selection:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import StreamDtype
 from spkid_dist.order import EpochOrder
+from spkid_dist.training.feed import Steps
 from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.learning import Schedule
 from spkid_dist.training.tally import Tally
@@ -19,7 +20,10 @@ from spkid_dist.training.tally import Tally
 
 @dataclass(frozen=True, kw_only=True)
 class StepParts:
-    """What a step works on; `model` and `optimizer` as the engine needs them (`spkid_dist.training.engine.prepare`)."""
+    """What a step works on; `model` and `optimizer` as the engine needs them (`spkid_dist.training.engine.prepare`).
+
+    `frames_dtype` is that of the stream's frames, where they lie on a device.
+    """
 
     config: TrainConfig
     accelerator: Accelerator
@@ -29,6 +33,7 @@ class StepParts:
     order: EpochOrder
     tally: Tally
     guard: FiniteGuard
+    frames_dtype: torch.dtype
 
     def global_windows(self, step: int) -> int:
         """G of step `step` of an epoch: the last one may be smaller."""
@@ -53,8 +58,8 @@ def network_input(x: torch.Tensor) -> torch.Tensor:
 class Engine(Protocol):
     """Does the steps of a training."""
 
-    def step(self, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> None:
-        """Learn from this rank's share x (B, C*D), y (B,) int64, B from 0, of step `step` of an epoch; called by all ranks.
+    def run(self, steps: Steps, epoch: int, first_step: int) -> None:
+        """Learn from this rank's share of consecutive steps of an epoch, `first_step` the first; called by all ranks.
 
         Raises:
             InputError: a loss is not finite, on CPUs.

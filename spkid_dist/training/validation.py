@@ -2,19 +2,11 @@
 
 import math
 
-import torch
-from accelerate import Accelerator
-from torch.nn import functional
-
 from shards.errors import InputError
-from spkid_dist.dataset import WindowDataset
 from spkid_dist.ranks import by_main, raise_everywhere
 from spkid_dist.training.finite import check_finite
-from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.report import weights_name
 from spkid_dist.training.run import Run
-from spkid_dist.training.step import network_input
-from spkid_dist.training.tally import Tally
 from spkid_dist.training.tracking import track
 
 
@@ -26,7 +18,7 @@ def validate_epoch(run: Run, epoch: int) -> None:
     """
     statistics, save_path = run.state.statistics, run.config.save_path
     by_main(run.accelerator, lambda: check_finite(run.state.parts["model"].state_dict()))
-    va_loss, va_acc = evaluate(run.accelerator, run.network, run.va_data, run.keeper)
+    va_loss, va_acc = run.evaluator.evaluate(run.va_data, run.keeper.in_validation)
     _check_loss(va_loss, epoch)
     statistics.va_loss.append(va_loss)
     statistics.va_acc.append(va_acc)
@@ -58,19 +50,3 @@ def _check_loss(loss: float, epoch: int) -> None:
                 "smaller --lr (or --mixed_precision no, where frames of the validation set are extreme)"
             )
         )
-
-
-@torch.no_grad()
-def evaluate(
-    accelerator: Accelerator, model: torch.nn.Module, data: WindowDataset, keeper: Keeper
-) -> tuple[float, float]:
-    """Mean loss and accuracy over all windows of `data`, each once."""
-    model.eval()
-    tally = Tally(accelerator.device)
-    for x, y in data:
-        with accelerator.autocast():
-            log_probs = model(network_input(x))
-        log_probs = log_probs.float()
-        tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
-        keeper.in_validation()
-    return tally.reduce(accelerator)

@@ -1,0 +1,160 @@
+"""The fused engine: the classic network's step in a few Triton kernels, many steps to a graph.
+
+What the kernels compute stands in `spkid_dist.training.fused`. The optimiser's state lies in their tensors, so that checkpoints
+hold what those of other engines hold. Triton comes with torch's builds for GPUs. Where TRITON_INTERPRET=1 is set, its
+interpreter runs the same kernels on a CPU: very slowly, for tests.
+"""
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator
+from torch import distributed
+
+from shards.errors import UsageError
+from spkid_dist.config import TrainConfig
+from spkid_dist.memory import gigabytes
+from spkid_dist.model import Normalize
+from spkid_dist.streaming.ring import PlacedSteps
+from spkid_dist.training.deviceengine import LearningSteps
+from spkid_dist.training.feed import Steps
+from spkid_dist.training.fused.plan import FusedPlan, Matmul, fused_hindrance
+from spkid_dist.training.graph import share_weights
+from spkid_dist.training.replay import Replay
+from spkid_dist.training.step import StepParts
+
+if TYPE_CHECKING:
+    from spkid_dist.training.fused.step import RingTensors
+
+OLDEST_CAPABILITY = 8, 0  # of a GPU: the first with tf32 and bfloat16 products
+
+
+class FusedEngine:
+    """Does the steps; `model` and `optimizer` of `parts` are plain torch's, the model on its device."""
+
+    def __init__(self, parts: StepParts) -> None:
+        from spkid_dist.training.fused import step as fused  # kernels: only where triton is installed
+
+        device = parts.accelerator.device
+        self._ranks_meet = parts.accelerator.num_processes > 1
+        if self._ranks_meet:
+            share_weights(parts.model)
+        plan = _plan(parts)
+        _check_memory(plan, device)
+        parameters = list(parts.model.parameters())
+        self._fused = fused.FusedStep(plan, parameters, device)
+        for layer in parts.model.children():
+            if isinstance(layer, Normalize):
+                self._fused.set_moments(layer.mean, layer.std)
+        self._take_over_state(parts.optimizer, parameters)
+        self._replay = Replay(device)
+        self._steps = LearningSteps(parts)
+        table = self._steps.table
+        self._table = fused.StepTable(
+            table.first, table.count, table.rate, table.weight, table.cursor, table.losses, table.sums
+        )
+        self._tensors_of: type[RingTensors] = fused.RingTensors
+
+    def run(self, steps: Steps, epoch: int, first_step: int) -> None:
+        """As `Engine.run`; the steps' windows lie on the device."""
+        assert isinstance(steps, PlacedSteps)
+        self._steps.send(steps, epoch, first_step)
+        ring = self._tensors_of(*steps.ring.tensors)
+        # The kernels leave out what a step lacks of the largest one, so that all steps share a graph.
+        self._replay.do(steps.ring.version, lambda: self._step(ring), len(steps))
+        self._steps.note_losses(len(steps))
+
+    def _step(self, ring: "RingTensors") -> None:
+        """The next step of the table; nothing of it waits for the host."""
+        self._fused.forward_backward(ring, self._table)
+        if self._ranks_meet:
+            self._fused.reduce_gradient()
+            distributed.all_reduce(self._fused.gradient)
+        self._fused.update(self._table, reduced=self._ranks_meet)
+
+    def _take_over_state(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
+        """Have the optimiser's state lie in the tensors of the kernels, where a checkpoint finds it."""
+        fused = self._fused
+        for name, flat in fused.state.items():
+            for parameter, view in zip(parameters, fused.views(flat), strict=True):
+                state = optimizer.state[parameter]
+                if state.get(name) is not None:
+                    view.copy_(state[name])
+                state[name] = view
+        if "exp_avg" in fused.state:
+            for parameter in parameters:
+                state = optimizer.state[parameter]
+                if "step" in state:
+                    fused.steps.copy_(state["step"])
+                state["step"] = fused.steps
+
+
+def find_hindrance(config: TrainConfig, accelerator: Accelerator) -> str | None:
+    """What of this training, or of this machine, the fused engine can't do; None where it can do all."""
+    on_cpu = accelerator.device.type == "cpu"
+    if importlib.util.find_spec("triton") is None:
+        return "this installation, which lacks triton (it comes with torch's builds for GPUs)"
+    if on_cpu and not _is_interpreted():
+        return "a CPU"
+    if not on_cpu and torch.cuda.get_device_capability(accelerator.device) < OLDEST_CAPABILITY:
+        name = torch.cuda.get_device_name(accelerator.device)
+        return f"the GPU {name}, which is older than compute capability 8.0"
+    return fused_hindrance(
+        activation=config.activation,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+        hsize=config.hsize,
+        rows=_most_rows(config, accelerator),
+        mixed_precision=accelerator.mixed_precision,
+        clip_grad_norm=config.clip_grad_norm,
+        compiled=config.compile,
+    )
+
+
+def _is_interpreted() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def _most_rows(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Windows of the largest share that a rank may have of a batch: streams are dealt to ranks one by one."""
+    ranks, streams = accelerator.num_processes, config.num_streams
+    whole, rest = divmod(config.batch_size, streams)
+    of_rank = -(-streams // ranks)
+    return whole * of_rank + min(rest, of_rank)
+
+
+def _plan(parts: StepParts) -> FusedPlan:
+    config, precision = parts.config, parts.accelerator.mixed_precision
+    matmul: Matmul = "bf16" if precision == "bf16" else "tf32" if config.tf32 else "tf32x3"
+    layers = [layer for layer in parts.model.children() if isinstance(layer, torch.nn.Linear)]
+    normalize = any(isinstance(layer, Normalize) for layer in parts.model.children())
+    return FusedPlan(
+        inputs=layers[0].in_features,
+        num_features=layers[0].in_features // config.in_frames,
+        num_speakers=layers[-1].out_features,
+        rows=_most_rows(config, parts.accelerator),
+        hsize=config.hsize,
+        num_layers=config.num_layers,
+        matmul=matmul,
+        arena_dtype=parts.frames_dtype,
+        label_smoothing=config.label_smoothing,
+        optimizer=config.optimizer,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        normalize_global=normalize,
+    )
+
+
+def _check_memory(plan: FusedPlan, device: torch.device) -> None:
+    """Raise UsageError where the device lacks the memory of the kernels."""
+    if device.type == "cpu":
+        return
+    needed, free = plan.scratch_bytes, int(torch.cuda.mem_get_info(device)[0])
+    if needed > free:
+        raise UsageError(
+            f"--engine fused: it takes {gigabytes(needed)} on {device}, which has {gigabytes(free)} free; give a smaller "
+            "--batch_size or --device_memory, or --engine graph"
+        )

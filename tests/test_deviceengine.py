@@ -1,0 +1,142 @@
+"""Engines that take their steps from tables on a device learn what the eager engine learns; here the device is the CPU."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from training import OPTIONS, checkpoints, make_shards, result, statistics
+
+from shards.errors import InputError
+from spkid_dist.config import TrainConfig
+from spkid_dist.train import train
+from spkid_dist.training import engine as engines
+from spkid_dist.training.replay import MOST_GRAPHS, STEPS_A_GRAPH, STEPS_BEFORE, Replay
+from spkid_dist.training.steptable import StepTable
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("device"))
+
+
+@pytest.fixture
+def config(shards, tmp_path):
+    return TrainConfig(**shards, **OPTIONS | {"epoch": 2}, save_path=tmp_path / "device", engine="graph")
+
+
+@pytest.fixture
+def placed(monkeypatch):
+    """Have the graph engine take its steps as it does on a GPU."""
+    monkeypatch.setattr("spkid_dist.training.startup.steps_are_placed", lambda *_: True)
+    known = engines._hindrance
+    monkeypatch.setattr(
+        engines, "_hindrance", lambda config, accelerator: known(replace(config, dropout=0.0), accelerator)
+    )
+
+
+def both(config, monkeypatch):
+    """The statistics of the eager engine, and those of the graph engine on placed steps."""
+    train(replace(config, engine="eager", save_path=config.save_path.with_name("eager")))
+    monkeypatch.setattr("spkid_dist.training.startup.steps_are_placed", lambda *_: True)
+    train(config)
+    return statistics(config.save_path.with_name("eager")), statistics(config.save_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_grad_norm": 0.5, "label_smoothing": 0.1, "schedule": "cosine"},
+        {"optimizer": "sgd", "lr": 0.05, "batch_norm": True},
+        {"dropout": 0.3, "normalize": "global"},
+        {"mixed_precision": "bf16", "normalize": "utterance"},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_steps_from_tables_on_the_device_learn_what_batches_teach(config, monkeypatch, placed, options):
+    del placed
+    expected, found = both(replace(config, **options), monkeypatch)
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-3 if options.get("batch_norm") else 1e-6), name
+
+
+def test_a_stopped_training_on_placed_steps_goes_on_bit_for_bit(config, placed, tmp_path):
+    del placed
+    train(config)
+    half = replace(config, epoch=1, checkpoint_steps=5, keep_checkpoints=4, save_path=tmp_path / "half")
+    train(half)
+    inside = checkpoints(tmp_path / "half")[1]
+    train(replace(config, resume=str(inside), save_path=tmp_path / "rest"))
+    assert result(tmp_path / "rest")["bestval_e1_weights.ckpt"] == result(config.save_path)["bestval_e1_weights.ckpt"]
+    assert statistics(tmp_path / "rest") == statistics(config.save_path)
+
+
+def test_the_first_bad_step_of_many_on_the_device_is_named(config, placed):
+    del placed
+    with pytest.raises(
+        InputError, match=r"epoch 0, batch 2: the training loss is nan on rank 0; the training diverged"
+    ):
+        train(replace(config, optimizer="sgd", lr=1e30, log_freq=1000))
+
+
+class CountedReplay(Replay):
+    """Graphs as a GPU has them, but that only count: (size, how often)."""
+
+    def __init__(self):
+        super().__init__(torch.device("cpu"))
+        self._side = object()
+        self.done, self.replayed = [], []
+
+    def _do_without(self, step):
+        step()
+        self.done.append(1)
+
+    def _capture(self, state, step, size):
+        if self._num_graphs >= MOST_GRAPHS:
+            return None
+        self._num_graphs += 1
+        replayed = self.replayed
+
+        class Graph:
+            def replay(self):
+                replayed.append(size)
+
+        state.graphs[size] = Graph()
+        return state.graphs[size]
+
+
+def test_what_fills_no_graph_of_many_steps_is_done_by_graphs_of_one():
+    replay = CountedReplay()
+    replay.do("kind", lambda: None, STEPS_BEFORE + STEPS_A_GRAPH + 2)
+    replay.do("kind", lambda: None, 2 * STEPS_A_GRAPH)
+    assert (len(replay.done), replay.replayed) == (STEPS_BEFORE, [STEPS_A_GRAPH, 1, 1, STEPS_A_GRAPH, STEPS_A_GRAPH])
+
+
+def test_steps_of_other_sizes_have_graphs_of_their_own_up_to_a_limit():
+    replay, sizes = CountedReplay(), []
+    for _ in range(STEPS_BEFORE + 1):
+        replay.do_all(0, range(MOST_GRAPHS + 2), sizes.append)
+    assert len(replay.replayed) == MOST_GRAPHS
+    assert len(replay.done) == len(sizes) == (MOST_GRAPHS + 2) * STEPS_BEFORE + 2
+
+
+def test_graphs_of_an_earlier_ring_are_not_used_for_the_next():
+    replay = CountedReplay()
+    replay.do_all(0, [5] * (STEPS_BEFORE + 1), lambda size: None)
+    replay.do_all(1, [5], lambda size: None)
+    assert (len(replay.done), len(replay.replayed)) == (STEPS_BEFORE + 1, 1)
+
+
+def test_a_table_holds_the_rows_that_were_sent_last_and_begins_at_the_first():
+    from spkid_dist.streaming.ring import PlacedSteps, WindowRing
+
+    ring = WindowRing.of_batch(torch.arange(60.0, device=DEVICE).reshape(10, 6), torch.arange(10, device=DEVICE), 3)
+    table = StepTable(DEVICE, torch.zeros(3, dtype=torch.float64, device=DEVICE), most_windows=10)
+    table.send(PlacedSteps(ring, (0, 4), (4, 6)), [0.5, 0.25], [1.0, 2.0])
+    table.cursor.add_(1)
+    table.send(PlacedSteps(ring, (18,), (4,)), [0.125], [4.0])
+    assert (int(table.cursor), float(table.rate[0]), float(table.weight[0])) == (0, 0.125, 4.0)
+    x, y = table.gather(ring, 4)
+    assert y.tolist() == [8, 9, 0, 1]
+    assert torch.equal(x[2], torch.arange(6.0, device=DEVICE))
