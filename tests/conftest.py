@@ -24,6 +24,8 @@ from spkid_dist.synthetic import SyntheticCorpus
 # process are compared with those in processes of one thread, too: other numbers of threads differ in the last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 settings.register_profile("project", deadline=None)  # the first call of a kernel may compile it
 settings.load_profile("project")
