@@ -218,6 +218,12 @@ def test_a_checkpoint_of_other_data_is_refused(options, tmp_path):
             train(TrainConfig(**(options | {name: other[name]}), resume="auto"))
 
 
+def test_a_training_on_chosen_speakers_goes_on(options):
+    chosen = options | {"tr_speakers": ("spk0001", "spk0002")}
+    train(TrainConfig(**chosen | {"epoch": 1}))
+    assert train(TrainConfig(**chosen | {"epoch": 2, "resume": "auto"})).epochs == 2
+
+
 def test_a_resume_of_nothing_is_refused(options, tmp_path):
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match=rf"--resume {path}: there is no checkpoint"):

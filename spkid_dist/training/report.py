@@ -152,7 +152,13 @@ def weights_name(epoch: int, best: bool) -> str:
 
 def options_of(config: TrainConfig) -> dict[str, Any]:
     """All options as JSON has them."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+    return {name: _as_json(value) for name, value in asdict(config).items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_json(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_options(path: Path) -> dict[str, Any]:
