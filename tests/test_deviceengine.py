@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from training import OPTIONS, checkpoints, make_shards, result, statistics
+from training import OPTIONS, checkpoints, make_shards, result, run, statistics
 
-from shards.errors import InputError
+from shards.errors import InputError, UsageError
 from spkid_dist.config import TrainConfig
 from spkid_dist.train import train
 from spkid_dist.training import engine as engines
@@ -14,6 +14,12 @@ from spkid_dist.training.replay import MOST_GRAPHS, STEPS_A_GRAPH, STEPS_BEFORE,
 from spkid_dist.training.steptable import StepTable
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+FEW = {
+    "tr_speakers": ("spk0000", "spk0003"),
+    "batch_size": 150,
+}  # windows: kernels are interpreted, which takes 0.1 s for 150
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +98,7 @@ class CountedReplay(Replay):
         step()
         self.done.append(1)
 
-    def _capture(self, state, step, size):
+    def _capture(self, state, step, size):  # noqa: ARG002
         if self._num_graphs >= MOST_GRAPHS:
             return None
         self._num_graphs += 1
@@ -123,8 +129,8 @@ def test_steps_of_other_sizes_have_graphs_of_their_own_up_to_a_limit():
 
 def test_graphs_of_an_earlier_ring_are_not_used_for_the_next():
     replay = CountedReplay()
-    replay.do_all(0, [5] * (STEPS_BEFORE + 1), lambda size: None)
-    replay.do_all(1, [5], lambda size: None)
+    replay.do_all(0, [5] * (STEPS_BEFORE + 1), lambda _: None)
+    replay.do_all(1, [5], lambda _: None)
     assert (len(replay.done), len(replay.replayed)) == (STEPS_BEFORE + 1, 1)
 
 
@@ -140,3 +146,69 @@ def test_a_table_holds_the_rows_that_were_sent_last_and_begins_at_the_first():
     x, y = table.gather(ring, 4)
     assert y.tolist() == [8, 9, 0, 1]
     assert torch.equal(x[2], torch.arange(6.0, device=DEVICE))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1, "schedule": "cosine", "optimizer": "adamw", "weight_decay": 0.1},
+        {"normalize": "global", "num_layers": 1},
+    ],
+    ids=lambda options: ",".join(options),
+)
+def test_the_fused_engine_learns_what_the_eager_one_learns(config, tmp_path, options):
+    config = replace(config, epoch=1, **FEW, **options)
+    train(replace(config, engine="eager"))
+    train(replace(config, engine="fused", save_path=tmp_path / "fused"))
+    assert "engine fused" in (tmp_path / "fused" / "train.log").read_text()
+    for name, values in statistics(config.save_path).items():
+        assert statistics(tmp_path / "fused")[name] == pytest.approx(values, rel=1e-5), name
+
+
+def test_a_fused_training_goes_on_bit_for_bit_and_by_another_engine(config, tmp_path):
+    config = replace(config, engine="fused", **FEW)
+    train(config)
+    rest = replace(config, epoch=1, save_path=tmp_path / "rest")
+    train(rest)
+    train(replace(rest, epoch=2, resume="auto"))
+    assert result(tmp_path / "rest") == result(config.save_path)
+    before = statistics(tmp_path / "rest")["va_loss"]
+    train(replace(rest, epoch=3, resume="auto", engine="eager"))
+    assert statistics(tmp_path / "rest")["va_loss"][:2] == before
+
+
+@pytest.mark.long  # one: test_the_fused_engine_learns_what_the_eager_one_learns
+def test_two_ranks_of_the_fused_engine_learn_what_one_learns(config, shards, tmp_path):
+    train(replace(config, engine="fused"))
+    options = {**shards, **OPTIONS, "epoch": 2, "engine": "fused", "save_path": tmp_path / "two"}
+    done = run(options, processes=2)
+    assert done.returncode == 0, done.stderr
+    for name, values in statistics(config.save_path).items():
+        assert statistics(tmp_path / "two")[name] == pytest.approx(values, rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"dropout": 0.1}, "--dropout 0.1"),
+        ({"activation": "gelu"}, "--activation gelu"),
+        ({"hsize": 513}, "--hsize 513, above 512"),
+        ({"clip_grad_norm": 1.0}, "--clip_grad_norm 1.0"),
+        ({"accumulation": 2}, "--accumulation"),
+    ],
+)
+def test_what_the_fused_engine_cannot_do_is_refused_by_name(config, options, what):
+    with pytest.raises(UsageError, match=f"--engine fused: not with {what}; leave that out, or give --engine auto"):
+        train(replace(config, engine="fused", **options))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about CPUs")
+def test_kernels_for_gpus_are_not_offered_without_one(config, monkeypatch):
+    monkeypatch.setattr("spkid_dist.training.fusedengine._is_interpreted", lambda: False)
+    with pytest.raises(UsageError, match="--engine fused: not with a CPU; leave that out, or give --engine auto"):
+        train(replace(config, engine="fused"))
+    with pytest.raises(UsageError, match="--tf32: it is a number format of GPUs, and this training runs on CPUs"):
+        train(replace(config, tf32=True))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match="--engine fused: not with this installation, which lacks triton"):
+        train(replace(config, engine="fused"))

@@ -122,7 +122,7 @@ def _most_rows(config: TrainConfig, accelerator: Accelerator) -> int:
     """Windows of the largest share that a rank may have of a batch: streams are dealt to ranks one by one."""
     ranks, streams = accelerator.num_processes, config.num_streams
     whole, rest = divmod(config.batch_size, streams)
-    of_rank = -(-streams // ranks)
+    of_rank: int = -(-streams // ranks)
     return whole * of_rank + min(rest, of_rank)
 
 
