@@ -19,6 +19,7 @@ from spkid_dist.model import build_model
 from spkid_dist.processes import Processes
 from spkid_dist.score import open_utterances, score
 from spkid_dist.scoring.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
+from spkid_dist.scoring.scorer import Scorer
 from spkid_dist.scoring.trained import load_trained
 from spkid_dist.streaming.windows import EDGE_CODES
 
@@ -236,6 +237,25 @@ def test_shards_of_other_features_are_refused(model, config, shards, tmp_path):
     torch.save(build_model(12, 16, 5).state_dict(), tmp_path / "w.ckpt")
     with pytest.raises(InputError, match=r"shards: its features per frame are 8, but the model was trained on 4"):
         score(ScoreConfig(**(config | {"te_shards": shards})))
+
+
+@pytest.mark.parametrize("edge", ["valid", "zero"])
+def test_batches_as_a_gpu_has_them_give_what_batches_on_the_host_give(model, config, shards, edge, monkeypatch):
+    model(7, edge)
+    options = config | {"te_shards": shards, "batch_size": 64}
+    expected = score(ScoreConfig(**options))
+    made = Scorer.__init__
+
+    def on_device(self, *arguments, **more):
+        made(self, *arguments, **more)
+        self._on_device = self.device_scores()
+
+    monkeypatch.setattr(Scorer, "__init__", on_device)
+    monkeypatch.setattr("spkid_dist.scoring.scorer.BATCHES_LAID_OUT", 1)  # several layouts
+    found = score(ScoreConfig(**options))
+    assert np.array_equal(found.found, expected.found)
+    assert np.array_equal(found.wrong_windows, expected.wrong_windows)
+    assert found.mean_log_probs == pytest.approx(expected.mean_log_probs, abs=1e-6)
 
 
 def test_two_processes_write_what_one_writes(model, config, shards, tmp_path):
