@@ -5,11 +5,11 @@ at a time.
 """
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from shards.stores.remotestore import open_store
 from shards.stores.retry import WrongBytesError
 from shards.stores.store import Extent, LocalStore, StoreOptions
 from shards.tables import parse_table, wrong_tables
+
+Result = TypeVar("Result")
 
 
 class ShardDataset:
@@ -90,12 +92,28 @@ class ShardDataset:
         Raises:
             StoreError: the store fails; within the retry policy's `total_seconds` and one `timeout_seconds`.
         """
+        return self.map_blocks(lambda _, read: read(), blocks)
+
+    def map_blocks(
+        self,
+        task: Callable[[int, Callable[[], BlockArrays | InputError]], Result],
+        blocks: Sequence[int],
+        threads: int = 1,
+    ) -> Generator[Result, None, None]:
+        """Yield ``task(block, read)`` for `blocks` in this order, where `read` is a block of `try_blocks`.
+
+        Where blocks are mapped, `threads` do the tasks; where they are remote, as many as read ahead.
+        """
         stop = threading.Event()
-        read = partial(self._try_block, stop)
-        if self._store.reads_ahead == 1:
-            yield from map(read, blocks)
+
+        def do(block: int) -> Result:
+            return task(block, partial(self._try_block, stop, block))
+
+        threads = max(threads, self._store.reads_ahead)
+        if threads == 1:
+            yield from map(do, blocks)
             return
-        with closing(in_order(read, blocks, self._store.reads_ahead, stop.set)) as results:
+        with closing(in_order(do, blocks, threads, stop.set)) as results:
             yield from results
 
     def _try_block(self, stop: threading.Event, block: int) -> BlockArrays | InputError:

@@ -18,6 +18,12 @@ def available_cpus() -> int:
     return max(1, int(min([by_affinity, *granted_cpus()])))
 
 
+def filling_threads() -> int:
+    """Threads that may fill a process's pools: half of its share of the CPUs, beside those that work on the batches."""
+    of_host = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    return max(1, available_cpus() // of_host // 2)
+
+
 def are_threads_given() -> bool:
     """Whether the user, or the launcher of several processes, said how many threads a process is to have."""
     return "OMP_NUM_THREADS" in os.environ

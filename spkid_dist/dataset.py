@@ -16,7 +16,9 @@ from torch.utils.data import get_worker_info
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
+from spkid_dist.cpus import filling_threads
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
+from spkid_dist.streaming.arena import ArenaFiller
 from spkid_dist.streaming.copystream import CopyStream
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.normalization import StreamNormalization
@@ -119,7 +121,7 @@ class WindowDataset(ResumableBatches):
         self.input_dim = in_frames * self.data.manifest.num_features
         self.skipped_windows = 0
         self._in_frames = in_frames
-        self._options = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
+        self._options: dict[str, Any] = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
         self._selection = selection.identity
         self._pool_dtype: torch.dtype = getattr(torch, self.data.manifest.dtype)
         if dtype == "bfloat16":
@@ -132,18 +134,23 @@ class WindowDataset(ResumableBatches):
         self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device, self._pool_dtype)
         self._placed = placed
         self._ring: RingFiller | None = None
-        self._filler = PoolFiller(
-            self.data,
-            self.windows,
-            self.share,
-            in_frames=in_frames,
-            edge=EDGE_CODES[edge],
-            seed=seed,
-            shuffle=shuffle,
-            normalize=normalize == "utterance",
-            bfloat16=dtype == "bfloat16",
-            skip_bad=on_bad_block == "skip",
+        self._blocks: dict[str, Any] = {
+            "in_frames": in_frames,
+            "edge": EDGE_CODES[edge],
+            "normalize": normalize == "utterance",
+            "bfloat16": dtype == "bfloat16",
+            "skip_bad": on_bad_block == "skip",
+        }
+        self._filler = self.pool_filler()
+
+    def pool_filler(self) -> PoolFiller:
+        """What fills this rank's pools: each such object keeps blocks of its own."""
+        streams = len(self.share.streams)
+        arenas = ArenaFiller(
+            self.data, self.windows, streams=streams, threads=min(filling_threads(), streams), **self._blocks
         )
+        seed, shuffle = self._options["seed"], self._options["shuffle"]
+        return PoolFiller(arenas, self.windows, self.share, seed, shuffle, len(self.data.blocks))
 
     @property
     def num_windows(self) -> int:
@@ -183,7 +190,7 @@ class WindowDataset(ResumableBatches):
     @property
     def bad_blocks(self) -> dict[int, str]:
         """The blocks that this rank has passed over so far, and why."""
-        return self._filler.bad_blocks
+        return self._filler.arenas.bad_blocks
 
     @property
     def memory_bound(self) -> int:

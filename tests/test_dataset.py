@@ -103,6 +103,17 @@ def test_the_order_is_kept_for_good(corpus):
     assert first == [325, 328, 190, 271, 343, 256, 100, 334, 247, 265, 337, 193]
 
 
+@pytest.mark.parametrize("pool", [7, 1000])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_threads_change_no_batch(corpus, monkeypatch, pool, device):
+    options = {"in_frames": 4, "batch_size": 11, "num_streams": 20, "pool_windows": pool, "edge": "zero"}
+    expected = [as_pairs(*batch) for batch in stream(corpus, **options)]
+    monkeypatch.setattr("spkid_dist.dataset.filling_threads", lambda: 3)
+    for module in ("arena", "pool"):
+        monkeypatch.setattr(f"spkid_dist.streaming.{module}.WINDOWS_A_THREAD", 10)
+    assert [as_pairs(*batch) for batch in stream(corpus, **options, device=device)] == expected
+
+
 def test_epochs_and_seeds_have_orders_of_their_own(corpus):
     data = stream(corpus, batch_size=1000, in_frames=3)
     (first, _), (second, _) = [batch for _ in range(2) for batch in data]

@@ -22,10 +22,12 @@ from spkid_dist.streaming.kernels import (
     EDGE,
     VALID,
     ZERO,
+    count_rows,
     count_windows,
     deal,
     gather,
     lay_out,
+    look_up,
     normalize_utterances,
     number_windows,
     permute,
@@ -157,6 +159,7 @@ def test_lay_out_equals_numpy_for_any_part_of_a_block(block, context, edge, data
     frames.flags.writeable = False
     lengths, repeats = np.array(lengths, np.int32), np.array(repeats, np.int32)
     row = lay_out(frames, lengths, block_labels, repeats, first, last, context, edge, arena, 3, starts, labels)
+    assert row - 3 == count_rows(lengths, repeats, first, last, context, edge)
     assert row <= len(arena)
     assert labels.tolist() == [u for _, u in expected[first:last]]
     for start, (window, _) in zip(starts, expected[first:last], strict=True):
@@ -170,16 +173,24 @@ def test_deal_equals_python(num_streams, length, extra, shuffle, by_id):
     ]  # the first streams may have one more
     bounds = np.cumsum([0, *sizes])
     ids = np.random.default_rng(0).permutation(sum(sizes))
-    starts, labels = ids + 1000, ids + 2000
-    keys = np.arange(num_streams).astype(np.uint64)
-    tables = [np.full(sum(sizes), -1) for _ in range(3)]
-    by_place = (np.sort(starts), np.sort(labels)) if by_id else (starts, labels)
-    deal(keys, bounds, shuffle, ids, *by_place, by_id, np.empty(8 * max(sizes), np.int64), *tables)
+    keys, table = np.arange(num_streams).astype(np.uint64), np.full(sum(sizes), -1)
+    for first in range(0, num_streams, 8):  # parts that threads take
+        last, order = min(first + 8, num_streams), np.empty(8 * max(sizes), np.int64)
+        deal(keys, bounds, shuffle, ids, by_id, first, last, order, table)
     pools = [list(range(*interval)) for interval in pairwise(bounds)]
     for key, pool in enumerate(pools):
         twin_permute(key, pool) if shuffle else None
-    in_turn = [ids[pool[p]] for p in range(length + 1) for pool in pools if p < len(pool)]
-    assert np.array_equal(tables, [np.array(in_turn, np.int64) + more for more in (1000, 2000, 0)])
+    places = [pool[p] for p in range(length + 1) for pool in pools if p < len(pool)]
+    assert np.array_equal(table, ids[places] if by_id else places)
+
+
+@given(st.booleans())
+def test_look_up_equals_indexing(by_id):
+    places, ids, starts, labels = np.array([3, 0, 2]), np.arange(4) + 7, np.arange(4) + 10, np.arange(4) + 20
+    table, of_starts, of_labels = places.copy(), np.empty(3, np.int64), np.empty(3, np.int64)
+    look_up(table, ids, starts, labels, by_id, of_starts, of_labels)
+    assert np.array_equal([of_starts, of_labels], [starts[places], labels[places]])
+    assert np.array_equal(table, places if by_id else ids[places])
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5)), max_size=6))

@@ -54,8 +54,8 @@ def test_blocks_without_a_chosen_utterance_are_not_read(corpus):
     key = next(iter(corpus.frames))
     data = stream(corpus, Selection(utterances=[key]))
     read = []
-    try_blocks = data.data.try_blocks
-    data.data.try_blocks = lambda blocks: read.extend(blocks) or try_blocks(blocks)
+    map_blocks = data.data.map_blocks
+    data.data.map_blocks = lambda task, blocks, threads: read.extend(blocks) or map_blocks(task, blocks, threads)
     list(data)
     data.close()
     assert len(set(read)) == 1

@@ -17,9 +17,7 @@ from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import StreamDtype, WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.stacking import Batch, DeviceStacker, HostStack, Stack
-from spkid_dist.streaming.windows import EDGE_CODES
 
 SOURCE_BATCHES = 96  # of the copied buffer: more than the processor's cache
 POOL_PARTS = 20
@@ -146,28 +144,13 @@ def stream_case(data: WindowDataset, batches: int | None = None, bench: Workbenc
     return run
 
 
-def _filler(bench: Workbench, data: WindowDataset) -> PoolFiller:
-    return PoolFiller(
-        data.data,
-        data.windows,
-        data.share,
-        in_frames=bench.config.in_frames,
-        edge=EDGE_CODES["valid"],
-        seed=0,
-        shuffle=True,
-        normalize=False,
-        bfloat16=False,
-        skip_bad=False,
-    )
-
-
 def fill_case(bench: Workbench, windows: int) -> Case:
     """Fill this rank's pools with a run's windows, as many at a time as a training does."""
     data = open_stream(bench, min(windows, DEFAULT_SHUFFLE_WINDOWS))
     generations = -(-windows // data.order.generation_windows)
 
     def fill() -> float:
-        filler = _filler(bench, data)  # a new one: it keeps blocks that it has read and checked
+        filler = data.pool_filler()  # a new one: it keeps blocks that it has read and checked
         return sum(len(filler.fill(0, generation).starts) for generation in range(generations))
 
     return fill
@@ -176,7 +159,7 @@ def fill_case(bench: Workbench, windows: int) -> Case:
 def take_case(bench: Workbench, windows: int) -> Case:
     """Stack all windows of one pool, batch over batch."""
     data = open_stream(bench, min(windows, DEFAULT_SHUFFLE_WINDOWS))
-    pool, in_frames = _filler(bench, data).fill(0, 0), bench.config.in_frames
+    pool, in_frames = data.pool_filler().fill(0, 0), bench.config.in_frames
     stack: Stack = (
         HostStack(pool) if bench.device.type == "cpu" else DeviceStacker(in_frames, bench.device, torch.float32)(pool)
     )

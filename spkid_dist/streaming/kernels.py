@@ -130,6 +130,22 @@ def lay_out(
 
 
 @compiled
+def count_rows(
+    lengths: NDArray[np.int32], repeats: NDArray[np.int32], first: int, last: int, context: int, edge: int
+) -> int:
+    """The rows of an arena that `lay_out` takes for windows [first, last) of a block."""
+    base = rows = 0
+    for u in range(len(lengths)):
+        windows = windows_of(lengths[u], context, edge)
+        for _ in range(repeats[u]):
+            inside = min(last, base + windows) - max(first, base)
+            if inside > 0:
+                rows += inside + context - 1
+            base += windows
+    return rows
+
+
+@compiled
 def gather(arena: NDArray[Any], starts: NDArray[np.int64], num_features: int, out: NDArray[Any]) -> None:
     """Copy the windows that begin at rows `starts` (B,) of the flat arena (R*D,) to `out` (B*C*D,), flat too.
 
@@ -167,43 +183,54 @@ def deal(
     bounds: NDArray[np.int64],
     shuffle: bool,
     ids: NDArray[np.int64],
-    starts: NDArray[np.int64],
-    labels: NDArray[np.int64],
     by_id: bool,
+    first: int,
+    last: int,
     order: NDArray[np.int64],
-    table_starts: NDArray[np.int64],
-    table_labels: NDArray[np.int64],
-    table_ids: NDArray[np.int64],
+    table: NDArray[np.int64],
 ) -> None:
-    """Deal the pools of S streams into the tables (N,), which go round the streams: rows of S, the last one cut short.
+    """Deal the pools of streams `first` to ``last - 1``, of S, into a table (N,) that goes round the streams.
 
-    Stream s has bounds[s] to bounds[s + 1] of the windows, `ids` (N,); they are permuted by the generator keys[s], where
-    `shuffle`. `starts` and `labels` are in the order of `ids`, or, `by_id`, indexed by them. `order` is overwritten; it has
-    room for `DEALT_TOGETHER` streams' windows.
+    The table has rows of S entries, the last row cut short. Stream s has bounds[s] to bounds[s + 1] of the N windows; they are
+    permuted by the generator keys[s], where `shuffle`. The table gets their `ids` (N,), `by_id`, or else their places in
+    `ids`. `order` is overwritten; it has room for `DEALT_TOGETHER` streams' windows.
 
     Streams are dealt `DEALT_TOGETHER` at a time, whose values of a row share a cache line, and what belongs to a window is
-    looked up afterwards: 11 ns a window, where all three tables stream by stream took 24.
+    looked up afterwards (`look_up`): 11 ns a window, where three tables stream by stream took 24.
     """
     num_streams = len(keys)
-    for first in range(0, num_streams, DEALT_TOGETHER):
-        last = min(first + DEALT_TOGETHER, num_streams)
-        base, longest = bounds[first], 0
-        for s in range(first, last):
+    for begin in range(first, last, DEALT_TOGETHER):
+        end = min(begin + DEALT_TOGETHER, last)
+        base, longest = bounds[begin], 0
+        for s in range(begin, end):
             for k in range(bounds[s], bounds[s + 1]):
                 order[k - base] = ids[k] if by_id else k
             if shuffle:
                 permute(keys[s], order[bounds[s] - base : bounds[s + 1] - base])
             longest = max(longest, bounds[s + 1] - bounds[s])
         for p in range(longest):
-            for s in range(first, last):
+            for s in range(begin, end):
                 if p < bounds[s + 1] - bounds[s]:
-                    table_ids[p * num_streams + s] = order[bounds[s] - base + p]
-    for at in range(len(table_ids)):
-        place = table_ids[at]
+                    table[p * num_streams + s] = order[bounds[s] - base + p]
+
+
+@compiled
+def look_up(
+    table: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    by_id: bool,
+    table_starts: NDArray[np.int64],
+    table_labels: NDArray[np.int64],
+) -> None:
+    """Look up the `starts` and `labels` of the windows of a table (N,) of `deal`, which becomes one of `ids`."""
+    for at in range(len(table)):
+        place = table[at]
         table_starts[at] = starts[place]
         table_labels[at] = labels[place]
         if not by_id:
-            table_ids[at] = ids[place]
+            table[at] = ids[place]
 
 
 @compiled

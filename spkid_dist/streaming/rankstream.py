@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from spkid_dist.order import RankShare
+from spkid_dist.streaming.arena import NO_WINDOW
 from spkid_dist.streaming.ledger import Ledger
-from spkid_dist.streaming.pool import NO_WINDOW
 from spkid_dist.streaming.stacking import Background, Batch, BatchMemory, Stack
 
 Load = Callable[[int, int], Stack]

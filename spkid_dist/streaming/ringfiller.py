@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from spkid_dist.order import RankShare, starts_of
+from spkid_dist.streaming.arena import NO_WINDOW
 from spkid_dist.streaming.copystream import CopyStream
 from spkid_dist.streaming.ledger import Ledger
-from spkid_dist.streaming.pool import NO_WINDOW, Pool
+from spkid_dist.streaming.pool import Pool
 from spkid_dist.streaming.ring import WindowRing
 
 MORE_ROWS = 1.25  # than were needed, where a slot is too small: the next generations may need more still

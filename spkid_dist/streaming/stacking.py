@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 
 from spkid_dist.order import starts_of
+from spkid_dist.streaming.arena import NO_WINDOW
 from spkid_dist.streaming.kernels import gather
-from spkid_dist.streaming.pool import NO_WINDOW, Pool
+from spkid_dist.streaming.pool import Pool
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 T = TypeVar("T")

@@ -83,6 +83,11 @@ class DatasetWindows:
         first, end = self._utterances_before(range(block, block + 1))
         return self._repeats[first:end]
 
+    def utterances_of(self, block: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The frames of each utterance of a block, and how often it is taken: (U,) each, the first one mapped."""
+        first, end = self._utterances_before(range(block, block + 1))
+        return self._lengths[first:end], self._repeats[first:end]
+
     def by_speaker(self) -> tuple[NDArray[np.int64], int]:
         """Utterances of each speaker that are taken and have a window (num_spks,), and how many are not taken at all.
 

@@ -1,0 +1,169 @@
+"""Blocks read, and their windows laid out as rows of an arena, by several threads.
+
+How many rows each segment takes follows from the utterance table, so that threads lay out segments side by side, and where a
+window lies depends on neither their number nor their pace.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.dataset import ShardDataset
+from shards.errors import InputError
+from shards.layout import BlockArrays
+from spkid_dist.order import Segment, starts_of
+from spkid_dist.streaming.kernels import count_rows, lay_out
+from spkid_dist.streaming.normalization import bfloat16_block, normalize_block
+from spkid_dist.streaming.poolmemory import BLOCKS_KEPT
+from spkid_dist.streaming.windows import DatasetWindows
+
+NO_WINDOW = -1  # the start of a window whose block is bad, and was passed over
+WINDOWS_A_THREAD = 2**14  # at least: a thread takes as long to start as some thousands of windows to lay out
+
+Read = Callable[[], BlockArrays | InputError]
+"""Reads a block: its arrays, or what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where segments are laid out: `rows` (R, D), and `starts` and `labels` (N,) int64 of their windows, in their order."""
+
+    rows: NDArray[Any]
+    starts: NDArray[np.int64]
+    labels: NDArray[np.int64]
+
+
+class ArenaFiller:
+    """Lays out windows of a dataset's blocks.
+
+    `bad_blocks` has the blocks that were passed over because they could not be read or were damaged, and why; without
+    `skip_bad` such a block is an error. `keep` streams' worth of blocks stay at hand: consecutive pools of a stream share the
+    block at their border. What is kept are views of mapped files, downloads, or, where they are normalised, frames of our own.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        counts: DatasetWindows,
+        *,
+        in_frames: int,
+        edge: int,
+        normalize: bool,
+        bfloat16: bool,
+        skip_bad: bool,
+        streams: int,
+        threads: int,
+    ) -> None:
+        self.bad_blocks: dict[int, str] = {}
+        self.dtype = np.dtype("u2" if bfloat16 else "f4" if normalize else dataset.manifest.dtype)
+        self.num_features = dataset.manifest.num_features
+        self.threads = threads
+        self._dataset = dataset
+        self._counts = counts
+        self._in_frames = in_frames
+        self._edge = edge
+        self._normalize = normalize
+        self._bfloat16 = bfloat16
+        self._skip_bad = skip_bad
+        self._most_kept = BLOCKS_KEPT * streams
+        self._kept: dict[int, BlockArrays] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the blocks that it keeps."""
+        return self.__dict__ | {"_kept": {}}
+
+    def first_rows(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
+        """The first row of each segment in an arena, and the one behind the last segment: (n + 1,)."""
+        counts = [
+            count_rows(
+                *self._counts.utterances_of(segment.block), segment.first, segment.last, self._in_frames, self._edge
+            )
+            for segment in segments
+        ]
+        return starts_of(np.array(counts, np.int64))
+
+    def fill(self, segments: Sequence[Segment], first_rows: NDArray[np.int64], arena: Arena) -> bool:
+        """Read the segments' blocks and lay out their windows; returns whether some are of bad blocks, without a start.
+
+        Raises:
+            InputError: a block can't be read or is damaged, the first one in the segments' order.
+        """
+        first_windows = starts_of(np.array([segment.last - segment.first for segment in segments], np.int64))
+        of_block: dict[int, list[int]] = {}
+        for number, segment in enumerate(segments):
+            of_block.setdefault(segment.block, []).append(number)
+
+        def lay(block: int, read: Read) -> BlockArrays | InputError | None:
+            arrays = self._prepared(block, read)
+            for number in of_block[block]:
+                windows = slice(int(first_windows[number]), int(first_windows[number + 1]))
+                rows = slice(int(first_rows[number]), int(first_rows[number + 1]))
+                part = Arena(arena.rows[rows], arena.starts[windows], arena.labels[windows])
+                if isinstance(arrays, BlockArrays):
+                    self._lay_out(segments[number], arrays, part)
+                    part.starts[:] += rows.start
+                else:
+                    part.starts[:], part.labels[:] = NO_WINDOW, NO_WINDOW
+            return arrays
+
+        threads = max(1, min(self.threads, int(first_windows[-1]) // WINDOWS_A_THREAD))
+        with closing(self._dataset.map_blocks(lay, list(of_block), threads)) as results:
+            good = [self._keep(block, arrays) for block, arrays in zip(of_block, results, strict=True)]
+        return not all(good)
+
+    def _prepared(self, block: int, read: Read) -> BlockArrays | InputError | None:
+        """A block as it is laid out, kept or read now; or what is wrong with it; None where that is known."""
+        if block in self.bad_blocks:
+            return None
+        kept = self._kept.get(block)
+        if kept is not None:
+            return kept
+        arrays = read()
+        if isinstance(arrays, InputError):
+            return arrays
+        if self._normalize:
+            arrays = normalize_block(arrays)
+        return bfloat16_block(arrays) if self._bfloat16 else arrays
+
+    def _lay_out(self, segment: Segment, block: BlockArrays, arena: Arena) -> None:
+        """Lay out a segment in `arena`, which has the rows that it takes by the utterance table."""
+        times = self._counts.repeats_of(segment.block)
+        rows = count_rows(block.lengths, times, segment.first, segment.last, self._in_frames, self._edge)
+        if rows != len(arena.rows):
+            raise InputError(
+                f"{self._dataset.folder}: the utterance table has changed since the dataset was opened; open it again"
+            )
+        bits = np.dtype(f"u{arena.rows.itemsize}")  # the compiled loop knows no short floats; it only copies
+        lay_out(
+            block.frames.view(bits),
+            block.lengths,
+            block.labels,
+            times,
+            segment.first,
+            segment.last,
+            self._in_frames,
+            self._edge,
+            arena.rows.view(bits),
+            0,
+            arena.starts,
+            arena.labels,
+        )
+
+    def _keep(self, block: int, arrays: BlockArrays | InputError | None) -> bool:
+        """Keep a block that was laid out; one that is bad is an error, or noted. Returns whether it is good."""
+        if isinstance(arrays, InputError):
+            if not self._skip_bad:
+                raise arrays
+            self.bad_blocks[block] = str(arrays)
+            return False
+        if arrays is None:
+            return False
+        self._kept.pop(block, None)
+        self._kept[block] = arrays  # the last used is the last in the dictionary
+        if len(self._kept) > self._most_kept:
+            self._kept.pop(next(iter(self._kept)))
+        return True
