@@ -158,9 +158,12 @@ def test_lay_out_equals_numpy_for_any_part_of_a_block(block, context, edge, data
     block_labels = np.arange(len(lengths), dtype=np.int32)
     frames.flags.writeable = False
     lengths, repeats = np.array(lengths, np.int32), np.array(repeats, np.int32)
-    row = lay_out(frames, lengths, block_labels, repeats, first, last, context, edge, arena, 3, starts, labels)
-    assert row - 3 == count_rows(lengths, repeats, first, last, context, edge)
-    assert row <= len(arena)
+    rows = np.empty(1, np.int64)
+    count_rows(lengths, repeats, np.array([[0, len(lengths)]]), np.array([[first, last]]), context, edge, rows)
+    windows = frames, lengths, block_labels, repeats, first, last, context, edge
+    if rows[0]:
+        assert lay_out(*windows, arena[: 2 + rows[0]], 3, starts, labels) == -1
+    assert lay_out(*windows, arena, 3, starts, labels) == 3 + rows[0] <= len(arena)
     assert labels.tolist() == [u for _, u in expected[first:last]]
     for start, (window, _) in zip(starts, expected[first:last], strict=True):
         np.testing.assert_array_equal(arena[start : start + context].ravel(), window)

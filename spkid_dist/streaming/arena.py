@@ -16,7 +16,7 @@ from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.layout import BlockArrays
 from spkid_dist.order import Segment, starts_of
-from spkid_dist.streaming.kernels import count_rows, lay_out
+from spkid_dist.streaming.kernels import lay_out
 from spkid_dist.streaming.normalization import bfloat16_block, normalize_block
 from spkid_dist.streaming.poolmemory import BLOCKS_KEPT
 from spkid_dist.streaming.windows import DatasetWindows
@@ -78,13 +78,7 @@ class ArenaFiller:
 
     def first_rows(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
         """The first row of each segment in an arena, and the one behind the last segment: (n + 1,)."""
-        counts = [
-            count_rows(
-                *self._counts.utterances_of(segment.block), segment.first, segment.last, self._in_frames, self._edge
-            )
-            for segment in segments
-        ]
-        return starts_of(np.array(counts, np.int64))
+        return starts_of(self._counts.rows_of(segments))
 
     def fill(self, segments: Sequence[Segment], first_rows: NDArray[np.int64], arena: Arena) -> bool:
         """Read the segments' blocks and lay out their windows; returns whether some are of bad blocks, without a start.
@@ -92,7 +86,8 @@ class ArenaFiller:
         Raises:
             InputError: a block can't be read or is damaged, the first one in the segments' order.
         """
-        first_windows = starts_of(np.array([segment.last - segment.first for segment in segments], np.int64))
+        first_windows = starts_of(np.array([segment.last - segment.first for segment in segments], np.int64)).tolist()
+        begins = first_rows.tolist()
         of_block: dict[int, list[int]] = {}
         for number, segment in enumerate(segments):
             of_block.setdefault(segment.block, []).append(number)
@@ -100,17 +95,15 @@ class ArenaFiller:
         def lay(block: int, read: Read) -> BlockArrays | InputError | None:
             arrays = self._prepared(block, read)
             for number in of_block[block]:
-                windows = slice(int(first_windows[number]), int(first_windows[number + 1]))
-                rows = slice(int(first_rows[number]), int(first_rows[number + 1]))
-                part = Arena(arena.rows[rows], arena.starts[windows], arena.labels[windows])
+                windows = slice(first_windows[number], first_windows[number + 1])
+                part = Arena(arena.rows, arena.starts[windows], arena.labels[windows])
                 if isinstance(arrays, BlockArrays):
-                    self._lay_out(segments[number], arrays, part)
-                    part.starts[:] += rows.start
+                    self._lay_out(segments[number], arrays, part, begins[number], begins[number + 1])
                 else:
                     part.starts[:], part.labels[:] = NO_WINDOW, NO_WINDOW
             return arrays
 
-        threads = max(1, min(self.threads, int(first_windows[-1]) // WINDOWS_A_THREAD))
+        threads = max(1, min(self.threads, first_windows[-1] // WINDOWS_A_THREAD))
         with closing(self._dataset.map_blocks(lay, list(of_block), threads)) as results:
             good = [self._keep(block, arrays) for block, arrays in zip(of_block, results, strict=True)]
         return not all(good)
@@ -129,29 +122,27 @@ class ArenaFiller:
             arrays = normalize_block(arrays)
         return bfloat16_block(arrays) if self._bfloat16 else arrays
 
-    def _lay_out(self, segment: Segment, block: BlockArrays, arena: Arena) -> None:
-        """Lay out a segment in `arena`, which has the rows that it takes by the utterance table."""
-        times = self._counts.repeats_of(segment.block)
-        rows = count_rows(block.lengths, times, segment.first, segment.last, self._in_frames, self._edge)
-        if rows != len(arena.rows):
-            raise InputError(
-                f"{self._dataset.folder}: the utterance table has changed since the dataset was opened; open it again"
-            )
+    def _lay_out(self, segment: Segment, block: BlockArrays, arena: Arena, row: int, end_row: int) -> None:
+        """Lay out a segment in the rows [row, end_row), which it takes by the utterance table."""
         bits = np.dtype(f"u{arena.rows.itemsize}")  # the compiled loop knows no short floats; it only copies
-        lay_out(
+        end = lay_out(
             block.frames.view(bits),
             block.lengths,
             block.labels,
-            times,
+            self._counts.repeats_of(segment.block),
             segment.first,
             segment.last,
             self._in_frames,
             self._edge,
-            arena.rows.view(bits),
-            0,
+            arena.rows[:end_row].view(bits),
+            row,
             arena.starts,
             arena.labels,
         )
+        if end != end_row:
+            raise InputError(
+                f"{self._dataset.folder}: the utterance table has changed since the dataset was opened; open it again"
+            )
 
     def _keep(self, block: int, arrays: BlockArrays | InputError | None) -> bool:
         """Keep a block that was laid out; one that is bad is an error, or noted. Returns whether it is good."""

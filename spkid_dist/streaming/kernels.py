@@ -96,6 +96,8 @@ def lay_out(
 ) -> int:
     """Lay out windows [first, last) of a block in the arena, from row `row` on; return the first row not used.
 
+    Returns -1, with nothing more written, where the arena has fewer rows than that takes.
+
     Each utterance takes (its windows + C - 1) rows of `arena` (R, D), with the edge rule's rows in place, so that every
     window is C consecutive rows; ``starts[k]`` gets the first of them and ``labels[k]`` the class of window first + k.
     `frames` (T, D), contiguous as `arena` and of its dtype, has the utterances of `lengths` (U,) end to end; `block_labels`
@@ -114,6 +116,8 @@ def lay_out(
             lo = max(first, base) - base
             hi = min(last, base + windows) - base
             if lo < hi:
+                if row + hi - lo + context - 1 > len(arena):
+                    return -1
                 for k in range(hi - lo):
                     starts[at + k] = row + k
                     labels[at + k] = block_labels[u]
@@ -131,18 +135,29 @@ def lay_out(
 
 @compiled
 def count_rows(
-    lengths: NDArray[np.int32], repeats: NDArray[np.int32], first: int, last: int, context: int, edge: int
-) -> int:
-    """The rows of an arena that `lay_out` takes for windows [first, last) of a block."""
-    base = rows = 0
-    for u in range(len(lengths)):
-        windows = windows_of(lengths[u], context, edge)
-        for _ in range(repeats[u]):
-            inside = min(last, base + windows) - max(first, base)
-            if inside > 0:
-                rows += inside + context - 1
-            base += windows
-    return rows
+    lengths: NDArray[np.int32],
+    repeats: NDArray[np.int32],
+    utterances: NDArray[np.int64],
+    windows: NDArray[np.int64],
+    context: int,
+    edge: int,
+    rows: NDArray[np.int64],
+) -> None:
+    """Count the rows of an arena that `lay_out` takes for each of n segments: ``rows[k]`` (n,).
+
+    Segment k is of windows[k, 0] to windows[k, 1] of a block which has utterances[k, 0] to utterances[k, 1] of `lengths` (U,)
+    and `repeats` (U,).
+    """
+    for k in range(len(rows)):
+        base = total = 0
+        for u in range(utterances[k, 0], utterances[k, 1]):
+            of_utterance = windows_of(lengths[u], context, edge)
+            for _ in range(repeats[u]):
+                inside = min(windows[k, 1], base + of_utterance) - max(windows[k, 0], base)
+                if inside > 0:
+                    total += inside + context - 1
+                base += of_utterance
+        rows[k] = total
 
 
 @compiled

@@ -4,6 +4,7 @@ Edge rules: ``zero`` centres a window on each frame and pads with zero frames, `
 instead, ``valid`` takes only windows that fit: T - C + 1 of an utterance of T frames, none of a shorter one.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from shards.dataset import ShardDataset
 from shards.errors import InputError, UsageError
-from spkid_dist.order import starts_of
+from spkid_dist.order import Segment, starts_of
 from spkid_dist.streaming import kernels
 from spkid_dist.streaming.selection import Selection
 
@@ -83,10 +84,16 @@ class DatasetWindows:
         first, end = self._utterances_before(range(block, block + 1))
         return self._repeats[first:end]
 
-    def utterances_of(self, block: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The frames of each utterance of a block, and how often it is taken: (U,) each, the first one mapped."""
-        first, end = self._utterances_before(range(block, block + 1))
-        return self._lengths[first:end], self._repeats[first:end]
+    def rows_of(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
+        """The rows that each of the segments takes in an arena, by the utterance table: (n,)."""
+        records = self._blocks[np.array([segment.block for segment in segments], np.int64)]
+        first = records["first_utterance"]
+        utterances = np.stack([first, first + records["utterances"]], axis=1)
+        np.clip(utterances, 0, len(self._lengths), out=utterances)  # the table is mapped, and may change
+        windows = np.array([(segment.first, segment.last) for segment in segments], np.int64).reshape(-1, 2)
+        rows = np.empty(len(segments), np.int64)
+        kernels.count_rows(self._lengths, self._repeats, utterances, windows, self._in_frames, self._edge, rows)
+        return rows
 
     def by_speaker(self) -> tuple[NDArray[np.int64], int]:
         """Utterances of each speaker that are taken and have a window (num_spks,), and how many are not taken at all.
