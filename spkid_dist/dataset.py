@@ -7,6 +7,7 @@ ranks share the windows out among themselves, and nothing needs to be wrapped.
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,15 +20,15 @@ from shards.stores.store import StoreOptions
 from spkid_dist.cpus import filling_threads
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
 from spkid_dist.streaming.arena import ArenaFiller
-from spkid_dist.streaming.copystream import CopyStream
+from spkid_dist.streaming.devicememory import make_ring
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.normalization import StreamNormalization
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.poolmemory import PoolSize
 from spkid_dist.streaming.rankstream import RankStream
 from spkid_dist.streaming.resumable import ResumableBatches
-from spkid_dist.streaming.ring import PlacedSteps
-from spkid_dist.streaming.ringfiller import RingFiller, RingSize
+from spkid_dist.streaming.ring import PlacedSteps, RingFormat
+from spkid_dist.streaming.ringfiller import RingFiller
 from spkid_dist.streaming.ringstream import RingStream
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.stacking import Batch, BatchMemory, DeviceStacker, HostStack, Stack
@@ -58,6 +59,8 @@ class WindowDataset(ResumableBatches):
             kept in it, so they take half the memory, and half the time to stack.
         device: where the batches are stacked and yielded; the host's memory by default.
         placed: keep the windows on the device in a ring, from which `next_steps` hands out whole runs of steps.
+        device_memory: bytes that frames and tables may take on the device where they are `placed`: a dataset that fits is
+            copied once, and stays. Half of what is free by default; 0: it is never kept as a whole.
         reuse: stack each batch over the one before, which saves time: keep a copy of what is needed longer.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
         store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
@@ -88,6 +91,7 @@ class WindowDataset(ResumableBatches):
         dtype: StreamDtype = "float32",
         device: str | torch.device | None = None,
         placed: bool = False,
+        device_memory: int | None = None,
         reuse: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -111,6 +115,8 @@ class WindowDataset(ResumableBatches):
         ):
             if text not in known:
                 raise UsageError(f"--{name} {text}: expected one of {', '.join(known)}")
+        if device_memory is not None and device_memory < 0:
+            raise UsageError(f"--device_memory {device_memory}: expected 0 or more")
         if placed and device is None:
             raise UsageError("placed=True: the windows are placed on a device; give one (device=)")
         selection = selection or Selection()
@@ -133,6 +139,7 @@ class WindowDataset(ResumableBatches):
         self.memory = BatchMemory(self.input_dim, self._pool_dtype, self._device, reuse)
         self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device, self._pool_dtype)
         self._placed = placed
+        self._device_memory = device_memory
         self._ring: RingFiller | None = None
         self._blocks: dict[str, Any] = {
             "in_frames": in_frames,
@@ -256,7 +263,7 @@ class WindowDataset(ResumableBatches):
 
         They are as if they had been taken batch by batch: `epoch`, `position`, ledger and state follow. The call after an
         epoch's last step begins the next epoch. They are fewer than `most` at an epoch's end, and where so many windows are
-        not on the device together. Their windows stay there until the next call.
+        not on the device together; as many on every rank. Their windows stay there until the next call.
 
         Raises:
             UsageError: the dataset was opened without `placed`; `most` is below 1; in a worker of a DataLoader.
@@ -271,20 +278,13 @@ class WindowDataset(ResumableBatches):
     def _open_ring(self) -> RingFiller:
         if self._ring is None:
             assert self._device is not None
-            manifest = self.data.manifest
-            utterances = manifest.num_utterances / manifest.num_frames
-            self._ring = RingFiller(
-                self._filler.fill,
-                RingSize.of(
-                    self.share,
-                    self.batch_size,
-                    rows_per_window=1 + 1.25 * utterances * (self._in_frames - 1),
-                    most_rows=2**31 - 1,
-                ),
-                CopyStream(self._device),
-                num_features=self.num_features,
-                in_frames=self._in_frames,
-                dtypes=(self._pool_dtype, self._x_dtype),
+            self._ring = make_ring(
+                self._filler,
+                self.share,
+                RingFormat(self._in_frames, self.num_features, self._pool_dtype, self._x_dtype),
+                device=self._device,
+                batch_size=self.batch_size,
+                device_memory=self._device_memory,
             )
         return self._ring
 
@@ -313,16 +313,15 @@ class WindowCursor:
         return self._dataset.finish(self._stream.take(self._advance(until), self._dataset.memory))
 
     def place(self, until: Sequence[int]) -> PlacedSteps:
-        """The steps that end at the global indices `until`, as many as are on the device together, one at least."""
-        begins = [self._position, *until[:-1]]
-        share = self._dataset.share
-        stream = self._stream
+        """The steps that end at the global indices `until`: as many as are on the device together, the same on every rank."""
+        stream, share = self._stream, self._dataset.share
         assert isinstance(stream, RingStream)
-        steps = stream.place(
-            [share.consumed_before(u) - share.consumed_before(b) for b, u in zip(begins, until, strict=True)]
-        )
-        self._position = until[len(steps) - 1] % self._dataset.num_windows
-        return steps
+        windows = share.order.generation_windows
+        last = (self._position // windows + stream.slots) * windows
+        ends = [end for end in until if end <= last]
+        before = [share.consumed_before(index) for index in (self._position, *ends)]
+        self._position = ends[-1] % self._dataset.num_windows
+        return stream.place([end - begin for begin, end in pairwise(before)])
 
     def skip(self, until: int) -> None:
         """Pass over them instead."""

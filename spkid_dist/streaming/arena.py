@@ -30,11 +30,15 @@ Read = Callable[[], BlockArrays | InputError]
 
 @dataclass(frozen=True)
 class Arena:
-    """Where segments are laid out: `rows` (R, D), and `starts` and `labels` (N,) int64 of their windows, in their order."""
+    """Where segments are laid out: `rows` (R, D), and `starts` and `labels` (N,) int64 of their windows, in their order.
+
+    `first_row` is what starts call the first of the rows.
+    """
 
     rows: NDArray[Any]
     starts: NDArray[np.int64]
     labels: NDArray[np.int64]
+    first_row: int = 0
 
 
 class ArenaFiller:
@@ -99,6 +103,8 @@ class ArenaFiller:
                 part = Arena(arena.rows, arena.starts[windows], arena.labels[windows])
                 if isinstance(arrays, BlockArrays):
                     self._lay_out(segments[number], arrays, part, begins[number], begins[number + 1])
+                    if arena.first_row:
+                        part.starts[:] += arena.first_row
                 else:
                     part.starts[:], part.labels[:] = NO_WINDOW, NO_WINDOW
             return arrays

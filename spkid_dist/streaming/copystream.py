@@ -16,20 +16,24 @@ NUM_BUFFERS = 3  # one is being filled, one copied, one waits for its turn
 
 
 class CopyStream:
-    """Copies arrays to `device` in their order; on a CPU at once, from memory that is not pinned.
+    """Copies to `device` in their order; on a CPU at once, from memory that is not pinned.
 
-    One thread at a time may use it.
+    `buffer_bytes` is what each of the buffers has. One thread at a time may use it.
     """
 
     def __init__(self, device: torch.device, buffer_bytes: int = BUFFER_BYTES) -> None:
         self.device = device
         self._on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None  # type: ignore[no-untyped-call]
-        self._buffers = [
-            torch.empty(buffer_bytes, dtype=torch.uint8, pin_memory=self._on_gpu) for _ in range(NUM_BUFFERS)
-        ]
+        self._buffer_bytes = buffer_bytes
+        self._buffers = [self._new_buffer(buffer_bytes) for _ in range(NUM_BUFFERS)]
         self._copied: list[Any] = [None] * NUM_BUFFERS  # events: what was copied from each has arrived
         self._turn = 0
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What is copied at a time, as a rule."""
+        return self._buffer_bytes
 
     def allocating(self) -> AbstractContextManager[Any]:
         """A context in which tensors are allocated and changed in the order of these copies."""
@@ -53,36 +57,35 @@ class CopyStream:
         if arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(arrived)
 
-    def copy(self, source: NDArray[Any], target: torch.Tensor, add: int = 0) -> None:
-        """Copy `source` (n,), with `add` added, to `target` (n,), of the same kind of numbers and as many bytes or fewer.
+    def copy(self, source: NDArray[np.int64], target: torch.Tensor) -> None:
+        """Copy numbers (n,) to `target` (n,), int32, which has to hold them.
 
         Returns when `source` may be changed; the copies may be under way still.
         """
-        at_a_time = len(self._buffers[0]) // target.element_size()
+        at_a_time = self._buffer_bytes // target.element_size()
         for begin in range(0, len(source), at_a_time):
             part = source[begin : begin + at_a_time]
-            self._copy_part(part, target[begin : begin + len(part)], add)
+            buffer = self.next_buffer(len(part) * target.element_size())
+            np.copyto(buffer.view(target.dtype).numpy(), part, casting="unsafe")
+            self.send(buffer, target[begin : begin + len(part)].view(torch.uint8))
 
-    def _copy_part(self, source: NDArray[Any], target: torch.Tensor, add: int) -> None:
-        buffer = self._next_buffer()[: target.numel() * target.element_size()].view(target.dtype)
-        if add:
-            np.add(source, add, out=buffer.numpy(), casting="unsafe")
-        else:
-            np.copyto(buffer.numpy(), source, casting="unsafe")
-        self._send(buffer, target)
-
-    def _next_buffer(self) -> torch.Tensor:
-        """The buffer whose turn it is, when its last copy is done."""
+    def next_buffer(self, num_bytes: int) -> torch.Tensor:
+        """The first `num_bytes` of the buffer whose turn it is, when its last copy is done: to be filled, and sent."""
         self._turn = (self._turn + 1) % NUM_BUFFERS
         if self._copied[self._turn] is not None:
             self._copied[self._turn].synchronize()
-        return self._buffers[self._turn]
+        if len(self._buffers[self._turn]) < num_bytes:  # for one segment that is longer than all before
+            self._buffers[self._turn] = self._new_buffer(num_bytes)
+        return self._buffers[self._turn][:num_bytes]
 
-    def _send(self, buffer: torch.Tensor, target: torch.Tensor) -> None:
-        """Start the copy out of the buffer whose turn it is."""
+    def send(self, buffer: torch.Tensor, target: torch.Tensor) -> None:
+        """Start the copy of what `next_buffer` returned last to `target`, bytes too; the buffer is the stream's again."""
         with self.allocating():
             target.copy_(buffer, non_blocking=True)
         if self._stream is not None:
             if self._copied[self._turn] is None:
                 self._copied[self._turn] = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._copied[self._turn].record(self._stream)
+
+    def _new_buffer(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._on_gpu)

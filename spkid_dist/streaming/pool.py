@@ -80,7 +80,7 @@ class PoolFiller:
         plan = self.plan(epoch, generation)
         laid = self._resident_windows() if self._fits else self._lay_out(plan.segments)
         table = self.deal(plan, by_id=self._fits)
-        starts, labels = self.look_up(table, plan, laid.arena, by_id=self._fits)
+        starts, labels = self.look_up(table, plan.ids, laid.arena.starts, laid.arena.labels, by_id=self._fits)
         return Pool(laid.arena.rows, starts, labels, table, laid.has_gaps)
 
     def plan(self, epoch: int, generation: int) -> Plan:
@@ -108,17 +108,22 @@ class PoolFiller:
         return table
 
     def look_up(
-        self, table: NDArray[np.int64], plan: Plan, arena: Arena, by_id: bool
+        self,
+        table: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        starts: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        by_id: bool,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The starts and labels of the windows of `table` (N,) of `deal`, which becomes one of their ids."""
-        starts, labels = np.empty_like(table), np.empty_like(table)
+        """The `starts` and `labels` of the windows of a `table` (N,) of `deal`, which becomes one of `ids`."""
+        table_starts, table_labels = np.empty_like(table), np.empty_like(table)
 
         def look_up_windows(windows: range) -> None:
             part = slice(windows.start, windows.stop)
-            look_up(table[part], plan.ids, arena.starts, arena.labels, by_id, starts[part], labels[part])
+            look_up(table[part], ids, starts, labels, by_id, table_starts[part], table_labels[part])
 
         self._share_out(look_up_windows, len(table), 1, len(table))
-        return starts, labels
+        return table_starts, table_labels
 
     def _share_out(self, task: Callable[[range], None], count: int, together: int, num_windows: int) -> None:
         """Do a task for the numbers below `count`, by threads; each does a multiple of `together`."""

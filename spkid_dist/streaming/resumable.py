@@ -51,7 +51,7 @@ class StepCursor(Cursor, Protocol):
     """A place in a stream whose windows are on a device."""
 
     def place(self, until: Sequence[int]) -> PlacedSteps:
-        """The steps that end at the global indices `until` of the epoch: as many as fit the device, one at least."""
+        """The steps that end at the global indices `until`: as many as are on the device together, the same on every rank."""
         ...
 
 

@@ -18,6 +18,21 @@ from spkid_dist.streaming.stacking import Batch, BatchMemory
 _versions = count()
 
 
+@dataclass(frozen=True)
+class RingFormat:
+    """What windows look like: C frames of D features, `dtype` in the arena and `x_dtype` in batches."""
+
+    in_frames: int
+    num_features: int
+    dtype: torch.dtype
+    x_dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a frame in the arena."""
+        return self.num_features * self.dtype.itemsize
+
+
 @dataclass(frozen=True, eq=False)
 class WindowRing:
     """The windows of a rank that are on the device.
@@ -42,21 +57,14 @@ class WindowRing:
     version: int
 
     @staticmethod
-    def allocate(
-        rows: int,
-        windows: int,
-        num_features: int,
-        in_frames: int,
-        dtypes: tuple[torch.dtype, torch.dtype],
-        device: torch.device,
-    ) -> "WindowRing":
-        """A ring of `rows` rows and `windows` places, not filled; `dtypes` are those of the arena and of batches."""
+    def allocate(ring_format: "RingFormat", rows: int, windows: int, device: torch.device) -> "WindowRing":
+        """A ring of `rows` rows and `windows` places, not filled."""
         return WindowRing(
-            torch.empty(rows, num_features, dtype=dtypes[0], device=device),
+            torch.empty(rows, ring_format.num_features, dtype=ring_format.dtype, device=device),
             torch.zeros(windows, dtype=torch.int32, device=device),
             torch.zeros(windows, dtype=torch.int32, device=device),
-            in_frames,
-            dtypes[1],
+            ring_format.in_frames,
+            ring_format.x_dtype,
             next(_versions),
         )
 

@@ -34,8 +34,13 @@ class RingStream:
         self._next: Background[OnDevice] | None = None
         self._ledger = Ledger()
 
+    @property
+    def slots(self) -> int:
+        """How many generations the ring has room for."""
+        return self._filler.slots
+
     def place(self, sizes: Sequence[int]) -> PlacedSteps:
-        """The next steps, of `sizes` windows: all of them, or fewer where that many do not fit the ring; one at least.
+        """The next steps, of `sizes` windows, which have to be of no more generations than the ring has room for.
 
         Windows of bad blocks are left out.
 
@@ -45,19 +50,16 @@ class RingStream:
         if self._next is not None:
             self._next.raise_error()
         self._leave()
-        ring, first, count = self._filler.ring, list[int](), list[int]()
+        first, count, at = list[int](), list[int](), self._at
         for size in sizes:
-            if not self._reach(self._at + size):
-                assert first, "a ring has room for the windows of a global batch"
-                break
-            if self._there and self._there[-1].ring is not ring:
-                if first:
-                    break
-                ring = self._there[-1].ring
-            begin, end = self._place(self._at), self._place(self._at + size)
-            self._at += size
+            self._reach(at + size)
+            begin, end = self._place(at), self._place(at + size)
             first.append(begin)
             count.append(end - begin)
+            at += size
+        self._at = at  # not earlier: where a block is bad, none of these steps was handed out
+        # Where the ring was made anew meanwhile, the new one has all that is there.
+        ring = self._there[-1].ring if self._there else self._filler.ring
         return PlacedSteps(ring, tuple(first), tuple(count))
 
     def take(self, size: int, memory: BatchMemory) -> Batch | None:
@@ -101,18 +103,16 @@ class RingStream:
         self._reach(self._at + 1)
         return min(size, len(self._there[0]) - self._at)
 
-    def _reach(self, until: int) -> bool:
-        """Have the windows before `until` there, if they fit."""
+    def _reach(self, until: int) -> None:
+        """Have the windows before `until` there."""
         while sum(map(len, self._there)) < until:
             self._begin_next()
-            if self._next is None:
-                return False
+            assert self._next is not None, "more windows were asked for than the ring has room for"
             loaded, self._next = self._next.result(), None
             self._filler.enter(loaded)
             if len(loaded):
                 self._there.append(loaded)
         self._begin_next()
-        return True
 
     def _begin_next(self) -> None:
         """Begin to load the next generation, if there is room for it."""

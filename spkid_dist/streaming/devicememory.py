@@ -1,0 +1,81 @@
+"""What of a dataset is kept on a device: all of it where that fits the memory allowed, or else the pools in use and the next.
+
+A resident dataset takes no frames over the bus after the first generation, so it is chosen wherever it fits.
+"""
+
+import os
+
+import torch
+
+from shards.errors import UsageError
+from spkid_dist.memory import free_memory, gigabytes
+from spkid_dist.order import RankShare
+from spkid_dist.streaming.copystream import CopyStream
+from spkid_dist.streaming.pool import PoolFiller
+from spkid_dist.streaming.poolring import PoolRing, RingSize
+from spkid_dist.streaming.residentring import ResidentRing
+from spkid_dist.streaming.ring import RingFormat
+from spkid_dist.streaming.ringfiller import RingFiller
+
+TABLE_BYTES = 8  # of a window: its first row and its class, int32 each
+ID_BYTES = 4
+MOST_NUMBERS = 2**31  # that int32 counts, from 0
+
+
+def free_device_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; on a CPU, that this process may take beside the others of its launch."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return free_memory(int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
+def make_ring(
+    filler: PoolFiller,
+    share: RankShare,
+    ring_format: RingFormat,
+    *,
+    device: torch.device,
+    batch_size: int,
+    device_memory: int | None,
+) -> RingFiller:
+    """A ring for a rank's share on `device`, in which a global batch of `batch_size` windows has room.
+
+    `device_memory` is how many bytes frames and tables may take: half of what is free for None; with 0 the dataset is never
+    kept as a whole, and pools may take all that is free.
+
+    Raises:
+        UsageError: the pools do not fit.
+    """
+    free = free_device_memory(device)
+    size = RingSize.of(filler, share, batch_size, ring_format.in_frames)
+    budget = free // 2 if device_memory is None else min(device_memory, free)
+    num_windows = share.order.num_windows
+    tables = TABLE_BYTES * (size.windows + num_windows) + ID_BYTES * size.slot_windows
+    if (
+        num_windows * ring_format.row_bytes + tables <= budget and num_windows < MOST_NUMBERS
+    ):  # a window is a row or more
+        first_rows = filler.arenas.first_rows(filler.all_segments())
+        rows = int(first_rows[-1])
+        if rows * ring_format.row_bytes + tables <= budget and rows < MOST_NUMBERS:
+            return ResidentRing(filler, CopyStream(device), ring_format, size, first_rows, num_windows)
+    check_pools(size, ring_format, device, free, device_memory)
+    return PoolRing(filler, CopyStream(device), ring_format, size)
+
+
+def check_pools(
+    size: RingSize, ring_format: RingFormat, device: torch.device, free: int, device_memory: int | None
+) -> None:
+    """Raise UsageError where a ring of pools takes more than is free, or than is allowed."""
+    needed = size.rows * ring_format.row_bytes + TABLE_BYTES * size.windows
+    takes = f"the windows that are shuffled at a time take {gigabytes(needed)} on the device {device}, as many again included"
+    if needed > free:
+        raise UsageError(f"{takes}, but {gigabytes(free)} are free there; give a smaller --shuffle_windows")
+    if device_memory and needed > device_memory:
+        raise UsageError(
+            f"{takes}, but --device_memory allows {gigabytes(device_memory)}; give a smaller --shuffle_windows, or a larger "
+            "--device_memory"
+        )
+    if size.rows >= MOST_NUMBERS:
+        raise UsageError(
+            f"{takes}, in {size.rows} rows, but at most {MOST_NUMBERS} can be; give a smaller --shuffle_windows"
+        )
