@@ -172,10 +172,12 @@ def steps_case(bench: Workbench, steps: TrainingSteps, numbered: Iterator[Number
     def run() -> float:
         taken = windows = 0
         end = time.perf_counter() + longest
-        while taken < count and time.perf_counter() <= end:
+        while taken < count:
             work, step = next(numbered)
             steps.take(work, step)
             taken, windows = taken + len(work), windows + work.num_windows
+            if time.perf_counter() > end:
+                break
         bench.wait()
         return windows
 
