@@ -50,9 +50,12 @@ def train_flags(shards, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_training_that_has_not_begun_ends_at_once(moment, number, train_flags, tmp_path):
+def test_a_training_that_has_not_begun_ends_at_once(moment, number, train_flags, tmp_path, pytestconfig):
+    long = pytestconfig.getoption("--long")
     if number in (signal.SIGHUP, signal.SIGUSR1) and moment != "while torch is imported":
         pytest.skip("as SIGTERM")
+    if number == signal.SIGINT and moment != "while the data is opened" and not long:
+        pytest.skip("in the long tests (make test-long)")
     done = interrupt(*MOMENTS[moment], number, arguments=train_flags)
     if number == signal.SIGINT:
         assert (done.returncode, done.stderr) == (130, "spkid: interrupted\n")

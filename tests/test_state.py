@@ -54,7 +54,7 @@ def joined(ranks):
     return [sorted(chain(*shares)) for shares in zip(*ranks, strict=True)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.long), 4])
+@pytest.mark.parametrize("world_size", [1, 2, *(pytest.param(ranks, marks=pytest.mark.long) for ranks in (3, 4))])
 def test_any_ranks_and_workers_go_on_from_every_step(corpus, tmp_path, world_size, pytestconfig):
     whole = [sorted(batch) for batch in first_values(stream(corpus))]
     states = every_state(corpus)
@@ -168,7 +168,9 @@ def test_a_damaged_state_is_refused(corpus, change, message):
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 calls it
-@pytest.mark.parametrize(("workers", "batches"), [(0, 0), (0, 1), (0, 7), (1, 4), (2, 5)])
+@pytest.mark.parametrize(
+    ("workers", "batches"), [(0, 0), (0, 1), (0, 7), (1, 4), pytest.param(2, 5, marks=pytest.mark.long)]
+)
 def test_torchdatas_loader_goes_on_where_it_was(corpus, workers, batches):
     whole = first_values(stream(corpus))
     context = {"multiprocessing_context": "spawn"} if workers else {}

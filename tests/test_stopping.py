@@ -78,7 +78,11 @@ def test_finished_stages_are_there_after_a_signal_and_nothing_else(start):
 
 @pytest.mark.parametrize(
     ("what", "number", "code"),
-    [("shard", signal.SIGINT, 130), ("resume", signal.SIGINT, 130), ("resume", signal.SIGHUP, 129)],
+    [
+        ("shard", signal.SIGINT, 130),
+        pytest.param("resume", signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param("resume", signal.SIGHUP, 129, marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_to_all_processes_and_another_one_leave_nothing(start, what, number, code):
     run, folder = start
