@@ -20,6 +20,7 @@ from shards.stores.store import StoreOptions
 from spkid_dist.cpus import filling_threads
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
 from spkid_dist.streaming.arena import ArenaFiller
+from spkid_dist.streaming.copystream import BUFFER_BYTES, NUM_BUFFERS
 from spkid_dist.streaming.devicememory import make_ring
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.normalization import StreamNormalization
@@ -201,9 +202,12 @@ class WindowDataset(ResumableBatches):
 
     @property
     def memory_bound(self) -> int:
-        """Bytes that this rank's pools take at most, in use and being filled; kept blocks of remote datasets included."""
+        """Bytes that this rank's pools take of the host's memory at most, in use and being filled.
+
+        Kept blocks of remote datasets are included; where the windows are `placed`, tables and buffers are all there is.
+        """
         manifest = self.data.manifest
-        return PoolSize(
+        size = PoolSize(
             num_windows=self.num_windows,
             num_frames=manifest.num_frames,
             num_utterances=manifest.num_utterances,
@@ -215,7 +219,8 @@ class WindowDataset(ResumableBatches):
             pool_windows=self.order.pool_windows,
             rank_streams=len(self.share.streams),
             world_size=self.world_size,
-        ).max_bytes
+        )
+        return size.placed_bytes + NUM_BUFFERS * BUFFER_BYTES if self._placed else size.max_bytes
 
     def _check_ranks(self) -> None:
         if not (self._found_rank and torch.distributed.is_available() and torch.distributed.is_initialized()):

@@ -10,10 +10,11 @@ from conftest import make_corpus
 from test_dataset import LENGTHS, as_pairs, damaged_copy
 
 from shards import InputError, UsageError
+from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.mixture import MixedDataset
 from spkid_dist.streaming import devicememory
-from spkid_dist.streaming.copystream import CopyStream
+from spkid_dist.streaming.copystream import BUFFER_BYTES, NUM_BUFFERS, CopyStream
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.poolring import PoolRing, RingSize
 from spkid_dist.streaming.residentring import ResidentRing
@@ -321,6 +322,16 @@ def test_pools_that_do_not_fit_are_refused(corpora, monkeypatch, free, device_me
     _, placed = open_pair(corpora, device_memory=device_memory)
     with pytest.raises(UsageError, match=message):
         placed.next_steps(1)
+
+
+def test_placed_windows_take_less_of_the_hosts_memory(corpora):
+    host, placed = open_pair(corpora, pool=1000)
+    assert placed.memory_bound - NUM_BUFFERS * BUFFER_BYTES < host.memory_bound
+
+
+def test_device_memory_is_0_or_more():
+    with pytest.raises(UsageError, match=r"^--device_memory -1: expected 0 or more"):
+        TrainConfig(device_memory=-1)
 
 
 def test_steps_are_for_placed_datasets(corpora):

@@ -84,6 +84,9 @@ class TrainConfig(Options):
     """interleaved sequences of an epoch; at least as many as processes"""
     shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS
     """windows in memory that are shuffled at a time, over all processes; as many again are read meanwhile"""
+    device_memory: int | None = None
+    """bytes on a GPU for the frames of the training set, and as many for the validation set: a set that fits is copied there
+    once, and stays; not given: half of what is free when its first batch is made; 0: it never stays"""
     mixed_precision: Literal["launcher", "no", "bf16", "fp16"] = "launcher"
     """arithmetic of the matrix products; `launcher`: what accelerate launch says, else float32"""
 
@@ -156,6 +159,8 @@ class TrainConfig(Options):
         at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, shuffle_windows=self.shuffle_windows)
         at_least(1, shard_cache_bytes=self.shard_cache_bytes)
         at_least(0, momentum=self.momentum, seed=self.seed)
+        if self.device_memory is not None:
+            at_least(0, device_memory=self.device_memory)
         if self.seed >= 2**63:
             raise UsageError(f"--seed {self.seed}: expected less than 2^63")
         if not self.lr > 0:

@@ -39,7 +39,16 @@ class PoolSize:
     @property
     def max_bytes(self) -> int:
         """`own_bytes`, and the blocks that are kept where they can't be mapped: of a remote dataset."""
-        return self.own_bytes + BLOCKS_KEPT * self.rank_streams * 2 * self.block_frames * self._row_bytes
+        return self.own_bytes + self._kept_bytes
+
+    @property
+    def placed_bytes(self) -> int:
+        """Bytes at most where the pools lie on a device: of their tables while they are made, and the blocks that are kept."""
+        return 9 * TABLE_BYTES * self.rank_windows + self._kept_bytes
+
+    @property
+    def _kept_bytes(self) -> int:
+        return BLOCKS_KEPT * self.rank_streams * 2 * self.block_frames * self._row_bytes
 
     @property
     def _row_bytes(self) -> int:

@@ -15,7 +15,7 @@ _PLACES = {"db_path", "tr_list_file", "va_list_file", "ext", "spk2idx", "speaker
 _PLACES |= {"tr_shards", "va_shards", "tr_utterances", "cache_dir", "shard_cache", "shard_cache_bytes", "save_path"}
 # How the training is run.
 _RUN = {"log_freq", "accumulation", "resume", "overwrite", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}
-_RUN |= {"timeout_minutes", "log_with", "profile", "engine"}
+_RUN |= {"timeout_minutes", "log_with", "profile", "engine", "device_memory"}
 # When it ends; --epoch not to below what is trained already.
 _END = {"epoch", "patience"}
 MAY_CHANGE = frozenset(_PLACES | _RUN | _END)

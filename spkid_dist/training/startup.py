@@ -70,6 +70,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
         "world_size": accelerator.num_processes,
         "device": accelerator.device if placed or accelerator.device.type != "cpu" else None,
         "placed": placed,
+        "device_memory": config.device_memory,
         "reuse": True,
         "store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes),
     }
