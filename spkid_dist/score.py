@@ -41,6 +41,7 @@ from spkid_dist.config import ScoreConfig
 from spkid_dist.console import Bar, RunLog
 from spkid_dist.cpus import torch_threads
 from spkid_dist.freecpus import FreeCpus, leave_cpus_to_others
+from spkid_dist.lostdevice import explain_lost_device
 from spkid_dist.memory import explain_memory
 from spkid_dist.process_state import process_as_found
 from spkid_dist.processes import Processes
@@ -98,7 +99,7 @@ def score(config: ScoreConfig) -> ScoreResult:
     """
     keep_freed_memory()
     remedy = "give a smaller --batch_size, or fewer --workers"
-    with process_as_found(), explain_memory(lambda: remedy):
+    with explain_lost_device(lambda: "run the same command again"), process_as_found(), explain_memory(lambda: remedy):
         return _open_and_score(config, Processes("score"))
 
 

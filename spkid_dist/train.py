@@ -31,6 +31,7 @@ from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.freecpus import FreeCpus, go_on_with_threads, leave_cpus_to_others
 from spkid_dist.interruption import Interrupted
+from spkid_dist.lostdevice import explain_lost_device
 from spkid_dist.memory import explain_memory
 from spkid_dist.model import model_from_options, network_options, set_full_batch, set_moments
 from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
@@ -91,6 +92,7 @@ def train(config: TrainConfig) -> TrainResult:
     precision = None if config.mixed_precision == "launcher" else config.mixed_precision
     try:
         with (
+            explain_lost_device(lambda: _after_failure(config)),  # around what lets go of the GPU, too
             StopRequest() as request,
             make_accelerator(
                 precision=precision,
@@ -106,6 +108,14 @@ def train(config: TrainConfig) -> TrainResult:
         if error.number == signal.SIGINT:
             raise
         raise Stopped(f"stopped by {error.number.name} before the training began") from None
+
+
+def _after_failure(config: TrainConfig) -> str:
+    """What to do when the machine is well again."""
+    last = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints).last
+    if last is None:
+        return "there is no checkpoint yet: run the same command again"
+    return f"the last checkpoint is {last}: the same command with --resume auto goes on from it"
 
 
 def _train_logged(config: TrainConfig, accelerator: Accelerator, request: StopRequest) -> TrainResult:

@@ -143,6 +143,12 @@ class CheckpointFolder:
         write_json(self.folder / CHAIN_NAME, {"checkpoints": self._chain, "best": self._best})
         self._delete_others()
 
+    @property
+    def last(self) -> Path | None:
+        """The checkpoint that was written last, as its name says; it is not read."""
+        name = max(self._names(), key=_serial, default=None)
+        return None if name is None else self.folder / name
+
     def newest(self, say: Say) -> Checkpoint | None:
         """The last checkpoint that is whole, to go on from; None where there are none. `say` tells of damaged ones.
 
