@@ -19,6 +19,7 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+	@! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || $(BIN)/python -m pytest --gpu -m 'gpu or device'
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/test_job.py tests/test_append.py --kills 50

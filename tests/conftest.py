@@ -17,15 +17,13 @@ from shards import FmatrixSource, Layout, ShardDataset, Utterance, convert, find
 from shards.files import write_json
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist import cli
-from spkid_dist.process_state import SIGNALS
+from spkid_dist.process_state import SHARED_STATES, SIGNALS
 from spkid_dist.synthetic import SyntheticCorpus
 
 # Tests run side by side: threads of torch that wait for one another would wait for those of other tests. Trainings in this
 # process are compared with those in processes of one thread, too: other numbers of threads differ in the last bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 settings.register_profile("project", deadline=None)  # the first call of a kernel may compile it
 settings.load_profile("project")
@@ -34,6 +32,7 @@ settings.load_profile("project")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the length of the tests that draw random moments."""
     parser.addoption("--kills", type=int, default=2, help="random moments at which a job is killed")
+    parser.addoption("--gpu", action="store_true", help="the tests that are about GPUs, on a machine that has one")
     parser.addoption("--cluster", action="store_true", help="the tests that need Slurm or network namespaces")
     parser.addoption(
         "--long",
@@ -42,10 +41,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the machine's GPUs from all tests, and from the processes they start, unless it is about them."""
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave out what is marked as long unless it is asked for."""
+    """Leave out what is marked as long, and what needs a GPU, unless it is asked for."""
     if item.get_closest_marker("long") and not item.config.getoption("--long"):
         pytest.skip("in the long tests (make test-long)")
+    on_gpu = item.config.getoption("--gpu")
+    if item.get_closest_marker("gpu") and not on_gpu:
+        pytest.skip("needs a GPU (pytest --gpu)")
+    if on_gpu and not (item.get_closest_marker("gpu") or item.get_closest_marker("device")):
+        pytest.skip("not about GPUs")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -171,6 +182,16 @@ def spkid(
         return code, printed, error
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def accelerate_stays() -> Iterator[None]:
+    """Put back what accelerate keeps of a process, so that no test finds the precision or the device of another."""
+    before = [(state, dict(state._shared_state)) for state in SHARED_STATES]
+    yield
+    for state, values in before:
+        state._shared_state.clear()
+        state._shared_state.update(values)
 
 
 @pytest.fixture(autouse=True)

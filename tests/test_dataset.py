@@ -286,6 +286,7 @@ def test_an_error_of_the_next_pool_is_raised_before_that_pool_is_reached(corpus,
     assert data.position == 1
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("pool", [3, 1000])
 def test_batches_stacked_on_a_device_equal_those_of_the_host_bit_for_bit(tmp_path, dtype, pool):

@@ -115,7 +115,7 @@ def test_batches_that_others_keep_are_not_stacked_over_one_another(shards):
         MixedDataset([dataset], [1])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_a_gpu_learns_from_graphs_what_it_learns_without(config, tmp_path, precision):
     config = replace(config, epoch=3, mixed_precision=precision)

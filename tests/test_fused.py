@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from spkid_dist.training.fused.step import FusedStep, RingTensors, StepTable
 
 # numpy, which runs kernels without a GPU, warns where a GPU is silent
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 D, C, FRAMES, T, ROWS, STEPS, RATE = 4, 3, 60, 50, 20, 5, 0.01
 MEAN, STD = torch.tensor([0.5, -0.2, 0.0, 0.1]), torch.tensor([0.5, 2.0, 1.0, 0.7])

@@ -9,7 +9,6 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import make_corpus
 from stream_ranks import first_values
 from torch.utils.data import DataLoader
@@ -202,8 +201,7 @@ def test_the_state_of_a_worker_is_refused_elsewhere(corpus):
         next(iter(data))
 
 
+@pytest.mark.gpu
 def test_a_dataloader_that_pins_memory_yields_the_same(corpus):
-    if not torch.cuda.is_available():
-        pytest.skip("pinned memory needs a GPU")
     loader = DataLoader(stream(corpus), batch_size=None, num_workers=1, pin_memory=True)
     assert first_values(loader) == first_values(stream(corpus))
