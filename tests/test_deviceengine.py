@@ -6,8 +6,13 @@ import pytest
 import torch
 from training import OPTIONS, checkpoints, make_shards, result, run, statistics
 
+from shards import ShardDataset
 from shards.errors import InputError, UsageError
 from spkid_dist.config import TrainConfig
+from spkid_dist.dataset import WindowDataset
+from spkid_dist.model import model_from_options
+from spkid_dist.streaming.ring import PlacedSteps, WindowRing
+from spkid_dist.streaming.selection import Selection
 from spkid_dist.train import train
 from spkid_dist.training import engine as engines
 from spkid_dist.training.replay import MOST_GRAPHS, STEPS_A_GRAPH, STEPS_BEFORE, Replay
@@ -138,8 +143,6 @@ def test_graphs_of_an_earlier_ring_are_not_used_for_the_next():
 
 
 def test_a_table_holds_the_rows_that_were_sent_last_and_begins_at_the_first():
-    from spkid_dist.streaming.ring import PlacedSteps, WindowRing
-
     ring = WindowRing.of_batch(torch.arange(60.0, device=DEVICE).reshape(10, 6), torch.arange(10, device=DEVICE), 3)
     table = StepTable(DEVICE, torch.zeros(3, dtype=torch.float64, device=DEVICE), most_windows=10)
     table.send(PlacedSteps(ring, (0, 4), (4, 6)), [0.5, 0.25], [1.0, 2.0])
@@ -215,3 +218,55 @@ def test_kernels_for_gpus_are_not_offered_without_one(config, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UsageError, match="--engine fused: not with this installation, which lacks triton"):
         train(replace(config, engine="fused"))
+
+
+def float64_losses(config, steps_per_line):
+    """The training losses of an epoch by torch's own loop in float64, as the lines of the log have them."""
+    torch.manual_seed(config.seed)
+    data = WindowDataset(
+        config.tr_shards, in_frames=config.in_frames, batch_size=config.batch_size, num_streams=config.num_streams,
+        shuffle_windows=config.shuffle_windows, seed=config.seed, selection=Selection(speakers=config.tr_speakers),
+    )  # fmt: skip
+    network = model_from_options(vars(config) | {"input_dim": data.num_features, "num_spks": len(data.speakers)})
+    network = network.double()
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.lr)
+    means, losses, windows = [], 0.0, 0
+    for step, (x, y) in enumerate(data, start=1):
+        loss = torch.nn.functional.nll_loss(network(x.double()), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses, windows = losses + loss.item() * len(y), windows + len(y)
+        if step % steps_per_line == 0 or step == len(data):
+            means.append(losses / windows)
+            losses, windows = 0.0, 0
+    return means
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph", "fused"])
+@pytest.mark.parametrize("device_memory", [None, 0], ids=["resident", "pools"])
+def test_every_engine_has_the_losses_of_float64(config, monkeypatch, engine, device_memory):
+    monkeypatch.setattr("spkid_dist.training.startup.steps_are_placed", lambda *_: True)
+    config = replace(
+        config, epoch=1, engine=engine, device_memory=device_memory, log_freq=2, shuffle_windows=150, **FEW
+    )
+    train(config)
+    assert statistics(config.save_path)["tr_loss"] == pytest.approx(float64_losses(config, 2), rel=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["graph", pytest.param("fused", marks=pytest.mark.long)])
+def test_windows_of_a_bad_block_are_left_out_of_the_steps_of_a_device(config, monkeypatch, tmp_path, engine):
+    monkeypatch.setattr("spkid_dist.training.startup.steps_are_placed", lambda *_: True)
+    made = make_shards(tmp_path / "damaged", block_frames=200)
+    dataset = ShardDataset(made["tr_shards"])
+    record = dataset.blocks[1]
+    path = made["tr_shards"] / dataset.manifest.shards[int(record["shard"])].name
+    data = bytearray(path.read_bytes())
+    data[int(record["payload_offset"]) + 130] ^= 1
+    path.write_bytes(data)
+    config = replace(config, epoch=1, **made, on_bad_block="skip", shuffle_windows=600)
+    train(replace(config, engine="eager"))
+    train(replace(config, engine=engine, save_path=tmp_path / "other"))
+    assert "windows passed over so far, of 1 bad blocks" in (tmp_path / "other" / "train.log").read_text()
+    expected, found = (statistics(path)["tr_loss"] for path in (config.save_path, tmp_path / "other"))
+    assert found == pytest.approx(expected, rel=10 * EXACT)
