@@ -41,12 +41,22 @@ class Arena:
     first_row: int = 0
 
 
+@dataclass(frozen=True)
+class Block:
+    """A block as it is laid out: the bits of its `frames` (T, D), and of its U utterances what `kernels.lay_out` takes."""
+
+    frames: NDArray[Any]
+    lengths: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    repeats: NDArray[np.int32]
+
+
 class ArenaFiller:
-    """Lays out windows of a dataset's blocks.
+    """Lays out windows of a dataset's blocks, by up to `threads` threads.
 
     `bad_blocks` has the blocks that were passed over because they could not be read or were damaged, and why; without
-    `skip_bad` such a block is an error. `keep` streams' worth of blocks stay at hand: consecutive pools of a stream share the
-    block at their border. What is kept are views of mapped files, downloads, or, where they are normalised, frames of our own.
+    `skip_bad` such a block is an error. Of each of `streams` some blocks stay at hand: its consecutive pools share the block at
+    their border. What is kept are views of mapped files, downloads, or, where they are normalised, frames of our own.
     """
 
     def __init__(
@@ -68,13 +78,14 @@ class ArenaFiller:
         self.threads = threads
         self._dataset = dataset
         self._counts = counts
+        self._bits = np.dtype(f"u{self.dtype.itemsize}")  # the compiled loop knows no short floats; it only copies
         self._in_frames = in_frames
         self._edge = edge
         self._normalize = normalize
         self._bfloat16 = bfloat16
         self._skip_bad = skip_bad
         self._most_kept = BLOCKS_KEPT * streams
-        self._kept: dict[int, BlockArrays] = {}
+        self._kept: dict[int, Block] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled without the blocks that it keeps."""
@@ -91,30 +102,32 @@ class ArenaFiller:
             InputError: a block can't be read or is damaged, the first one in the segments' order.
         """
         first_windows = starts_of(np.array([segment.last - segment.first for segment in segments], np.int64)).tolist()
-        begins = first_rows.tolist()
+        first_row = first_rows.tolist()
+        rows = arena.rows.view(self._bits)
         of_block: dict[int, list[int]] = {}
         for number, segment in enumerate(segments):
             of_block.setdefault(segment.block, []).append(number)
 
-        def lay(block: int, read: Read) -> BlockArrays | InputError | None:
-            arrays = self._prepared(block, read)
+        def lay(block: int, read: Read) -> Block | InputError | None:
+            found = self._find(block, read)
             for number in of_block[block]:
                 windows = slice(first_windows[number], first_windows[number + 1])
-                part = Arena(arena.rows, arena.starts[windows], arena.labels[windows])
-                if isinstance(arrays, BlockArrays):
-                    self._lay_out(segments[number], arrays, part, begins[number], begins[number + 1])
+                starts, labels = arena.starts[windows], arena.labels[windows]
+                if isinstance(found, Block):
+                    part = rows[: first_row[number + 1]]
+                    self._lay_out(segments[number], found, part, first_row[number], starts, labels)
                     if arena.first_row:
-                        part.starts[:] += arena.first_row
+                        starts += arena.first_row
                 else:
-                    part.starts[:], part.labels[:] = NO_WINDOW, NO_WINDOW
-            return arrays
+                    starts[:], labels[:] = NO_WINDOW, NO_WINDOW
+            return found
 
         threads = max(1, min(self.threads, first_windows[-1] // WINDOWS_A_THREAD))
         with closing(self._dataset.map_blocks(lay, list(of_block), threads)) as results:
-            good = [self._keep(block, arrays) for block, arrays in zip(of_block, results, strict=True)]
+            good = [self._keep(block, found) for block, found in zip(of_block, results, strict=True)]
         return not all(good)
 
-    def _prepared(self, block: int, read: Read) -> BlockArrays | InputError | None:
+    def _find(self, block: int, read: Read) -> Block | InputError | None:
         """A block as it is laid out, kept or read now; or what is wrong with it; None where that is known."""
         if block in self.bad_blocks:
             return None
@@ -126,41 +139,50 @@ class ArenaFiller:
             return arrays
         if self._normalize:
             arrays = normalize_block(arrays)
-        return bfloat16_block(arrays) if self._bfloat16 else arrays
+        if self._bfloat16:
+            arrays = bfloat16_block(arrays)
+        return Block(arrays.frames.view(self._bits), arrays.lengths, arrays.labels, self._counts.repeats_of(block))
 
-    def _lay_out(self, segment: Segment, block: BlockArrays, arena: Arena, row: int, end_row: int) -> None:
-        """Lay out a segment in the rows [row, end_row), which it takes by the utterance table."""
-        bits = np.dtype(f"u{arena.rows.itemsize}")  # the compiled loop knows no short floats; it only copies
+    def _lay_out(
+        self,
+        segment: Segment,
+        block: Block,
+        rows: NDArray[Any],
+        row: int,
+        starts: NDArray[np.int64],
+        labels: NDArray[np.int64],
+    ) -> None:
+        """Lay out a segment in `rows`, from `row` on, to their end, as the utterance table says."""
         end = lay_out(
-            block.frames.view(bits),
+            block.frames,
             block.lengths,
             block.labels,
-            self._counts.repeats_of(segment.block),
+            block.repeats,
             segment.first,
             segment.last,
             self._in_frames,
             self._edge,
-            arena.rows[:end_row].view(bits),
+            rows,
             row,
-            arena.starts,
-            arena.labels,
+            starts,
+            labels,
         )
-        if end != end_row:
+        if end != len(rows):
             raise InputError(
                 f"{self._dataset.folder}: the utterance table has changed since the dataset was opened; open it again"
             )
 
-    def _keep(self, block: int, arrays: BlockArrays | InputError | None) -> bool:
+    def _keep(self, block: int, found: Block | InputError | None) -> bool:
         """Keep a block that was laid out; one that is bad is an error, or noted. Returns whether it is good."""
-        if isinstance(arrays, InputError):
+        if isinstance(found, InputError):
             if not self._skip_bad:
-                raise arrays
-            self.bad_blocks[block] = str(arrays)
+                raise found
+            self.bad_blocks[block] = str(found)
             return False
-        if arrays is None:
+        if found is None:
             return False
         self._kept.pop(block, None)
-        self._kept[block] = arrays  # the last used is the last in the dictionary
+        self._kept[block] = found  # the last used is the last in the dictionary
         if len(self._kept) > self._most_kept:
             self._kept.pop(next(iter(self._kept)))
         return True
