@@ -32,7 +32,7 @@ from spkid_dist.streaming.ring import PlacedSteps, RingFormat
 from spkid_dist.streaming.ringfiller import RingFiller
 from spkid_dist.streaming.ringstream import RingStream
 from spkid_dist.streaming.selection import Selection
-from spkid_dist.streaming.stacking import Batch, BatchMemory, DeviceStacker, HostStack, Stack
+from spkid_dist.streaming.stacking import Batch, BatchMemory, HostStack
 from spkid_dist.streaming.windows import EDGE_CODES, DatasetWindows, EdgeRule
 
 StreamDtype = Literal["float32", "stored", "bfloat16"]
@@ -58,10 +58,10 @@ class WindowDataset(ResumableBatches):
             ``none`` leaves them. (``global`` is a layer of the network: `spkid_dist.streaming.normalization`.)
         dtype: of x: ``float32``, or ``stored`` for the dataset's own where it is not normalised, or ``bfloat16``: pools are
             kept in it, so they take half the memory, and half the time to stack.
-        device: where the batches are stacked and yielded; the host's memory by default.
-        placed: keep the windows on the device in a ring, from which `next_steps` hands out whole runs of steps.
-        device_memory: bytes that frames and tables may take on the device where they are `placed`: a dataset that fits is
-            copied once, and stays. Half of what is free by default; 0: it is never kept as a whole.
+        device: where the batches are stacked and yielded, from frames that lie there; the host's memory by default.
+        placed: let `next_steps` hand out whole runs of steps, whose windows are on the device.
+        device_memory: bytes that frames and tables may take on the device: a dataset that fits is copied once, and stays.
+            Half of what is free when the first batch is made by default; 0: it is never kept as a whole.
         reuse: stack each batch over the one before, which saves time: keep a copy of what is needed longer.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
         store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
@@ -138,7 +138,6 @@ class WindowDataset(ResumableBatches):
         self._x_dtype = torch.float32 if dtype == "float32" else self._pool_dtype
         self._device = None if device is None else torch.device(device)
         self.memory = BatchMemory(self.input_dim, self._pool_dtype, self._device, reuse)
-        self._stacker = None if self._device is None else DeviceStacker(in_frames, self._device, self._pool_dtype)
         self._placed = placed
         self._device_memory = device_memory
         self._ring: RingFiller | None = None
@@ -204,7 +203,7 @@ class WindowDataset(ResumableBatches):
     def memory_bound(self) -> int:
         """Bytes that this rank's pools take of the host's memory at most, in use and being filled.
 
-        Kept blocks of remote datasets are included; where the windows are `placed`, tables and buffers are all there is.
+        Kept blocks of remote datasets are included. Where frames lie on a device, the rest is tables and buffers.
         """
         manifest = self.data.manifest
         size = PoolSize(
@@ -220,7 +219,7 @@ class WindowDataset(ResumableBatches):
             rank_streams=len(self.share.streams),
             world_size=self.world_size,
         )
-        return size.placed_bytes + NUM_BUFFERS * BUFFER_BYTES if self._placed else size.max_bytes
+        return size.placed_bytes + NUM_BUFFERS * BUFFER_BYTES if self._device is not None else size.max_bytes
 
     def _check_ranks(self) -> None:
         if not (self._found_rank and torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -249,7 +248,7 @@ class WindowDataset(ResumableBatches):
 
     def open_stream(self, epoch: int, position: int) -> RankStream | RingStream:
         """This rank's windows from global index `position` of an epoch on."""
-        if self._placed:
+        if self._device is not None:
             return RingStream(self._open_ring(), self.share, epoch, position)
         return RankStream(self._load, self.share, epoch, position)
 
@@ -293,9 +292,8 @@ class WindowDataset(ResumableBatches):
             )
         return self._ring
 
-    def _load(self, epoch: int, generation: int) -> Stack:
-        pool = self._filler.fill(epoch, generation)
-        return HostStack(pool) if self._stacker is None else self._stacker(pool)
+    def _load(self, epoch: int, generation: int) -> HostStack:
+        return HostStack(self._filler.fill(epoch, generation))
 
     def finish(self, batch: Batch | None) -> Batch:
         """A batch as it is yielded: x of the dtype asked for; empty where there is none."""

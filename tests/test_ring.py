@@ -179,8 +179,8 @@ class LateDevice(CopyStream):
 
     late_copies = False
 
-    def __init__(self, device, buffer_bytes=200):
-        super().__init__(device, buffer_bytes)
+    def __init__(self, device, _buffer_bytes):
+        super().__init__(device, buffer_bytes=200)
         self.steps, self.copies, self.lock = [], [], threading.RLock()
         self.steps_done = self.copies_done = 0
         self.sizes = set()
@@ -276,7 +276,7 @@ def test_a_generation_of_more_rows_makes_the_ring_anew(corpora, monkeypatch, lat
 
 @pytest.mark.parametrize("device_memory", [RESIDENT, POOLS])
 def test_tensors_and_buffers_are_made_once(corpora, monkeypatch, device_memory):
-    monkeypatch.setattr(devicememory, "CopyStream", lambda device: CopyStream(device, 400))
+    monkeypatch.setattr(devicememory, "CopyStream", lambda device, _: CopyStream(device, 400))
     _, placed = open_pair(corpora, device_memory=device_memory)
     seen = set()
     while placed.epoch < 4:

@@ -17,7 +17,7 @@ from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import StreamDtype, WindowDataset
 from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.streaming.stacking import Batch, DeviceStacker, HostStack, Stack
+from spkid_dist.streaming.stacking import Batch, HostStack
 
 SOURCE_BATCHES = 96  # of the copied buffer: more than the processor's cache
 POOL_PARTS = 20
@@ -159,11 +159,10 @@ def fill_case(bench: Workbench, windows: int) -> Case:
 def take_case(bench: Workbench, windows: int) -> Case:
     """Stack all windows of one pool, batch over batch."""
     data = open_stream(bench, min(windows, DEFAULT_SHUFFLE_WINDOWS))
-    pool, in_frames = data.pool_filler().fill(0, 0), bench.config.in_frames
-    stack: Stack = (
-        HostStack(pool) if bench.device.type == "cpu" else DeviceStacker(in_frames, bench.device, torch.float32)(pool)
-    )
-    size, count = share_of_batch(bench), len(pool.starts)
+    if data.is_placed:
+        return _take_placed(bench, data)
+    pool = data.pool_filler().fill(0, 0)
+    stack, size, count = HostStack(pool), share_of_batch(bench), len(pool.starts)
 
     def take() -> float:
         for first in range(0, count, size):
@@ -171,5 +170,18 @@ def take_case(bench: Workbench, windows: int) -> Case:
             stack.take(piece, *data.memory.of(piece.stop - piece.start))
         bench.wait()
         return count
+
+    return take
+
+
+def _take_placed(bench: Workbench, data: WindowDataset) -> Case:
+    """Stack the windows of all steps that are on the device together."""
+    steps = data.next_steps(len(data))
+
+    def take() -> float:
+        for step in range(len(steps)):
+            steps.batch(step, data.memory)
+        bench.wait()
+        return sum(steps.count)
 
     return take

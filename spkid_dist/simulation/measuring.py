@@ -146,7 +146,7 @@ def _write_dataset(task: Task, corpus: Corpus, num_windows: int) -> None:
     convert(make_plan(listed, ["spk0", "spk1"], source, layout), source, task.folder / "shards")
 
 
-def _open(task: Task, world_size: int = 1) -> WindowDataset:
+def _open(task: Task, world_size: int = 1, device_memory: int | None = None) -> WindowDataset:
     """The dataset, all of it in one generation of pools."""
     device = find_device()
     return WindowDataset(
@@ -156,6 +156,7 @@ def _open(task: Task, world_size: int = 1) -> WindowDataset:
         num_streams=task.num_streams,
         shuffle_windows=2**40,
         device=None if device.type == "cpu" else device,
+        device_memory=device_memory,
         reuse=True,
         rank=0,
         world_size=world_size,
@@ -328,7 +329,7 @@ def _endless(data: WindowDataset) -> Iterator[object]:
 
 def _measure_filling(task: Task) -> float:
     """Windows a second of filling pools, read from the page cache, by passing over them; half a dataset does not stay."""
-    data = _open(task, world_size=2)
+    data = _open(task, world_size=2, device_memory=0)
     share = data.share.consumed_before(data.num_windows)
     stream = data.open_stream(0, 0)
     stream.skip(share)

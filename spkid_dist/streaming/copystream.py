@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-BUFFER_BYTES = 2**25
+BUFFER_BYTES = 2**24  # at most: to pin as many takes some 12 ms
 NUM_BUFFERS = 3  # one is being filled, one copied, one waits for its turn
 
 
@@ -21,7 +21,7 @@ class CopyStream:
     `buffer_bytes` is what each of the buffers has. One thread at a time may use it.
     """
 
-    def __init__(self, device: torch.device, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(self, device: torch.device, buffer_bytes: int) -> None:
         self.device = device
         self._on_gpu = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if self._on_gpu else None  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import torch
 from shards.errors import UsageError
 from spkid_dist.memory import free_memory, gigabytes
 from spkid_dist.order import RankShare
-from spkid_dist.streaming.copystream import CopyStream
+from spkid_dist.streaming.copystream import BUFFER_BYTES, CopyStream
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.poolring import PoolRing, RingSize
 from spkid_dist.streaming.residentring import ResidentRing
@@ -57,9 +57,15 @@ def make_ring(
         first_rows = filler.arenas.first_rows(filler.all_segments())
         rows = int(first_rows[-1])
         if rows * ring_format.row_bytes + tables <= budget and rows < MOST_NUMBERS:
-            return ResidentRing(filler, CopyStream(device), ring_format, size, first_rows, num_windows)
+            copies = _copies(device, size, rows, ring_format)
+            return ResidentRing(filler, copies, ring_format, size, first_rows, num_windows)
     check_pools(size, ring_format, device, free, device_memory)
-    return PoolRing(filler, CopyStream(device), ring_format, size)
+    return PoolRing(filler, _copies(device, size, size.slot_rows, ring_format), ring_format, size)
+
+
+def _copies(device: torch.device, size: RingSize, rows: int, ring_format: RingFormat) -> CopyStream:
+    """A stream of copies with buffers no larger than what is copied together: `rows` frames, or a generation's numbers."""
+    return CopyStream(device, min(BUFFER_BYTES, max(rows * ring_format.row_bytes, ID_BYTES * size.slot_windows)))
 
 
 def check_pools(

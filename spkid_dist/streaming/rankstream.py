@@ -7,9 +7,9 @@ import numpy as np
 from spkid_dist.order import RankShare
 from spkid_dist.streaming.arena import NO_WINDOW
 from spkid_dist.streaming.ledger import Ledger
-from spkid_dist.streaming.stacking import Background, Batch, BatchMemory, Stack
+from spkid_dist.streaming.stacking import Background, Batch, BatchMemory, HostStack
 
-Load = Callable[[int, int], Stack]
+Load = Callable[[int, int], HostStack]
 """Makes the stack of an (epoch, generation)."""
 
 
@@ -28,8 +28,8 @@ class RankStream:
         # of the stack in use: the windows taken, and those of them that were collected
         self._at = share.consumed_before(index) - share.consumed_before(generation * share.order.generation_windows)
         self._collected = self._at
-        self._stack: Stack | None = None
-        self._next: Background[Stack] | None = None
+        self._stack: HostStack | None = None
+        self._next: Background[HostStack] | None = None
         self._ledger = Ledger()
 
     def take(self, size: int, memory: BatchMemory) -> Batch | None:
@@ -65,7 +65,7 @@ class RankStream:
             self._next.close()
         self._stack = self._next = None
 
-    def _pieces(self, size: int) -> Iterator[tuple[Stack, slice]]:
+    def _pieces(self, size: int) -> Iterator[tuple[HostStack, slice]]:
         """The stacks that hold the next `size` windows, and which of their windows these are."""
         if self._next is not None:
             self._next.raise_error()
@@ -80,7 +80,7 @@ class RankStream:
                 self._note_taken()
                 self._place, self._stack, self._at, self._collected = self._following(), None, 0, 0
 
-    def _current(self) -> Stack:
+    def _current(self) -> HostStack:
         """The stack in use; when it is the first call for it, the next one begins to be made."""
         if self._stack is None:
             ready, self._next = self._next, None

@@ -1,43 +1,23 @@
-"""Batches out of a pool: stacking its windows, on the host or on a device.
+"""Batches out of a pool on the host: a compiled loop copies each window's C*D values, which lie in a row.
 
-On the host a compiled loop copies each window's C*D values, which lie in a row, into the batch. On a device the pool arrives
-as frames, C times fewer bytes than its windows, copied by the thread that filled it beside the work of the pool before;
-batches are gathered there from an overlapping view. Both yield the same bits.
+On a device they are gathered from a ring of windows (`spkid_dist.streaming.ring`). Both yield the same bits.
 """
 
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from spkid_dist.order import starts_of
 from spkid_dist.streaming.arena import NO_WINDOW
 from spkid_dist.streaming.kernels import gather
 from spkid_dist.streaming.pool import Pool
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 T = TypeVar("T")
-
-
-class Stack(Protocol):
-    """A pool whose windows are taken in their order of use."""
-
-    @property
-    def pool(self) -> Pool:
-        """The pool on the host; its arena may be gone from memory."""
-        ...
-
-    def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
-        """Copy the windows of `piece` to the first rows of x (B, C*D), as stored, and y (B,) int64.
-
-        Returns how many they are: those of bad blocks are left out.
-        """
-        ...
 
 
 class BatchMemory:
@@ -72,7 +52,7 @@ class BatchMemory:
 
 
 class HostStack:
-    """Stacks on the host."""
+    """A pool whose windows are taken in their order of use."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
@@ -81,7 +61,10 @@ class HostStack:
         self._flat = pool.arena.reshape(-1).view(self._bits)
 
     def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
-        """As `Stack.take`."""
+        """Copy the windows of `piece` to the first rows of x (B, C*D), as stored, and y (B,) int64.
+
+        Returns how many they are: those of bad blocks are left out.
+        """
         starts, labels = self.pool.starts[piece], self.pool.labels[piece]
         if self.pool.has_gaps:
             good = starts != NO_WINDOW
@@ -89,83 +72,6 @@ class HostStack:
         out = x[: len(starts)].view(torch.uint8).numpy().reshape(-1).view(self._bits)  # NumPy knows no bfloat16
         gather(self._flat, starts, self._num_features, out)
         y.numpy()[: len(starts)] = labels
-        return len(starts)
-
-
-class DeviceStacker:
-    """Makes stacks on `device`; an arena that stays on the host from pool to pool is copied there once."""
-
-    def __init__(self, in_frames: int, device: torch.device, dtype: torch.dtype) -> None:
-        self._in_frames = in_frames
-        self._device = device
-        self._dtype = dtype  # of the frames
-        self._last: tuple[NDArray[Any], torch.Tensor] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickled without what lies on the device."""
-        return self.__dict__ | {"_last": None}
-
-    def __call__(self, pool: Pool) -> "DeviceStack":
-        """The pool's stack; does not wait for the copy."""
-        good = pool.starts != NO_WINDOW if pool.has_gaps else None
-        if self._device.type != "cuda":
-            return DeviceStack(pool, good, self._in_frames, *self._copies(pool, good), arrived=None)
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream):
-            copies = self._copies(pool, good)
-        return DeviceStack(pool, good, self._in_frames, *copies, arrived=stream.record_event())
-
-    def _copies(self, pool: Pool, good: NDArray[np.bool_] | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Arena (R, D), and starts and labels of the `good` windows, of all for None, (N,) each, on the device."""
-        chosen = slice(None) if good is None else good
-        if self._last is None or self._last[0] is not pool.arena:
-            self._last = (pool.arena, self._copy(pool.arena).view(self._dtype))
-        return self._last[1], self._copy(pool.starts[chosen]), self._copy(pool.labels[chosen])
-
-    def _copy(self, array: NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
-
-
-class DeviceStack:
-    """A pool on a device: `arena` (R, D), `starts` and `labels` (N,); `arrived` is the event of the end of their copying.
-
-    Only the `good` ones of the pool's windows are there, all of them for None.
-    """
-
-    def __init__(
-        self,
-        pool: Pool,
-        good: NDArray[np.bool_] | None,
-        in_frames: int,
-        arena: torch.Tensor,
-        starts: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        arrived: torch.cuda.Event | None,
-    ) -> None:
-        self.pool = pool
-        rows, num_features = arena.shape
-        size = (max(rows - in_frames + 1, 0), in_frames * num_features)
-        self._windows = arena.as_strided(size, (num_features, 1))
-        self._starts, self._labels, self._arrived = starts, labels, arrived
-        self._places = None if good is None else starts_of(good.astype(np.int64))
-
-    def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
-        """As `Stack.take`, on the device."""
-        if self._arrived is not None:
-            current = torch.cuda.current_stream(self._windows.device)
-            current.wait_event(self._arrived)
-            for tensor in (self._windows, self._starts, self._labels):
-                tensor.record_stream(current)  # freed only when this stream has done with it, too
-            self._arrived = None
-        if self._places is not None:
-            piece = slice(int(self._places[piece.start]), int(self._places[piece.stop]))
-        starts = self._starts[piece]
-        torch.index_select(self._windows, 0, starts, out=x[: len(starts)])
-        y[: len(starts)].copy_(self._labels[piece])
         return len(starts)
 
 
