@@ -308,7 +308,7 @@ def test_a_dataset_that_fits_stays_on_the_device(corpora):
         (
             1000,
             None,
-            r"take \d\.\d GB on the device cpu, .* but 0\.0 GB are free there; give a smaller --shuffle_windows$",
+            r"take \d\.\d GB on the device cpu, but 0\.0 GB are free there; give a smaller --shuffle_windows$",
         ),
         (
             2**40,
@@ -344,6 +344,16 @@ def test_steps_are_for_placed_datasets(corpora):
         open_pair(corpora, device_memory=-1)
     with pytest.raises(UsageError, match=r"placed on a device; give one"):
         WindowDataset(corpora["float32"].folder / "shards", placed=True, **OPTIONS)
+
+
+def test_two_iterations_at_a_time_are_refused(corpora):
+    _, placed = open_pair(corpora)
+    stream = placed.open_stream(0, 0)
+    with pytest.raises(UsageError, match=r"one iteration at a time; .* open two datasets$"):
+        placed.next_steps(1)
+    stream.close()
+    placed.next_steps(1)
+    placed.close()
 
 
 def test_a_copied_dataset_leaves_its_ring_behind(corpora):

@@ -75,7 +75,8 @@ class CopyStream:
         if self._copied[self._turn] is not None:
             self._copied[self._turn].synchronize()
         if len(self._buffers[self._turn]) < num_bytes:  # for one segment that is longer than all before
-            self._buffers[self._turn] = self._new_buffer(num_bytes)
+            with self.allocating():
+                self._buffers[self._turn] = self._new_buffer(num_bytes)
         return self._buffers[self._turn][:num_bytes]
 
     def send(self, buffer: torch.Tensor, target: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shards.errors import UsageError
 from spkid_dist.order import Segment, starts_of
 from spkid_dist.streaming.arena import Arena
 from spkid_dist.streaming.copystream import CopyStream
@@ -66,7 +67,26 @@ class RingFiller(ABC):
         self.slots = slots
         self._filler = filler
         self._copies = copies
+        self._is_taken = False
         self._left: Any = None  # the event of leaving the last generation that was left
+
+    def take(self) -> None:
+        """One stream begins to use the ring, until `give_back`.
+
+        Raises:
+            UsageError: another one uses it.
+        """
+        if self._is_taken:
+            raise UsageError(
+                "the windows of a dataset lie on its device for one iteration at a time; to iterate twice at the same time, "
+                "open two datasets"
+            )
+        self._is_taken = True
+
+    def give_back(self) -> None:
+        """The stream has ended: what it left in the ring may be overwritten."""
+        self.leave()
+        self._is_taken = False
 
     @abstractmethod
     def load(self, epoch: int, generation: int) -> OnDevice:

@@ -21,8 +21,10 @@ class RingStream:
     """
 
     def __init__(self, filler: RingFiller, share: RankShare, epoch: int, index: int) -> None:
+        filler.take()
         self.skipped = 0
         self._filler = filler
+        self._is_closed = False
         self._num_generations = share.order.num_generations
         generation = index // share.order.generation_windows
         self._following = epoch, generation  # the one to be loaded next
@@ -95,7 +97,9 @@ class RingStream:
             self._next.close()
         self._next = None
         self._there.clear()
-        self._filler.leave()
+        if not self._is_closed:
+            self._filler.give_back()
+        self._is_closed = True
 
     def _piece(self, size: int) -> int:
         """How many of the next `size` windows are of one generation; the ones before it are left."""
