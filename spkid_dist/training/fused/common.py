@@ -1,5 +1,8 @@
 """What all fused kernels share: matrix products, the windows of a step, and the values that a step begins with.
 
+Names of sizes in kernels: B rows of a step, K = C*D inputs, D features, H units of a hidden layer, HP columns that they take
+in memory, L hidden layers, S speakers, OP columns that their logits' gradient takes; BM, BN, BK a tile's rows, columns, depth.
+
 A step's row of the table is found by `cursor`, which only the last kernel of a step moves: all kernels before it read it
 freely. That last kernel reads the step's rate and bias corrections from `current`, which the first one has written, and
 not by the cursor, as some of its programs begin when others have ended.
@@ -59,6 +62,57 @@ def window_values(arena, start, k, mask, mean, inverse_std, K: tl.constexpr, D: 
         s = tl.load(inverse_std + k % D, mask=k < K, other=0.0)
         x = (x.to(tl.float32) - m[None, :]) * s[None, :]
     return x
+
+
+@triton.jit
+def first_product(
+    arena, start, mask, weights, n, mean, inverse_std,
+    K: tl.constexpr, D: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    NORMALIZE: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """Units n (BN,) of the first layer, before their activation: (BM, BN) of the windows from `start` on."""
+    acc = tl.zeros([BM, BN], tl.float32)
+    for k0 in range(0, K, BK):
+        k = k0 + tl.arange(0, BK)
+        x = window_values(arena, start, k, mask, mean, inverse_std, K, D, NORMALIZE)
+        w = tl.load(weights + n[None, :] * K + k[:, None], mask=(k < K)[:, None] & (n < H)[None, :], other=0.0)
+        acc = product(x, w, acc, PREC)
+    return acc + tl.load(weights + H * K + n, mask=n < H, other=0.0)[None, :]
+
+
+@triton.jit
+def forward_product(
+    values, rows, mask, weights, n,
+    H: tl.constexpr, HP: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PREC: tl.constexpr,
+):  # fmt: skip
+    """Units n (BN,) of a layer's N, before their activation: (BM, BN) of `values` (B, HP) and `weights` (N, H), then (N,)."""
+    acc = tl.zeros([BM, BN], tl.float32)
+    for k0 in range(0, H, BK):
+        k = k0 + tl.arange(0, BK)
+        x = tl.load(values + rows[:, None] * HP + k[None, :], mask=mask[:, None] & (k < H)[None, :], other=0.0)
+        w = tl.load(weights + n[None, :] * H + k[:, None], mask=(k < H)[:, None] & (n < N)[None, :], other=0.0)
+        acc = product(x, w, acc, PREC)
+    return acc + tl.load(weights + N * H + n, mask=n < N, other=0.0)[None, :]
+
+
+@triton.jit
+def backward_product(
+    gradients, rows, mask, weights, k, from_unit,
+    UNITS: tl.constexpr, WIDE: tl.constexpr, N: tl.constexpr, H: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, PREC: tl.constexpr,
+):  # fmt: skip
+    """What comes back to inputs k (BN,) of a layer's H, (BM, BN), from `gradients` (B, WIDE) of UNITS of its N units."""
+    acc = tl.zeros([BM, BN], tl.float32)
+    for n0 in range(0, UNITS, BK):
+        n = n0 + tl.arange(0, BK)
+        there = (n < UNITS) & (from_unit + n < N)
+        d = tl.load(gradients + rows[:, None] * WIDE + n[None, :], mask=mask[:, None] & there[None, :], other=0.0)
+        w = tl.load(
+            weights + (from_unit + n)[:, None] * H + k[None, :], mask=there[:, None] & (k < H)[None, :], other=0.0
+        )
+        acc = product(d, w, acc, PREC)
+    return acc
 
 
 @triton.jit

@@ -17,7 +17,7 @@ def _of_inputs(
 ):  # fmt: skip
     """Gradient (BN, BK) of the first layer's weights, and of its biases (BN,); windows are gathered anew."""
     acc = tl.zeros([n.shape[0], k.shape[0]], tl.float32)
-    bias = tl.zeros([n.shape[0]], tl.float32)
+    sums = tl.zeros([n.shape[0], BR], tl.float32)
     for r in range(0, ROWS, BR):
         rows = begin + r + tl.arange(0, BR)
         mask = rows < end
@@ -25,8 +25,8 @@ def _of_inputs(
         a = window_values(arena, start, k, mask, mean, inverse_std, K, D, NORMALIZE)
         d = tl.load(gradients + rows[None, :] * HP + n[:, None], mask=mask[None, :] & (n < H)[:, None], other=0.0)
         acc = product(d, a, acc, PREC)
-        bias += tl.sum(d.to(tl.float32), 1)
-    return acc, bias
+        sums += d.to(tl.float32)
+    return acc, tl.sum(sums, 1)
 
 
 @triton.jit
@@ -36,15 +36,15 @@ def _of_layer(
 ):  # fmt: skip
     """The same of a layer whose inputs are `hidden` (B, HP) and whose `units` have `gradients` (B, wide)."""
     acc = tl.zeros([n.shape[0], k.shape[0]], tl.float32)
-    bias = tl.zeros([n.shape[0]], tl.float32)
+    sums = tl.zeros([n.shape[0], BR], tl.float32)
     for r in range(0, ROWS, BR):
         rows = begin + r + tl.arange(0, BR)
         mask = rows < end
         a = tl.load(hidden + rows[:, None] * HP + k[None, :], mask=mask[:, None] & (k < H)[None, :], other=0.0)
         d = tl.load(gradients + rows[None, :] * wide + n[:, None], mask=mask[None, :] & (n < units)[:, None], other=0.0)
         acc = product(d, a, acc, PREC)
-        bias += tl.sum(d.to(tl.float32), 1)
-    return acc, bias
+        sums += d.to(tl.float32)
+    return acc, tl.sum(sums, 1)
 
 
 @triton.jit

@@ -3,7 +3,14 @@
 import triton
 import triton.language as tl
 
-from spkid_dist.training.fused.common import begin_step, product, relu, window_starts, window_values
+from spkid_dist.training.fused.common import (
+    backward_product,
+    begin_step,
+    first_product,
+    forward_product,
+    relu,
+    window_starts,
+)
 
 
 @triton.jit
@@ -19,13 +26,7 @@ def first_layer(
     mask = rows < tl.load(count + tl.load(cursor))
     start = window_starts(starts, first, cursor, T, rows, mask)
     n = tl.program_id(1) * BN + tl.arange(0, BN)
-    acc = tl.zeros([BM, BN], tl.float32)
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK)
-        x = window_values(arena, start, k, mask, mean, inverse_std, K, D, NORMALIZE)
-        w = tl.load(weights + n[None, :] * K + k[:, None], mask=(k < K)[:, None] & (n < H)[None, :], other=0.0)
-        acc = product(x, w, acc, PREC)
-    h = relu(acc + tl.load(weights + H * K + n, mask=n < H, other=0.0)[None, :])
+    h = relu(first_product(arena, start, mask, weights, n, mean, inverse_std, K, D, H, BM, BN, BK, NORMALIZE, PREC))
     to = hidden + rows[:, None] * HP + n[None, :]
     tl.store(to, h.to(hidden.dtype.element_ty), mask=mask[:, None] & (n < H)[None, :])
 
@@ -39,13 +40,7 @@ def next_layer(
     rows = tl.program_id(0) * BM + tl.arange(0, BM)
     mask = rows < tl.load(count + tl.load(cursor))
     n = tl.program_id(1) * BN + tl.arange(0, BN)
-    acc = tl.zeros([BM, BN], tl.float32)
-    for k0 in range(0, H, BK):
-        k = k0 + tl.arange(0, BK)
-        x = tl.load(below + rows[:, None] * HP + k[None, :], mask=mask[:, None] & (k < H)[None, :], other=0.0)
-        w = tl.load(weights + n[None, :] * H + k[:, None], mask=(k < H)[:, None] & (n < H)[None, :], other=0.0)
-        acc = product(x, w, acc, PREC)
-    h = relu(acc + tl.load(weights + H * H + n, mask=n < H, other=0.0)[None, :])
+    h = relu(forward_product(below, rows, mask, weights, n, H, HP, H, BM, BN, BK, PREC))
     to = hidden + rows[:, None] * HP + n[None, :]
     tl.store(to, h.to(hidden.dtype.element_ty), mask=mask[:, None] & (n < H)[None, :])
 
@@ -66,15 +61,7 @@ def layer_gradient(
     k = tl.program_id(1) * BN + tl.arange(0, BN)
     place = rows[:, None] * HP + k[None, :]
     inside = mask[:, None] & (k < H)[None, :]
-    acc = tl.zeros([BM, BN], tl.float32)
-    for n0 in range(0, UNITS, BK):
-        n = n0 + tl.arange(0, BK)
-        there = (n < UNITS) & (from_unit + n < N)
-        d = tl.load(above + rows[:, None] * WIDE + n[None, :], mask=mask[:, None] & there[None, :], other=0.0)
-        w = tl.load(
-            weights + (from_unit + n)[:, None] * H + k[None, :], mask=there[:, None] & (k < H)[None, :], other=0.0
-        )
-        acc = product(d, w, acc, PREC)
+    acc = backward_product(above, rows, mask, weights, k, from_unit, UNITS, WIDE, N, H, BM, BN, BK, PREC)
     if not BEGINS:
         acc += tl.load(so_far + place, mask=inside, other=0.0)
     if ENDS:

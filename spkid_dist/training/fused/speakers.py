@@ -1,4 +1,4 @@
-"""The layered path's last layer, softmax and loss, in tiles over the speakers: no more logits than a tile's are there at once.
+"""The last layer, softmax and loss, in tiles over the speakers: no more logits than a tile's are there at once.
 
 Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024: log-sum-exp first, logits again for their gradient.
 """
@@ -6,25 +6,48 @@ Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", 2024: log
 import triton
 import triton.language as tl
 
-from spkid_dist.training.fused.common import note_loss, product, window_labels
-from spkid_dist.training.fused.tile import logit_gradient, logit_sums, loss_of
+from spkid_dist.training.fused.common import forward_product, note_loss, window_labels
 
 
 @triton.jit
-def _logits(
+def logit_tile(
     hidden, weights, rows, mask, o,
     H: tl.constexpr, HP: tl.constexpr, S: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     PREC: tl.constexpr,
 ):  # fmt: skip
     """Logits (BM, BN) of speakers o, minus infinity beyond the last."""
-    acc = tl.zeros([BM, BN], tl.float32)
-    for k0 in range(0, H, BK):
-        k = k0 + tl.arange(0, BK)
-        x = tl.load(hidden + rows[:, None] * HP + k[None, :], mask=mask[:, None] & (k < H)[None, :], other=0.0)
-        w = tl.load(weights + o[None, :] * H + k[:, None], mask=(k < H)[:, None] & (o < S)[None, :], other=0.0)
-        acc = product(x, w, acc, PREC)
-    acc += tl.load(weights + S * H + o, mask=o < S, other=0.0)[None, :]
-    return tl.where((o < S)[None, :], acc, -float("inf"))
+    z = forward_product(hidden, rows, mask, weights, o, H, HP, S, BM, BN, BK, PREC)
+    return tl.where((o < S)[None, :], z, -float("inf"))
+
+
+@triton.jit
+def logit_sums(z, o, y, top, total, own, spread, best, S: tl.constexpr, SMOOTH: tl.constexpr):
+    """Go on with a tile z (BM, OT) of logits: maximum, sum of exponentials, label's logit, sum, first place of the maximum."""
+    here = tl.max(z, 1)
+    place = tl.min(tl.where(z == here[:, None], o[None, :], S), 1)
+    best = tl.where(here > top, place, best)
+    higher = tl.maximum(top, here)
+    total = total * tl.exp(top - higher) + tl.sum(tl.exp(z - higher[:, None]), 1)
+    own += tl.sum(tl.where(o[None, :] == y[:, None], z, 0.0), 1)
+    if SMOOTH > 0:
+        spread += tl.sum(tl.where((o < S)[None, :], z, 0.0), 1)
+    return higher, total, own, spread, best
+
+
+@triton.jit
+def loss_of(lse, own, spread, S: tl.constexpr, SMOOTH: tl.constexpr):
+    """Losses (BM,): with smoothing e, 1 - e of the label's and e of the mean over all speakers."""
+    if SMOOTH > 0:
+        return lse - (1.0 - SMOOTH) * own - SMOOTH / S * spread
+    return lse - own
+
+
+@triton.jit
+def logit_gradient(z, lse, y, o, scale, mask, S: tl.constexpr, SMOOTH: tl.constexpr):
+    """Gradient (BM, OT) of the loss by the logits, times `scale`; 0 where masked and beyond the last speaker."""
+    target = tl.where(o[None, :] == y[:, None], 1.0 - SMOOTH, 0.0) + SMOOTH / S
+    d = (tl.exp(z - lse[:, None]) - target) * scale
+    return tl.where(mask[:, None] & (o < S)[None, :], d, 0.0)
 
 
 @triton.jit
@@ -44,7 +67,7 @@ def speaker_sums(
     best = tl.zeros([BM], tl.int32)
     for o0 in range(0, EACH, BN):
         o = tl.program_id(1) * EACH + o0 + tl.arange(0, BN)
-        z = _logits(hidden, weights, rows, mask, o, H, HP, S, BM, BN, BK, PREC)
+        z = logit_tile(hidden, weights, rows, mask, o, H, HP, S, BM, BN, BK, PREC)
         top, total, own, spread, best = logit_sums(z, o, y, top, total, own, spread, best, S, SMOOTH)
     to = sums + tl.program_id(1) * B + rows
     tl.store(to, top, mask=mask)
@@ -97,7 +120,7 @@ def speaker_gradient(
     y = window_labels(labels, first, cursor, T, rows, mask)
     column = tl.program_id(1) * BN + tl.arange(0, BN)
     o = from_speaker + column
-    z = _logits(hidden, weights, rows, mask, o, H, HP, S, BM, BN, BK, PREC)
+    z = logit_tile(hidden, weights, rows, mask, o, H, HP, S, BM, BN, BK, PREC)
     lse = tl.load(log_sums + rows, mask=mask, other=0.0)
     d = logit_gradient(z, lse, y, o, tl.load(weight + tl.load(cursor)), mask, S, SMOOTH)
     to = gradients + rows[:, None] * OP + column[None, :]
