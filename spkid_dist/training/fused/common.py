@@ -21,10 +21,12 @@ STEPS = tl.constexpr(3)
 def product(a, b, acc, PREC: tl.constexpr):
     """`acc` (M, N) float32 + a (M, K) @ b (K, N)."""
     if PREC == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
-    if PREC == "bf16_interpreted":  # the interpreter multiplies bfloat16 as if they were whole numbers
-        return tl.dot(a.to(tl.bfloat16).to(tl.float32), b.to(tl.bfloat16).to(tl.float32), acc)
-    return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PREC)
+        acc = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
+    elif PREC == "bf16_interpreted":  # the interpreter multiplies bfloat16 as if they were whole numbers
+        acc = tl.dot(a.to(tl.bfloat16).to(tl.float32), b.to(tl.bfloat16).to(tl.float32), acc)
+    else:
+        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PREC)
+    return acc
 
 
 @triton.jit

@@ -10,9 +10,9 @@ from spkid_dist.training.fused.common import CORRECTION_1, CORRECTION_2, RATE, S
 def _summed(part, i, P: tl.constexpr, P_HIDDEN: tl.constexpr, SPLITS: tl.constexpr, LAST_SPLITS: tl.constexpr):
     """Gradient (block,) of parameters i: the sum of its partial sums, in their order."""
     g = tl.zeros(i.shape, tl.float32)
-    for s in range(SPLITS):
+    for s in tl.static_range(SPLITS):
         g += tl.load(part + s * P_HIDDEN + i, mask=i < P_HIDDEN, other=0.0)
-    for s in range(LAST_SPLITS):
+    for s in tl.static_range(LAST_SPLITS):
         place = SPLITS * P_HIDDEN + s * (P - P_HIDDEN) + i - P_HIDDEN
         g += tl.load(part + place, mask=(i >= P_HIDDEN) & (i < P), other=0.0)
     return g

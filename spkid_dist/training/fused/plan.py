@@ -11,7 +11,7 @@ bits each time. Two paths:
 Shapes: B rows of a step, C*D inputs, H units of a hidden layer, L hidden layers, S speakers, P parameters.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -26,7 +26,7 @@ MOST_ROWS = 1 << 20  # of a step; places in a chunk of logits are then below 2^3
 TILE_UNITS, TILE_SPEAKERS = 128, 512  # up to here by the tile path
 CHUNK_VALUES = 1 << 24  # of the gradient of logits, where a chunk of 1,024 speakers is not more
 MULTIPROCESSORS = 132  # of an H100 or H200
-UPDATE_BLOCK = 1024  # parameters a program of the update
+LOSS_ROWS = 128  # a program of the layered path's losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +107,12 @@ class FusedPlan:
     @property
     def tile(self) -> Tiles:
         """Of the tile path's forward and backward pass: columns are the speakers at a time, depth is of the inputs."""
-        columns = min(power_of_2(self.num_speakers), 128 if self.num_speakers > 256 else 256)
-        if self.rows < 64 * MULTIPROCESSORS // 2:  # a tile for as many multiprocessors as there are
-            return Tiles(rows=16, columns=columns, depth=64, warps=8, stages=2)
-        return Tiles(rows=64, columns=min(columns, 128), depth=32, warps=8, stages=2)
+        speakers = power_of_2(self.num_speakers)
+        if self.rows < 64 * MULTIPROCESSORS // 2:  # small tiles, for more multiprocessors
+            depth, stages = (32, 4) if self.matmul == "tf32x3" else (64, 3)
+            return Tiles(rows=16, columns=min(speakers, 256), depth=depth, warps=8, stages=stages)
+        depth, stages = {"tf32x3": (16, 3), "tf32": (32, 2), "bf16": (64, 2)}[self.matmul]
+        return Tiles(rows=64, columns=min(speakers, 128), depth=depth, warps=8, stages=stages)
 
     @property
     def layer(self) -> Tiles:
@@ -120,11 +122,22 @@ class FusedPlan:
         return Tiles(rows=128, columns=128, depth=32, warps=8, stages=3 if self.matmul != "tf32x3" else 2)
 
     @property
+    def log_sum(self) -> Tiles:
+        """Of the speakers' log-sum-exp, which keeps more beside its products."""
+        return replace(self.layer, columns=64)
+
+    @property
     def weight(self) -> Tiles:
         """Of the weights' gradients: units (rows) by inputs (columns), depth is of the windows."""
+        depth = 64 if self.matmul == "bf16" else 32
         if self.hsize <= 128 and self.rows >= 64 * MULTIPROCESSORS:
-            return Tiles(rows=128, columns=64, depth=32, warps=8, stages=2)
-        return Tiles(rows=64, columns=64, depth=32, warps=4, stages=3)
+            return Tiles(rows=128, columns=64, depth=depth, warps=8, stages=3)
+        return Tiles(rows=64, columns=64, depth=depth, warps=4, stages=3)
+
+    @property
+    def update_block(self) -> int:
+        """Parameters a program of the update."""
+        return 512 if self.num_parameters < 1024 * 4 * MULTIPROCESSORS else 1024
 
     def _splits(self, tiles: int) -> int:
         """Parts of the windows whose sums of gradients are kept apart, so that all multiprocessors have work."""
@@ -167,9 +180,9 @@ class FusedPlan:
     @property
     def speakers_a_part(self) -> int:
         """Speakers whose log-sum-exp a program takes; parts go side by side where rows alone do not fill the device."""
-        tiles = -(-self.num_speakers // self.layer.columns)
-        parts = max(1, min(2 * MULTIPROCESSORS // -(-self.rows // self.layer.rows), tiles, 16))
-        return -(-tiles // parts) * self.layer.columns
+        tiles = -(-self.num_speakers // self.log_sum.columns)
+        parts = max(1, min(2 * MULTIPROCESSORS // -(-self.rows // self.log_sum.rows), tiles, 16))
+        return -(-tiles // parts) * self.log_sum.columns
 
     @property
     def speaker_parts(self) -> int:
@@ -191,9 +204,6 @@ class FusedPlan:
         speakers = self.num_parameters - self.num_hidden_parameters
         partial = self.hidden_splits * self.num_hidden_parameters + self.speaker_splits * speakers
         return values + 4 * (partial + 2 * self.row_tiles)
-
-
-LOSS_ROWS = 128  # a program of the layered path's losses
 
 
 def power_of_2(value: int, least: int = 16) -> int:

@@ -37,9 +37,10 @@ def logit_sums(z, o, y, top, total, own, spread, best, S: tl.constexpr, SMOOTH: 
 @triton.jit
 def loss_of(lse, own, spread, S: tl.constexpr, SMOOTH: tl.constexpr):
     """Losses (BM,): with smoothing e, 1 - e of the label's and e of the mean over all speakers."""
+    loss = lse - (1.0 - SMOOTH) * own
     if SMOOTH > 0:
-        return lse - (1.0 - SMOOTH) * own - SMOOTH / S * spread
-    return lse - own
+        loss -= SMOOTH / S * spread
+    return loss
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import torch
 from triton import knobs
 
 from spkid_dist.training.fused import gradients, layers, optimizers, speakers, tile
-from spkid_dist.training.fused.plan import LOSS_ROWS, UPDATE_BLOCK, FusedPlan, power_of_2
+from spkid_dist.training.fused.plan import LOSS_ROWS, FusedPlan, Tiles, power_of_2
 
 
 class RingTensors(NamedTuple):
@@ -156,9 +156,8 @@ class FusedStep:
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
-    def _layer_tiles(self, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
+    def _grid(self, tiles: Tiles, columns: int) -> tuple[tuple[int, int], dict[str, int]]:
         """Grid of the rows by so many columns, and the sizes of the tiles."""
-        tiles = self.plan.layer
         grid = (-(-self.plan.rows // tiles.rows), -(-columns // tiles.columns))
         sizes = {"BM": tiles.rows, "BN": tiles.columns, "BK": tiles.depth}
         return grid, sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages}
@@ -174,7 +173,7 @@ class FusedStep:
         return values[layer * self.plan.rows * self.plan.units_padded :]
 
     def _forward_layers(self, ring: RingTensors, table: StepTable) -> None:
-        grid, sizes = self._layer_tiles(self.plan.hsize)
+        grid, sizes = self._grid(self.plan.layer, self.plan.hsize)
         layers.first_layer[grid](
             ring.arena, ring.starts, len(ring.starts), table.first, table.count, table.rate, table.cursor, self.steps,
             self._current, self.weights, self._mean, self._inverse_std, self._hidden,
@@ -189,10 +188,10 @@ class FusedStep:
     def _speakers(self, ring: RingTensors, table: StepTable) -> None:
         plan = self.plan
         last, weights = self._of_layer(self._hidden, plan.num_layers - 1), self._layer_weights(plan.num_layers)
-        (row_tiles, _), sizes = self._layer_tiles(plan.hsize)
+        grid, sizes = self._grid(plan.log_sum, plan.num_speakers)
         common = {"S": plan.num_speakers, "SMOOTH": plan.label_smoothing}
         place = (ring.labels, len(ring.starts), table.first, table.count)
-        speakers.speaker_sums[(row_tiles, plan.speaker_parts)](
+        speakers.speaker_sums[(grid[0], plan.speaker_parts)](
             last, weights, *place, table.cursor, self._sums,
             B=plan.rows, EACH=plan.speakers_a_part, PARTS=plan.speaker_parts, **common, **self._sizes, **sizes,
         )  # fmt: skip
@@ -202,7 +201,7 @@ class FusedStep:
         )  # fmt: skip
         chunk_gradients = self._of_layer(self._gradients, plan.num_layers)
         for begin in range(0, plan.num_speakers, plan.chunk):
-            grid, sizes = self._layer_tiles(plan.chunk)
+            grid, sizes = self._grid(plan.layer, plan.chunk)
             speakers.speaker_gradient[grid](
                 last, weights, self._log_sums, *place, table.weight, table.cursor, chunk_gradients, begin,
                 OP=plan.chunk, **common, **self._sizes, **sizes,
@@ -215,7 +214,7 @@ class FusedStep:
     ) -> None:
         """Gradient of a hidden layer from that of the layer `above`, or of the speakers' chunk from `begin` on."""
         plan = self.plan
-        grid, sizes = self._layer_tiles(plan.hsize)
+        grid, sizes = self._grid(plan.layer, plan.hsize)
         all_units, units, wide = plan.hsize, plan.hsize, plan.units_padded
         if begin is not None:
             all_units, units, wide = plan.num_speakers, plan.chunk, plan.chunk
@@ -262,12 +261,12 @@ class FusedStep:
     @property
     def _sum_sizes(self) -> dict[str, int]:
         plan = self.plan
-        sizes = {"P": plan.num_parameters, "P_HIDDEN": plan.num_hidden_parameters, "BLOCK": UPDATE_BLOCK}
+        sizes = {"P": plan.num_parameters, "P_HIDDEN": plan.num_hidden_parameters, "BLOCK": plan.update_block}
         return sizes | {"SPLITS": plan.hidden_splits, "LAST_SPLITS": plan.speaker_splits, "num_warps": 4}
 
     @property
     def _update_grid(self) -> tuple[int]:
-        return (-(-self.plan.num_parameters // UPDATE_BLOCK),)
+        return (-(-self.plan.num_parameters // self.plan.update_block),)
 
     def reduce_gradient(self) -> None:
         """Sum the partial sums into `gradient`, for an all-reduce; all NaN where this rank's is not finite."""
