@@ -199,7 +199,6 @@ def test_two_ranks_of_the_fused_engine_learn_what_one_learns(config, shards, tmp
         ({"dropout": 0.1}, "--dropout 0.1"),
         ({"activation": "gelu"}, "--activation gelu"),
         ({"hsize": 513}, "--hsize 513, above 512"),
-        ({"clip_grad_norm": 1.0}, "--clip_grad_norm 1.0"),
         ({"accumulation": 2}, "--accumulation"),
     ],
 )

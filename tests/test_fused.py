@@ -12,7 +12,7 @@ from spkid_dist.training.fused.step import FusedStep, RingTensors, StepTable
 # numpy, which runs kernels without a GPU, warns where a GPU is silent
 pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-D, C, FRAMES, T, ROWS, STEPS, RATE = 4, 3, 60, 50, 20, 5, 0.01
+D, C, FRAMES, T, ROWS, RATE = 4, 3, 60, 50, 20, 0.01
 MEAN, STD = torch.tensor([0.5, -0.2, 0.0, 0.1]), torch.tensor([0.5, 2.0, 1.0, 0.7])
 
 
@@ -76,6 +76,8 @@ class Reference:
         self.right += int((logits.argmax(1) == y).sum())
         self.optimizer.zero_grad()
         (loss * float(table.weight[step])).backward()
+        if plan.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, plan.clip_grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = float(table.rate[step])
         self.optimizer.step()
@@ -105,9 +107,9 @@ def assert_equal(fused: FusedStep, table: StepTable, reference: Reference, toler
     moved = want - torch.cat([p.detach().flatten() for p in make_parameters(fused.plan)])
     assert (fused.weights.double() - want).norm() / moved.norm() < tolerance
     losses = torch.tensor(reference.losses, dtype=torch.float64)
-    torch.testing.assert_close(table.losses.double().cpu(), losses, rtol=tolerance / 2, atol=1e-5)
+    torch.testing.assert_close(table.losses.double().cpu(), losses, rtol=tolerance, atol=1e-5)
     loss, right, windows = table.sums.tolist()
-    assert loss == pytest.approx(losses.sum().item(), rel=tolerance / 2)
+    assert loss == pytest.approx(losses.sum().item(), rel=tolerance)
     assert windows == int(table.count.sum())
     assert right == reference.right or tolerance > 1e-3
 
@@ -129,6 +131,7 @@ CASES = {
     "adam with decay": {"weight_decay": 0.1},
     "sgd": {"optimizer": "sgd"},
     "momentum and decay": {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+    "clipped from the second step on": {"clip_grad_norm": 0.3, "optimizer": "sgd"},
     "label smoothing": {"label_smoothing": 0.2},
     "normalised": {"normalize_global": True},
     "float16 frames": {"arena_dtype": torch.float16},
@@ -137,12 +140,15 @@ CASES = {
 
 
 @pytest.mark.parametrize(("case", "reduced"), [*((case, False) for case in CASES), ("classic", True)])
-def test_five_steps_equal_float64(case, reduced):
+def test_steps_equal_float64(case, reduced):
     plan = make_plan(**CASES[case])
-    ring, table = make_ring(plan.num_speakers, plan.arena_dtype), make_table(COUNTS)
+    counts = {"classic": COUNTS, "layered": [ROWS, 0, 13]}.get(case, COUNTS[:3])
+    ring, table = make_ring(plan.num_speakers, plan.arena_dtype), make_table(counts)
+    if plan.optimizer == "sgd":
+        table.rate.mul_(30)  # else rounding of the weights is a large part of what they move
     fused = run(plan, ring, table, reduced)
-    assert_equal(fused, table, reference_of(plan, ring, table), 2e-5)
-    assert int(table.cursor) == STEPS and int(fused.bad) == 0 and float(fused.steps) == STEPS
+    assert_equal(fused, table, reference_of(plan, ring, table), 2e-6)
+    assert int(table.cursor) == len(counts) and int(fused.bad) == 0 and float(fused.steps) == len(counts)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +166,7 @@ def test_chunks_of_speakers_join(monkeypatch):
     plan = make_plan(num_speakers=1100, rows=ROWS, num_layers=1)
     assert plan.chunk == 1024
     ring, table = make_ring(plan.num_speakers), make_table(COUNTS[:2])
-    assert_equal(run(plan, ring, table), table, reference_of(plan, ring, table), 2e-5)
+    assert_equal(run(plan, ring, table), table, reference_of(plan, ring, table), 2e-6)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"hsize": 130, "num_layers": 1}], ids=["tile", "layered"])
@@ -170,9 +176,19 @@ def test_the_same_steps_have_the_same_bits(sizes):
     assert torch.equal(first, again)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"hsize": 130, "num_layers": 1}], ids=["tile", "layered"])
-@pytest.mark.parametrize("reduced", [False, True])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+LAYERED = {"hsize": 130, "num_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reduced", "value"),
+    [
+        ({}, False, "nan"),
+        ({}, True, "nan"),
+        ({}, False, "inf"),
+        ({"clip_grad_norm": 1.0}, False, "nan"),
+        (LAYERED, True, "nan"),
+    ],
+)
 def test_a_loss_that_is_not_finite_stops_all_movement(sizes, reduced, value):
     plan, ring = make_plan(**sizes), make_ring(7)
     table = make_table([ROWS, ROWS, 9])
@@ -180,12 +196,13 @@ def test_a_loss_that_is_not_finite_stops_all_movement(sizes, reduced, value):
     ring.starts[:27].clamp_(max=FRAMES - C - C)
     ring.starts[28:].clamp_(max=FRAMES - C - C)
     want = run(plan, ring, make_table([ROWS]), reduced)
-    ring.arena[FRAMES - C] = value
+    ring.arena[FRAMES - C] = float(value)
     fused = run(plan, ring, table, reduced)
     assert int(fused.bad) == 1 and float(fused.steps) == 1 and int(table.cursor) == 3
     assert torch.equal(fused.weights, want.weights)
     assert all(torch.equal(fused.state[name], want.state[name]) for name in want.state)
-    assert table.losses.isfinite().tolist() == [True, False, True]
+    assert table.losses.isfinite().tolist() == [True, False, False]
+    assert bool(table.losses[2:].isnan().all())
 
 
 def test_a_gradient_of_another_rank_that_is_not_finite_stops_all_movement():
@@ -198,6 +215,7 @@ def test_a_gradient_of_another_rank_that_is_not_finite_stops_all_movement():
     fused.update(table, reduced=True)
     assert int(fused.bad) == 1 and float(fused.steps) == 0
     assert torch.equal(fused.weights, before)
+    assert bool(table.losses.isfinite().all())  # the other rank's show it
 
 
 @pytest.mark.parametrize("hsize", [20, 130])
@@ -209,7 +227,7 @@ def test_a_gradient_that_is_not_finite_becomes_so_everywhere(hsize):
     fused.reduce_gradient()
     assert int(fused.bad) == 1 and bool(fused.gradient.isnan().all())
     fused.update(table, reduced=True)
-    assert bool(table.losses.isfinite().all()) and float(fused.steps) == 0
+    assert bool(table.losses.isnan().all()) and float(fused.steps) == 0
 
 
 def test_scratch_bytes_are_those_that_are_taken():
@@ -231,4 +249,5 @@ def test_what_the_fused_step_lacks_is_named():
     assert fused_hindrance() is None
     assert fused_hindrance(activation="gelu") == "--activation gelu"
     assert fused_hindrance(hsize=513) == "--hsize 513, above 512"
-    assert fused_hindrance(clip_grad_norm=1.0, mixed_precision="bf16") == "--clip_grad_norm 1.0"
+    assert fused_hindrance(dropout=0.1, mixed_precision="bf16") == "--dropout 0.1"
+    assert fused_hindrance(mixed_precision="fp16") == "--mixed_precision fp16"

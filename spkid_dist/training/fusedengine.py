@@ -107,7 +107,6 @@ def find_hindrance(config: TrainConfig, accelerator: Accelerator) -> str | None:
         hsize=config.hsize,
         rows=_most_rows(config, accelerator),
         mixed_precision=accelerator.mixed_precision,
-        clip_grad_norm=config.clip_grad_norm,
         compiled=config.compile,
     )
 
@@ -145,6 +144,7 @@ def _plan(parts: StepParts) -> FusedPlan:
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         normalize_global=normalize,
+        clip_grad_norm=config.clip_grad_norm,
     )
 
 

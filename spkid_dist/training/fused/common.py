@@ -11,10 +11,11 @@ not by the cursor, as some of its programs begin when others have ended.
 import triton
 import triton.language as tl
 
-RATE = tl.constexpr(0)  # places in `current` (4,) float32
+RATE = tl.constexpr(0)  # places in `current` (5,) float32
 CORRECTION_1 = tl.constexpr(1)
 CORRECTION_2 = tl.constexpr(2)
 STEPS = tl.constexpr(3)
+OWN_BAD = tl.constexpr(4)  # whether this rank's gradient is not finite, before the all-reduce
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from spkid_dist.training.fused.common import CORRECTION_1, CORRECTION_2, RATE, STEPS, is_finite
+from spkid_dist.training.fused.common import CORRECTION_1, CORRECTION_2, OWN_BAD, RATE, STEPS, is_finite
 
 
 @triton.jit
@@ -20,23 +20,37 @@ def _summed(part, i, P: tl.constexpr, P_HIDDEN: tl.constexpr, SPLITS: tl.constex
 
 @triton.jit
 def sum_gradient(
-    part, gradient, bad,
+    part, gradient, current, bad,
     P: tl.constexpr, P_HIDDEN: tl.constexpr, SPLITS: tl.constexpr, LAST_SPLITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`gradient` (P,); all NaN where the flag is up, which an all-reduce then carries to all ranks."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     g = _summed(part, i, P, P_HIDDEN, SPLITS, LAST_SPLITS)
-    g = tl.where(tl.load(bad) != 0, float("nan"), g)
-    tl.store(gradient + i, g, mask=i < P)
+    own_bad = tl.load(bad)
+    tl.store(gradient + i, tl.where(own_bad != 0, float("nan"), g), mask=i < P)
+    if tl.program_id(0) == 0:
+        tl.store(current + OWN_BAD, own_bad.to(tl.float32))
+
+
+@triton.jit
+def sum_squares(gradient, norm_part, P: tl.constexpr, EACH: tl.constexpr, BLOCK: tl.constexpr):
+    """Program i: the sum of the squares of the EACH values of `gradient` from i*EACH on."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for at in range(0, EACH, BLOCK):
+        i = tl.program_id(0) * EACH + at + tl.arange(0, BLOCK)
+        g = tl.load(gradient + i, mask=i < P, other=0.0)
+        total += g * g
+    tl.store(norm_part + tl.program_id(0), tl.sum(total, 0))
 
 
 @triton.jit
 def update_weights(
     weights, first_moment, second_moment, part, gradient, current, steps, count, cursor, losses, sums,
-    loss_part, right_part, bad,
+    loss_part, right_part, norm_part, bad,
     P: tl.constexpr, P_HIDDEN: tl.constexpr, SPLITS: tl.constexpr, LAST_SPLITS: tl.constexpr, PARTS: tl.constexpr,
     PARTS_PADDED: tl.constexpr, BLOCK: tl.constexpr, OPTIMIZER: tl.constexpr, DECAY: tl.constexpr, MOMENTUM: tl.constexpr,
     BETA_1: tl.constexpr, BETA_2: tl.constexpr, EPS: tl.constexpr, REDUCED: tl.constexpr,
+    CLIP: tl.constexpr, NORM_PARTS: tl.constexpr,
 ):  # fmt: skip
     """Move a block of the parameters, as torch's optimisers do; program 0 also keeps the sums and ends the step."""
     program = tl.program_id(0)
@@ -50,6 +64,9 @@ def update_weights(
     if tl.sum(tl.where(is_finite(g), 0, 1)) > 0:  # other programs see their part of it, or the flag
         moves = False
         tl.store(bad, 1)
+    if CLIP > 0:  # as torch's clip_grad_norm_
+        norm = tl.sqrt(tl.sum(tl.load(norm_part + tl.arange(0, NORM_PARTS)), 0))
+        g = g * tl.minimum(CLIP / (norm + 1e-6), 1.0)
     rate = tl.load(current + RATE)
     p = tl.load(weights + i, mask=inside, other=0.0)
     if OPTIMIZER == "adamw":
@@ -79,7 +96,9 @@ def update_weights(
         j = tl.arange(0, PARTS_PADDED)
         loss = tl.sum(tl.load(loss_part + j, mask=j < PARTS, other=0.0).to(tl.float64), 0)
         right = tl.sum(tl.load(right_part + j, mask=j < PARTS, other=0.0).to(tl.float64), 0)
-        tl.store(losses + row, loss.to(tl.float32))
+        # The host looks at the losses: on the rank that it began on, a gradient that is not finite shows there.
+        stopped = tl.load(current + OWN_BAD) != 0.0 if REDUCED else moves == 0
+        tl.store(losses + row, tl.where(stopped & is_finite(loss), float("nan"), loss).to(tl.float32))
         tl.store(sums, tl.load(sums) + loss)
         tl.store(sums + 1, tl.load(sums + 1) + right)
         tl.store(sums + 2, tl.load(sums + 2) + tl.load(count + row).to(tl.float64))

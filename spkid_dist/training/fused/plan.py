@@ -25,6 +25,8 @@ MOST_UNITS = 512
 MOST_ROWS = 1 << 20  # of a step; places in a chunk of logits are then below 2^31
 TILE_UNITS, TILE_SPEAKERS = 128, 512  # up to here by the tile path
 CHUNK_VALUES = 1 << 24  # of the gradient of logits, where a chunk of 1,024 speakers is not more
+UPDATE_BLOCK, UPDATE_WARPS = 1024, 8  # parameters a program of the update, which 8 warps do without spilling
+MOST_NORM_PROGRAMS = 256  # that sum the gradient's squares
 MULTIPROCESSORS = 132  # of an H100 or H200
 LOSS_ROWS = 128  # a program of the layered path's losses
 
@@ -64,6 +66,8 @@ class FusedPlan:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     normalize_global: bool = False
+    clip_grad_norm: float | None = None
+    """costs a step two more kernels: the gradient's norm has to be known before any weight moves"""
 
     def __post_init__(self) -> None:
         """Check what the kernels rely on."""
@@ -112,7 +116,7 @@ class FusedPlan:
             depth, stages = (32, 4) if self.matmul == "tf32x3" else (64, 3)
             return Tiles(rows=16, columns=min(speakers, 256), depth=depth, warps=8, stages=stages)
         depth, stages = {"tf32x3": (16, 3), "tf32": (32, 2), "bf16": (64, 2)}[self.matmul]
-        return Tiles(rows=64, columns=min(speakers, 128), depth=depth, warps=8, stages=stages)
+        return Tiles(rows=64, columns=min(speakers, 64), depth=depth, warps=8, stages=stages)
 
     @property
     def layer(self) -> Tiles:
@@ -133,11 +137,6 @@ class FusedPlan:
         if self.hsize <= 128 and self.rows >= 64 * MULTIPROCESSORS:
             return Tiles(rows=128, columns=64, depth=depth, warps=8, stages=3)
         return Tiles(rows=64, columns=64, depth=depth, warps=4, stages=3)
-
-    @property
-    def update_block(self) -> int:
-        """Parameters a program of the update."""
-        return 512 if self.num_parameters < 1024 * 4 * MULTIPROCESSORS else 1024
 
     def _splits(self, tiles: int) -> int:
         """Parts of the windows whose sums of gradients are kept apart, so that all multiprocessors have work."""
@@ -195,6 +194,11 @@ class FusedPlan:
         return -(-self.rows // (self.tile.rows if self.path == "tile" else LOSS_ROWS))
 
     @property
+    def norm_programs(self) -> int:
+        """Programs that leave a partial sum of the gradient's squares, a power of 2."""
+        return min(MOST_NORM_PROGRAMS, power_of_2(-(-self.num_parameters // UPDATE_BLOCK), least=1))
+
+    @property
     def scratch_bytes(self) -> int:
         """Device memory beside parameters, gradient and optimiser's state: activations, chunk, partial sums."""
         width, hidden = self.activation_dtype.itemsize, self.num_layers * self.rows * self.units_padded
@@ -203,7 +207,7 @@ class FusedPlan:
             values += 4 * self.rows * (self.units_padded + 5 * self.speaker_parts + 1)
         speakers = self.num_parameters - self.num_hidden_parameters
         partial = self.hidden_splits * self.num_hidden_parameters + self.speaker_splits * speakers
-        return values + 4 * (partial + 2 * self.row_tiles)
+        return values + 4 * (partial + 2 * self.row_tiles + self.norm_programs)
 
 
 def power_of_2(value: int, least: int = 16) -> int:
@@ -219,7 +223,6 @@ def fused_hindrance(
     hsize: int = 100,
     rows: int = 1,
     mixed_precision: str = "no",
-    clip_grad_norm: float | None = None,
     compiled: bool = False,
 ) -> str | None:
     """What of a training the fused step can't do, by its flag; None where it can do all."""
@@ -230,7 +233,6 @@ def fused_hindrance(
         f"--hsize {hsize}, above {MOST_UNITS}": hsize > MOST_UNITS,
         f"{rows} windows of a process in a batch, above {MOST_ROWS}": rows > MOST_ROWS,
         "--mixed_precision fp16": mixed_precision == "fp16",
-        f"--clip_grad_norm {clip_grad_norm}": clip_grad_norm is not None,
         "--compile": compiled,
     }
     return next((phrase for phrase, there in hindrances.items() if there), None)

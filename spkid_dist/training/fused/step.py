@@ -13,7 +13,14 @@ import torch
 from triton import knobs
 
 from spkid_dist.training.fused import gradients, layers, optimizers, speakers, tile
-from spkid_dist.training.fused.plan import LOSS_ROWS, FusedPlan, Tiles, power_of_2
+from spkid_dist.training.fused.plan import (
+    LOSS_ROWS,
+    UPDATE_BLOCK,
+    UPDATE_WARPS,
+    FusedPlan,
+    Tiles,
+    power_of_2,
+)
 
 
 class RingTensors(NamedTuple):
@@ -42,7 +49,7 @@ class StepTable:
     cursor: torch.Tensor
     """row of the present step, () int32; a step's last kernel adds 1"""
     losses: torch.Tensor
-    """sum of the step's losses, (K,) float32; written"""
+    """sum of the step's losses, (K,) float32; written. NaN where the gradient of this rank is not finite"""
     sums: torch.Tensor
     """losses, right answers and windows of all steps, (3,) float64; added to"""
 
@@ -85,7 +92,7 @@ class FusedStep:
         self.steps = self._zeros(())
         self.bad = self._zeros((), torch.int32)
         self._mean, self._inverse_std = self._zeros(plan.num_features), self._zeros(plan.num_features) + 1
-        self._current = self._zeros(4)
+        self._current = self._zeros(5)
         self._allocate_scratch()
         self._interpreted = knobs.runtime.interpret
 
@@ -101,6 +108,7 @@ class FusedStep:
         partial = plan.hidden_splits * plan.num_hidden_parameters + plan.speaker_splits * speaker_values
         self._part = self._zeros(partial)
         self._loss_part, self._right_part = self._zeros(plan.row_tiles), self._zeros(plan.row_tiles)
+        self._norm_part = self._zeros(plan.norm_programs)
         if plan.path == "layered":
             self._so_far = self._zeros(plan.rows * plan.units_padded)
             self._sums = self._zeros(5 * plan.speaker_parts * plan.rows)
@@ -261,16 +269,18 @@ class FusedStep:
     @property
     def _sum_sizes(self) -> dict[str, int]:
         plan = self.plan
-        sizes = {"P": plan.num_parameters, "P_HIDDEN": plan.num_hidden_parameters, "BLOCK": plan.update_block}
-        return sizes | {"SPLITS": plan.hidden_splits, "LAST_SPLITS": plan.speaker_splits, "num_warps": 4}
+        sizes = {"P": plan.num_parameters, "P_HIDDEN": plan.num_hidden_parameters, "BLOCK": UPDATE_BLOCK}
+        return sizes | {"SPLITS": plan.hidden_splits, "LAST_SPLITS": plan.speaker_splits, "num_warps": UPDATE_WARPS}
 
     @property
     def _update_grid(self) -> tuple[int]:
-        return (-(-self.plan.num_parameters // self.plan.update_block),)
+        return (-(-self.plan.num_parameters // UPDATE_BLOCK),)
 
     def reduce_gradient(self) -> None:
         """Sum the partial sums into `gradient`, for an all-reduce; all NaN where this rank's is not finite."""
-        optimizers.sum_gradient[self._update_grid](self._part, self.gradient, self.bad, **self._sum_sizes)
+        optimizers.sum_gradient[self._update_grid](
+            self._part, self.gradient, self._current, self.bad, **self._sum_sizes
+        )  # fmt: skip
 
     def update(self, table: StepTable, reduced: bool) -> None:
         """Move weights and state by the partial sums, or by `gradient` where `reduced`, and end the step.
@@ -279,15 +289,23 @@ class FusedStep:
         its cursor by 1, in any case.
         """
         plan = self.plan
+        if plan.clip_grad_norm is not None:
+            if not reduced:
+                self.reduce_gradient()
+            reduced = True
+            each = -(-plan.num_parameters // (plan.norm_programs * UPDATE_BLOCK)) * UPDATE_BLOCK
+            optimizers.sum_squares[(plan.norm_programs,)](
+                self.gradient, self._norm_part, P=plan.num_parameters, EACH=each, BLOCK=UPDATE_BLOCK, num_warps=UPDATE_WARPS
+            )  # fmt: skip
         moments = [*self.state.values(), self.weights, self.weights][
             :2
         ]  # the kernel leaves alone what its optimiser lacks
         optimizers.update_weights[self._update_grid](
             self.weights, *moments, self._part, self.gradient, self._current, self.steps, table.count, table.cursor,
-            table.losses, table.sums, self._loss_part, self._right_part, self.bad,
+            table.losses, table.sums, self._loss_part, self._right_part, self._norm_part, self.bad,
             PARTS=plan.row_tiles, PARTS_PADDED=power_of_2(plan.row_tiles), OPTIMIZER=plan.optimizer,
             DECAY=plan.weight_decay, MOMENTUM=plan.momentum, BETA_1=plan.betas[0], BETA_2=plan.betas[1], EPS=plan.eps,
-            REDUCED=reduced, **self._sum_sizes,
+            REDUCED=reduced, CLIP=plan.clip_grad_norm or 0.0, NORM_PARTS=plan.norm_programs, **self._sum_sizes,
         )  # fmt: skip
 
 
