@@ -24,19 +24,19 @@ class FeatureOptions:
     """How features are computed of audio."""
 
     kind: Literal["fbank", "mfcc"] = "fbank"
-    """log mel filter bank (num_bins features), or mel cepstrum (num_ceps features)"""
+    """Kind of features: log mel filter bank (num_bins of them), or mel cepstrum (num_ceps)."""
     sample_rate: int = 16000
-    """of the audio, in Hz; a file of another rate is an error, nothing is resampled"""
+    """Sample rate of the audio in Hz. A file with another rate is an error; nothing is resampled."""
     num_bins: int = 40
-    """mel bins"""
+    """Number of mel bins."""
     num_ceps: int = 20
-    """cepstral coefficients, of mfcc only; at most num_bins"""
+    """Number of cepstral coefficients, for mfcc only; at most num_bins."""
     window_ms: float = 25.0
-    """length of a frame"""
+    """Length of a frame in milliseconds."""
     shift_ms: float = 10.0
-    """from one frame to the next"""
+    """Time from one frame to the next in milliseconds."""
     channel: int | None = None
-    """which channel of files with several, counted from 1"""
+    """Channel to use of files with several, counted from 1."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""

@@ -20,52 +20,51 @@ class BenchConfig(SpeakerFlags):
     """
 
     what: Annotated[What, tyro.conf.Positional] = "report"
-    """one stage; or all of them, the slowest one, and what to change (report)"""
+    """Stage to measure; `report` measures all of them, and says which is the slowest and what to change."""
     shards: str | None = None
-    """measure on this dataset of `spkid shard`: its folder, or URL that fsspec reads (s3://bucket/name)"""
+    """Measure on this dataset of `spkid shard`: its folder, or a URL for fsspec (s3://bucket/name)."""
     db_path: Path | None = None
-    """measure on the feature files below this folder; beside --shards: for sharding, and for scoring from files"""
+    """Measure on the feature files in this folder; beside --shards, for sharding and for scoring from files."""
     list_file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
-    """utterance list of --db_path, one a line, no extension; not given: cfg/all.train"""
+    """List of utterances below --db_path: one per line, without extension. Default: cfg/all.train."""
     spk2idx: Path = Path("cfg/spk2idx.json")
-    """speaker name -> class index (JSON) of --db_path; the list's speakers, sorted, where it does not exist"""
+    """Speaker map (JSON) of --db_path: speaker name -> class index. Default: the speakers of the list, sorted."""
     ext: str = "mcp"
-    """extension of the feature files"""
+    """Extension of the feature files."""
     frames: int = 587_000
-    """frames of the synthetic corpus, about; of your own corpus a run takes about as many, and fewer on a slow machine"""
+    """Approximate frames of the synthetic corpus; on your own corpus, about the frames of a run."""
     speakers: int = 40
-    """speakers of the synthetic corpus"""
+    """Speakers of the synthetic corpus."""
     mean_frames: int = 250
-    """frames of an utterance of the synthetic corpus, on average"""
+    """Average frames per utterance of the synthetic corpus."""
     num_features: int = 20
-    """features of a frame of the synthetic corpus"""
+    """Features per frame of the synthetic corpus."""
     in_frames: int = 21
-    """frames stacked into one input"""
+    """Frames stacked into one window."""
     batch_size: int = 1000
-    """windows of a global batch, of all processes together"""
+    """Windows per batch, over all processes together."""
     hsize: int = 100
-    """units of each hidden layer"""
+    """Units per hidden layer."""
     num_layers: int = 3
-    """hidden layers"""
+    """Number of hidden layers."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """arithmetic of the matrix products"""
+    """Arithmetic of the matrix products."""
     engine: Literal["auto", "eager", "graph", "fused"] = "auto"
-    """what does the steps of a training, as `spkid train --engine`"""
+    """What does the training steps, as in `spkid train --engine`."""
     tf32: bool = False
-    """use TF32 for float32 matrix products on a GPU, as `spkid train --tf32`"""
+    """Use TF32 for float32 matrix products on a GPU, as in `spkid train --tf32`."""
     repeats: int = 5
-    """counted runs of each case, after one to warm up; cases take turns"""
+    """Counted runs of each case, after one warm-up run; cases take turns."""
     threads: int | None = None
-    """threads of each process, and processes that shard; not given: as many threads as a training has
-    (OMP_NUM_THREADS where it is set, else torch's choice), and one sharding process per CPU"""
+    """Threads per process, and sharding processes. Default: as many threads as a training uses, a process per CPU."""
     processes: int | None = None
-    """scaling: trainings by 1, 2, 4, ... up to so many processes; not given: one per GPU, or one per CPU"""
+    """For `scaling`: train with 1, 2, 4, ... up to this many processes. Default: one per GPU, or one per CPU."""
     buffer_bytes: int = 256_000_000
-    """limits: memory to copy, and file to read; it should be more than the processor's cache"""
+    """For `limits`: size of the memory that is copied and of the file that is read; larger than the processor's cache."""
     folder: Path | None = None
-    """folder to work in, on the disk to be measured; not given: where the system has its temporary files"""
+    """Folder for temporary files, on the disk to be measured. Default: the system's temporary folder."""
     out: Path | None = None
-    """folder for report.md and report.json, written anew after each stage, and at the end report.png"""
+    """Folder for report.md and report.json, rewritten after each stage, and report.png at the end."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges and what goes together; raises UsageError."""

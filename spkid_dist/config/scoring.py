@@ -24,35 +24,35 @@ class ScoreConfig(SpeakerFlags):
     """
 
     db_path: Path = Path("mcp")
-    """folder of feature files, or of what else the model was trained on: audio becomes features as for the training"""
+    """Folder of the files to score, of the kind that the model was trained on (audio becomes the same features)."""
     te_list_file: Path | None = None
-    """list of the utterances to score, one a line, no extension; where not given: spk_rec.test, or all of --te_shards"""
+    """List of the utterances to score: one per line, without extension. Default: spk_rec.test, or all of --te_shards."""
     te_shards: str | None = None
-    """score this dataset of `spkid shard` instead of feature files: its folder, or a URL; it names the speakers"""
+    """Score this dataset of `spkid shard` instead of files: its folder or a URL. It names the speakers."""
     shard_cache: Path | None = None
-    """folder where what is downloaded of --te_shards at a URL is kept, for all processes of a machine; not given: nowhere"""
+    """Folder for downloads of --te_shards at a URL, shared by the machine's processes. Default: not kept."""
     shard_cache_bytes: int = StoreOptions.cache_bytes
-    """what --shard_cache may take; the longest unread goes first"""
+    """Size limit of --shard_cache; files that were not read for the longest time are removed first."""
     weights_ckpt: Path
-    """weights file, such as ckpt/bestval_e19_weights.ckpt"""
+    """Weights file, such as ckpt/bestval_e19_weights.ckpt."""
     log_file: Path = Path("spk_classification.log")
-    """results: a line UTTERANCE<TAB>SPEAKER each; beside it go a .json of all figures, and pictures"""
+    """File for the results, lines UTTERANCE<TAB>SPEAKER; figures (.json) and pictures are written beside it."""
     train_cfg: Path = Path("ckpt/train.opts")
-    """train.opts of the training that made the weights"""
+    """The train.opts of the training that made the weights."""
     ext: str | None = None
-    """extension of the files; as in the training where not given (mcp for feature files)"""
+    """Extension of the files. Default: as in the training (mcp for feature files)."""
     verbose: bool = False
-    """print each utterance's speaker too"""
+    """Also print the speaker of each utterance."""
     batch_size: int | None = None
-    """windows that go through the model at a time; where not given: 2048 on a CPU, else 16384"""
+    """Windows that go through the network at a time. Default: 2048 on a CPU, else 16384."""
     spk2idx: Path | None = None
-    """speaker names, where train.opts has none: speaker name -> class index (JSON)"""
+    """Speaker map (JSON), used if train.opts has no speaker names: speaker name -> class index."""
     workers: int = 4
-    """threads of a process that read ahead; 16 at least where --te_shards is a URL"""
+    """Threads per process that read ahead; at least 16 if --te_shards is a URL."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """arithmetic of the matrix products; sums are float64 with any"""
+    """Arithmetic of the matrix products; sums are float64 in any case."""
     pictures: Annotated[bool, tyro.conf.arg(help=NO_PICTURES, help_behavior_hint="(default: draw them)")] = True
-    """draw confusions, errors by length and the DET curve, where the true speakers are known"""
+    """Draw confusions, errors by length and the DET curve, if the true speakers are known."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -75,15 +75,15 @@ class ExportConfig(Options):
     """Export a trained model for other programs: its weights or graph, and a model.json of all that a caller needs."""
 
     weights_ckpt: Path
-    """weights file, such as ckpt/bestval_e19_weights.ckpt"""
+    """Weights file, such as ckpt/bestval_e19_weights.ckpt."""
     out: Path
-    """folder to make; it must not exist, or be empty"""
+    """Folder to create; it must be empty or not exist."""
     train_cfg: Path = Path("ckpt/train.opts")
-    """train.opts of the training that made the weights"""
+    """The train.opts of the training that made the weights."""
     format: str = "safetensors,torch_export"
-    """what to write, separated by commas: safetensors, torch_export (.pt2), onnx (needs the extra [onnx])"""
+    """Formats to write, separated by commas: safetensors, torch_export (.pt2), onnx (needs the extra [onnx])."""
     spk2idx: Path | None = None
-    """speaker names, where train.opts has none: speaker name -> class index (JSON)"""
+    """Speaker map (JSON), used if train.opts has no speaker names: speaker name -> class index."""
 
     def __post_init__(self) -> None:
         """Check the formats' names; raises UsageError."""

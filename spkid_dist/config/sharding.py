@@ -21,13 +21,13 @@ class SpeakerFlags(Options):
     """How an utterance's speaker is found; at most one of the flags is given."""
 
     speaker_component: int | None = None
-    """which component of a list line names the speaker, from 1; not given: as in the dataset or training that is used, or 2"""
+    """Component of a list line that names the speaker, from 1. Default: as in the dataset or training, else 2."""
     speaker_regex: str | None = None
-    """regular expression on a list line; its only group, or the one named `speaker`, is the speaker"""
+    """Regular expression that finds the speaker in a list line, by its only group or the group named `speaker`."""
     speaker_tsv: Path | None = None
-    """table of speakers: a line KEY<TAB>SPEAKER an utterance"""
+    """Table of speakers with lines KEY<TAB>SPEAKER, one per utterance."""
     utt2spk: Path | None = None
-    """table of speakers as Kaldi writes it: a line KEY SPEAKER an utterance"""
+    """Table of speakers in Kaldi's format, with lines KEY SPEAKER, one per utterance."""
 
     def __post_init__(self) -> None:
         """Check that the flags don't contradict each other; raises UsageError."""
@@ -57,17 +57,17 @@ class SlurmFlags(Options):
     """How the tasks of --slurm_array are submitted."""
 
     cluster: Literal["slurm", "local"] = "slurm"
-    """local: processes of this machine instead, to try it; sbatch's options mean nothing to them"""
+    """Where the tasks run: slurm, or local processes to try it out (these ignore the options of sbatch)."""
     partition: str | None = None
-    """partition of the tasks; not given: Slurm's default"""
+    """Slurm partition of the tasks. Default: Slurm's own."""
     timeout_min: int = 240
-    """minutes that a task may take"""
+    """Minutes that a task may take."""
     mem_gb: float | None = None
-    """memory of a task; not given: Slurm's default"""
+    """Memory per task in GB. Default: Slurm's own."""
     sbatch: tuple[str, ...] = ()
-    """more options of sbatch, as NAME=VALUE, such as account=speech qos=long"""
+    """More options for sbatch as NAME=VALUE, such as account=speech qos=long."""
     log_dir: Path = Path("slurm_logs")
-    """folder of the tasks' logs and results, which all machines see"""
+    """Folder for the tasks' logs and results; all machines must see it."""
 
     def __post_init__(self) -> None:
         """Check the values; raises UsageError."""
@@ -90,39 +90,39 @@ class ShardConfig(SpeakerFlags):
     """Shard features or audio: write a dataset of tar shards, manifest and utterance table."""
 
     db_path: Path = Path("mcp")
-    """folder of the files, or Kaldi data folder"""
+    """Folder of the feature or audio files, or a Kaldi data folder."""
     source: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(SOURCES) + "}")] = "fmatrix"
-    """what the files are; audio becomes features, as --features.* say"""
+    """Kind of the files. Audio becomes features as the flags --features.* say."""
     list_file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
-    """utterance list, one a line, no extension; not given: cfg/all.train, or all of a Kaldi folder's feats.scp"""
+    """List of utterances: one per line, without extension. Default: cfg/all.train, or all of a Kaldi folder."""
     spk2idx: Path = Path("cfg/spk2idx.json")
-    """speaker name -> class index (JSON); made from the list, sorted, where it does not exist"""
+    """Speaker map (JSON): speaker name -> class index. Made from the list, sorted, if it does not exist."""
     ext: str | None = None
-    """extension of the files; not given: the usual one of the source, such as mcp, npy or wav"""
+    """Extension of the files. Default: the usual one of the source, such as mcp, npy or wav."""
     features: FeatureOptions = field(default_factory=FeatureOptions)
-    """how audio becomes features"""
+    """How audio becomes features."""
     out: str
-    """new or empty folder, or URL that fsspec writes to (s3://bucket/name); an unfinished job of the same options goes on"""
+    """New or empty folder, or URL for fsspec (s3://bucket/name). An unfinished job with the same options is continued."""
     seed: int = 0
-    """of the order of storage"""
+    """Random seed of the storage order."""
     block_frames: int = 8192
-    """frames of a block, the unit that is read"""
+    """Frames per block, the unit of reading."""
     shard_bytes: int = 256_000_000
-    """size of a shard, about"""
+    """Approximate size of a shard in bytes."""
     dtype: Literal["float32", "float16"] = "float32"
-    """how values are stored; float16 rounds them, and the largest relative error is reported"""
+    """Number format of the stored values. float16 rounds them; the largest relative error is reported."""
     workers: int = 1
-    """processes that make shards side by side; the bytes are the same for any number"""
+    """Number of processes that write shards side by side; the bytes do not depend on it."""
     skip_bad: bool = False
-    """leave out utterances that are missing or damaged, and list them; all are read once more for that"""
+    """Leave out missing or damaged utterances, and list them. All files are read once more for that."""
     append: bool = False
-    """add the utterances to the finished dataset in --out, a local folder; its shards stay as they are, new ones follow"""
+    """Add the utterances to the finished dataset in --out, a local folder. Its shards stay; new ones follow."""
     task: str | None = None
-    """i/N: only this share of the shards, of N from 0, to be joined by spkid merge; auto: as Slurm says; auto/N: Kubernetes"""
+    """Write one share of the shards: i/N (from 0; join them with spkid merge), auto (Slurm), auto/N (Kubernetes)."""
     slurm_array: int | None = None
-    """submit this many tasks as a Slurm array, wait for them and join what they made"""
+    """Submit this many tasks as a Slurm array, wait for them, and join their shards."""
     slurm: SlurmFlags = field(default_factory=SlurmFlags)
-    """how the array is submitted"""
+    """How the Slurm array is submitted."""
 
     def __post_init__(self) -> None:
         """Check the source and the flags that go with it; raises UsageError."""
@@ -158,7 +158,7 @@ class MergeConfig(Options):
     """Join the shards that `spkid shard --task` made into a dataset."""
 
     folder: Annotated[str, tyro.conf.Positional]
-    """the --out folder or URL of the tasks"""
+    """Folder or URL given to the tasks as --out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +166,13 @@ class InfoConfig(Options):
     """Print what is in a dataset."""
 
     folder: Annotated[str, tyro.conf.Positional]
-    """folder of a dataset, or URL that fsspec reads (s3://bucket/name)"""
+    """Folder of a dataset, or a URL for fsspec (s3://bucket/name)."""
     shard_cache: Path | None = None
-    """folder for what is downloaded of a dataset at a URL"""
+    """Folder for downloads of a dataset at a URL."""
     frame_shift_ms: float | None = None
-    """time from one frame to the next, for the hours; not given: as in the dataset, which knows it of audio, else 10"""
+    """Milliseconds between two frames, to compute hours. Default: the dataset's own (if from audio), else 10."""
     json: bool = False
-    """print one JSON object instead"""
+    """Print one JSON object instead of text."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -186,11 +186,11 @@ class VerifyConfig(Options):
     """Compare every byte of a dataset with what was written, and name what is damaged."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """folder of a dataset"""
+    """Folder of a dataset."""
     workers: int = field(default_factory=available_cpus)
-    """shards that are read at the same time; not given: one per CPU that this process may use"""
+    """Number of shards to read at the same time. Default: one per CPU of this process."""
     quick: bool = False
-    """compare sizes and headers only"""
+    """Compare only sizes and headers."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -203,9 +203,9 @@ class IndexConfig(Options):
     """Rebuild a dataset's manifest and tables from its shards."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """folder of shards"""
+    """Folder of shards."""
     workers: int = field(default_factory=available_cpus)
-    """shards that are read at the same time; not given: one per CPU that this process may use"""
+    """Number of shards to read at the same time. Default: one per CPU of this process."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""

@@ -34,122 +34,120 @@ class TrainConfig(Options):
     """Train the context-window MLP; the same as `accelerate launch -m spkid_dist.train`."""
 
     db_path: Path = Path("mcp")
-    """folder of feature files"""
+    """Folder of the feature files."""
     tr_list_file: Path = Path("cfg/all.train")
-    """list of the utterances to train on, one a line, no extension"""
+    """List of the training utterances: one per line, without extension."""
     va_list_file: Path = Path("cfg/all.test")
-    """list of the utterances to validate on"""
+    """List of the validation utterances."""
     ext: str = "mcp"
-    """extension of the feature files"""
+    """Extension of the feature files."""
     spk2idx: Path = Path("cfg/spk2idx.json")
-    """speaker name -> class index (JSON); made from the training list, sorted, where it does not exist"""
+    """Speaker map (JSON): speaker name -> class index. Made from the training list, sorted, if it does not exist."""
     batch_size: int = 1000
-    """windows of a global batch, of all processes together"""
+    """Windows per batch, over all processes together."""
     hsize: int = 100
-    """units of each hidden layer"""
+    """Units per hidden layer."""
     in_frames: int = 21
-    """frames stacked into one input"""
+    """Frames stacked into one window."""
     patience: int = 10
-    """epochs without a better validation loss before stopping"""
+    """Stop after this many epochs without a better validation loss."""
     lr: float = 0.001
-    """learning rate"""
+    """Learning rate."""
     momentum: float = 0.5
-    """momentum, of SGD only"""
+    """Momentum of SGD; the other optimisers ignore it."""
     epoch: int = 20
-    """epochs"""
+    """Number of epochs."""
     log_freq: int = 20
-    """batches between log lines"""
+    """Batches between two log lines."""
     save_path: Path = Path("ckpt")
-    """where the model goes"""
+    """Folder for the weights, curves, log and checkpoints."""
 
     tr_shards: str | None = None
-    """train on this dataset of `spkid shard` instead of feature files: its folder, or URL that fsspec reads (s3://bucket/name)"""
+    """Train on this dataset of `spkid shard` instead of feature files: folder, or URL for fsspec (s3://bucket/name)."""
     va_shards: str | None = None
-    """validate on this dataset instead of feature files"""
+    """Validate on this dataset of `spkid shard` instead of feature files."""
     shard_cache: Path | None = None
-    """folder where what is downloaded of datasets at URLs is kept, for all processes of a machine; not given: nowhere"""
+    """Folder for downloads of datasets at URLs, shared by all processes of a machine. Default: downloads are not kept."""
     shard_cache_bytes: int = StoreOptions.cache_bytes
-    """what --shard_cache may take; the longest unread goes first"""
+    """Size limit of --shard_cache; files that were not read for the longest time are removed first."""
     cache_dir: Path = field(default_factory=default_cache_dir)
-    """where feature files are sharded to, once; not given: spkid-dist in $XDG_CACHE_HOME, else in ~/.cache"""
+    """Folder for feature files once they are sharded. Default: spkid-dist in $XDG_CACHE_HOME, else in ~/.cache."""
     speaker_component: int = 2
-    """which component of a list line names the speaker, counted from 1"""
+    """Component of a list line that names the speaker, counted from 1."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """how the weights are moved"""
+    """Optimiser."""
     edge: EdgeRule = "valid"
-    """beyond an utterance's ends: zero frames, its edge frames, or only windows that fit (valid)"""
+    """Windows beyond an utterance's ends: zero frames (zero), repeated edge frames (edge), or none (valid)."""
     seed: int = 0
-    """of the initial weights and the order of the windows"""
+    """Random seed for the initial weights and the window order."""
     num_streams: int = 64
-    """interleaved sequences of an epoch; at least as many as processes"""
+    """Interleaved sequences of an epoch; at least the number of processes."""
     shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS
-    """windows in memory that are shuffled at a time, over all processes; as many again are read meanwhile"""
+    """Windows in memory that are shuffled together, over all processes; as many again are being read meanwhile."""
     device_memory: int | None = None
-    """bytes on a GPU for the frames of the training set, and as many for the validation set: a set that fits is copied there
-    once, and stays; not given: half of what is free when its first batch is made; 0: it never stays"""
+    """GPU memory in bytes for each of the two sets; a set that fits is copied once. Default: half of what is free."""
     mixed_precision: Literal["launcher", "no", "bf16", "fp16"] = "launcher"
-    """arithmetic of the matrix products; `launcher`: what accelerate launch says, else float32"""
+    """Arithmetic of the matrix products. `launcher`: what accelerate launch says, else float32."""
 
     weight_decay: float = 0.0
-    """how strongly weights are drawn to zero: apart from the gradient by adamw, as a part of it by adam and sgd"""
+    """Strength of weight decay; adamw applies it apart from the gradient, adam and sgd as part of the gradient."""
     schedule: Literal["constant", "step", "plateau", "cosine", "one_cycle"] = "constant"
-    """the learning rate over time: step and plateau multiply it by --step_factor, cosine and one_cycle end near zero"""
+    """Learning rate over time: step and plateau multiply it by --step_factor, cosine and one_cycle end near zero."""
     warmup: float | None = None
-    """share of all batches over which the rate rises to --lr; not given: 0, and 0.3 of one_cycle"""
+    """Share of all batches during which the rate rises to --lr. Default: 0, and 0.3 for one_cycle."""
     step_factor: float = 0.5
-    """what --schedule step and plateau multiply the rate by"""
+    """Factor by which --schedule step and plateau multiply the learning rate."""
     step_epochs: int = 3
-    """of --schedule step: epochs from one step to the next; of plateau: epochs without a better validation loss"""
+    """Epochs between two steps of --schedule step; for plateau, epochs without a better validation loss."""
     clip_grad_norm: float | None = None
-    """largest norm of the gradient; a longer one is scaled down to it"""
+    """Largest norm of the gradient; a longer gradient is scaled down to it."""
     label_smoothing: float = 0.0
-    """share of the target that goes to all speakers alike; the validation loss is without"""
+    """Share of the target that is spread evenly over all speakers. The validation loss is computed without it."""
     num_layers: int = 3
-    """hidden layers"""
+    """Number of hidden layers."""
     activation: Activation = "relu"
-    """what follows each hidden layer"""
+    """Activation function after each hidden layer."""
     dropout: float = 0.0
-    """share of the hidden units that are left out of a batch at random"""
+    """Share of hidden units that each batch leaves out at random."""
     batch_norm: bool = False
-    """normalise each hidden layer over the global batch, before its activation"""
+    """Normalise each hidden layer over the whole batch, before its activation."""
     normalize: Normalization = "none"
-    """features to mean 0 and deviation 1: of the training set (global; kept with the weights) or of each utterance"""
+    """Bring features to mean 0 and deviation 1: over the training set (global) or per utterance."""
     engine: Literal["auto", "eager", "graph", "fused"] = "auto"
-    """what does the training steps: accelerate's wrappers (eager), CUDA graphs of many steps (graph; on CPUs plain calls), or
-    kernels made for the classic network (fused; GPUs only); auto takes the fastest that can do what is asked for"""
+    """What does the steps: accelerate (eager), CUDA graphs (graph), own kernels (fused, GPUs only), or the fastest."""
     tf32: bool = False
-    """use TF32 for float32 matrix products on a GPU: faster, with 3 instead of 7 decimal digits in each product"""
+    """Use TF32 for float32 matrix products on a GPU: faster, with 3 instead of 7 decimal digits per product."""
     compile: bool = False
-    """compile the network (torch.compile): slow to start; needs a C++ compiler on CPUs, triton on GPUs"""
+    """Compile the network with torch.compile: slow to start; needs a C++ compiler on a CPU, Triton on a GPU."""
 
     on_bad_block: Literal["stop", "skip"] = "stop"
-    """at a block of the training set that can't be read or is damaged: stop, or pass over its windows and count them"""
+    """At a damaged or unreadable block of the training set: stop, or skip and count its windows."""
     tr_speakers: tuple[str, ...] | None = None
-    """speakers of the training set to train on, by name; not given: all"""
+    """Train on these speakers of the training set only, given by name. Default: all."""
     tr_utterances: Path | None = None
-    """list of utterances of the training set to train on; not given: all"""
+    """List of the utterances of the training set to train on. Default: all."""
     balance_speakers: bool = False
-    """take each speaker's utterances so often that all have about as many windows in an epoch"""
+    """Repeat utterances so that all speakers have about as many windows per epoch."""
 
     accumulation: int = 1
-    """parts in which each process takes its share of a batch, one after the other: less memory, the same gradient"""
+    """Parts into which each process splits its share of a batch: less memory, the same gradient."""
     resume: str = "never"
-    """`never`: train from the start; `auto`: go on from the last checkpoint in --save_path, if any; or a checkpoint's folder"""
+    """Where to continue: `never`, `auto` (the last checkpoint in --save_path, if any), or a checkpoint's folder."""
     overwrite: bool = False
-    """delete what an earlier training left in --save_path; without it, or --resume, such a folder is refused"""
+    """Delete the files of an earlier training in --save_path. Without it, or --resume, such a folder is refused."""
     checkpoint_steps: int | None = None
-    """batches between checkpoints; there is one at each epoch's end anyway"""
+    """Batches between checkpoints. Default: only at the end of each epoch."""
     checkpoint_minutes: float | None = None
-    """minutes between checkpoints; there is one at each epoch's end anyway"""
+    """Minutes between checkpoints. Default: only at the end of each epoch."""
     keep_checkpoints: int = 2
-    """checkpoints that are kept, the last ones; that of the best epoch is kept besides"""
+    """Number of checkpoints to keep; the one of the best epoch is kept as well."""
     timeout_minutes: float = 10.0
-    """minutes that a process waits for the others before it ends with an error, as when the network is cut"""
+    """Minutes that a process waits for the others before it ends with an error, for example when the network is cut."""
 
     log_with: Tracker | None = None
-    """give the curves to this tracker too, which its own settings tell where to (tensorboard: into --save_path)"""
+    """Send the curves to this tracker as well; its own settings say where (tensorboard: in --save_path)."""
     profile: int | None = None
-    """record this many steps, after 3 to warm up: profile-rank{r}.json in --save_path, and the longest operators in the log"""
+    """Record this many steps after 3 warm-up steps: profile-rank{r}.json in --save_path, slowest operators in the log."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -203,7 +201,7 @@ class ResultsConfig(Options):
     """Make one table of the trainings below a folder, from the best validation loss on."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """folder in which each folder is the --save_path of a training; the table is its results.tsv"""
+    """Folder whose subfolders are the --save_path of trainings; the table is written there as results.tsv."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +209,11 @@ class DoctorConfig(Options):
     """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
 
     shards: str | None = None
-    """a dataset of `spkid shard` that every process should see; a folder, or a URL"""
+    """Dataset of `spkid shard` that every process should see: a folder or a URL."""
     save_path: Path = Path("ckpt")
-    """where the model would go"""
+    """Folder where a training would write its files."""
     timeout_minutes: float = 2.0
-    """minutes that a process waits for the others"""
+    """Minutes that a process waits for the others."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -229,6 +227,6 @@ class DemoConfig(Options):
     """Make a small synthetic corpus, then shard it, train on it and score it."""
 
     out: Path = Path("demo")
-    """folder for the corpus and the results; made anew each time"""
+    """Folder for the corpus and the results; replaced on each run."""
     seed: int = 0
-    """of the corpus"""
+    """Random seed of the synthetic corpus."""

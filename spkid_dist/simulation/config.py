@@ -18,19 +18,19 @@ class RateFlags(Options):
     """Rates of one process, in place of those that are measured or that the device's preset has."""
 
     step_overhead_us: float | None = None
-    """microseconds of a step, whatever its size"""
+    """Fixed time per step in microseconds, whatever its size."""
     compute_windows: float | None = None
-    """windows per second of forward and backward, beyond the overhead"""
+    """Windows per second of forward and backward, apart from the fixed time."""
     stack_windows: float | None = None
-    """windows per second of stacking batches"""
+    """Windows per second of stacking batches."""
     fill_windows: float | None = None
-    """windows per second of reading from memory, checking and laying out pools"""
+    """Windows per second of reading from memory, checking and laying out."""
     bus_gbytes: float | None = None
-    """gigabytes per second from the host to the device"""
+    """Gigabytes per second from the host to the device."""
     allreduce_us: float | None = None
-    """microseconds of a small all-reduce, for each doubling of the processes"""
+    """Microseconds of a small all-reduce, per doubling of the number of processes."""
     first_batch_seconds: float | None = None
-    """seconds from a process with its imports to its first batch, of a small dataset"""
+    """Seconds from a process with its imports done to its first batch of a small dataset."""
 
     def given(self) -> dict[str, float]:
         """The flags that are given, by name."""
@@ -42,56 +42,56 @@ class SimulateConfig(RateFlags):
     """Predict a training on a cluster by arithmetic: speed, memory, shuffle, time, price, and what breaks first."""
 
     shards: str | None = None
-    """the corpus: folder or URL of a sharded dataset; or its size, by the following flags"""
+    """Corpus given as a sharded dataset: its folder or URL. Otherwise give its size with the following flags."""
     frames: int | None = None
-    """frames of the corpus; it, --utterances, --mean_frames: two of the three"""
+    """Frames of the corpus. Give two of --frames, --utterances and --mean_frames."""
     utterances: int | None = None
-    """utterances of the corpus"""
+    """Utterances of the corpus."""
     mean_frames: float | None = None
-    """frames of an utterance, on average"""
+    """Average frames per utterance."""
     num_features: int | None = None
-    """features of a frame; 20 where not given"""
+    """Features per frame. Default: 20."""
     speakers: int | None = None
-    """speakers, the network's classes"""
+    """Number of speakers, the classes of the network."""
     dtype: Literal["float32", "float16"] | None = None
-    """of the features in the shards; float32 where not given"""
+    """Number format of the features in the shards. Default: float32."""
     block_frames: int | None = None
-    """frames of a block; 8192 where not given"""
+    """Frames per block. Default: 8192."""
     shard_bytes: int | None = None
-    """bytes of a shard; 256000000 where not given"""
+    """Bytes per shard. Default: 256000000."""
 
     nodes: int = 1
-    """machines"""
+    """Number of machines."""
     gpus: int = 1
-    """devices of a machine, each with a process; on machines without GPUs, its processes"""
+    """Devices per machine, each with a process; on machines without GPUs, processes per machine."""
     network_gbits: float | None = None
-    """gigabits per second between two nodes; needed where there are several"""
+    """Gigabits per second between two machines; needed for more than one."""
     store_gbytes: float | None = None
-    """gigabytes per second that one node can read of the store; not given: the store does not limit"""
+    """Gigabytes per second that one machine can read from the store. Default: no limit."""
     store_gbytes_in_all: float | None = None
-    """gigabytes per second that all nodes together can read of the store; not given: only --store_gbytes limits"""
+    """Gigabytes per second that all machines together can read from the store. Default: only --store_gbytes limits."""
     memory_gb: float | None = None
-    """gigabytes of memory of a node; not given: it is not compared"""
+    """Gigabytes of memory per machine. Default: memory is not compared."""
     price: float | None = None
-    """price of a node for an hour"""
+    """Price per machine and hour."""
 
     in_frames: int = 21
-    """frames stacked into one input"""
+    """Frames stacked into one window."""
     edge: EdgeRule = "valid"
-    """what stands beyond an utterance's first and last frame"""
+    """What a window holds beyond an utterance's first and last frame."""
     batch_size: int = 1000
-    """windows per batch, of all processes together"""
+    """Windows per batch, over all processes together."""
     hsize: int = 100
-    """units of each hidden layer"""
+    """Units per hidden layer."""
     num_layers: int = 3
-    """hidden layers"""
+    """Number of hidden layers."""
     num_streams: int = 64
-    """sequences that are interleaved"""
+    """Number of interleaved sequences."""
     shuffle_windows: int = DEFAULT_SHUFFLE_WINDOWS
-    """windows that are in memory and shuffled at a time, of all processes together"""
+    """Windows in memory that are shuffled together, over all processes."""
 
     device: Literal["here", "h100"] = "here"
-    """rates of a device: measured on this machine in some seconds, or by a data sheet"""
+    """Where the rates come from: measured on this machine in a few seconds (here), or from a data sheet (h100)."""
 
     def __post_init__(self) -> None:
         """Check the values; raises UsageError."""

@@ -73,7 +73,9 @@ def check_pools(
 ) -> None:
     """Raise UsageError where a ring of pools takes more than is free, or than is allowed."""
     needed = size.rows * ring_format.row_bytes + TABLE_BYTES * size.windows
-    takes = f"the windows that are shuffled together, and the next ones, take {gigabytes(needed)} on the device {device}"
+    takes = (
+        f"the windows that are shuffled together, and the next ones, take {gigabytes(needed)} on the device {device}"
+    )
     if needed > free:
         raise UsageError(f"{takes}, but {gigabytes(free)} are free there; give a smaller --shuffle_windows")
     if device_memory and needed > device_memory:
