@@ -15,6 +15,7 @@ Blocks are random samples of the corpus already (the sharder shuffles utterances
 loses no randomness, and planning an epoch costs O(shards) instead of O(blocks).
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +27,10 @@ from numpy.typing import NDArray
 from spkid_dist.streaming.kernels import permute
 
 DEFAULT_SHUFFLE_WINDOWS = 2**20  # in the pools of all streams together
+SHARDS_KEPT = 128  # orders of their blocks, some 10 kB each
 
 GOLDEN = 0x9E3779B97F4A7C15
+FIRST_FACTOR, SECOND_FACTOR = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 MASK = 2**64 - 1
 
 # Domains keep apart the generators of different purposes.
@@ -45,10 +48,22 @@ def generator_key(seed: int, *parts: int) -> int:
     return key
 
 
+def generator_keys(key: int, parts: NDArray[np.int64], last: int) -> NDArray[np.uint64]:
+    """The keys (n,) that follow from `key` with each of `parts` (n,), and then `last`, mixed in."""
+    mixed = _mix_all((np.uint64(key) ^ parts.astype(np.uint64)) + np.uint64(GOLDEN))
+    return _mix_all((mixed ^ np.uint64(last)) + np.uint64(GOLDEN))
+
+
+def _mix_all(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST_FACTOR)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND_FACTOR)
+    return z ^ (z >> np.uint64(31))
+
+
 def _mix(z: int) -> int:
     z &= MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    z = ((z ^ (z >> 30)) * FIRST_FACTOR) & MASK
+    z = ((z ^ (z >> 27)) * SECOND_FACTOR) & MASK
     return z ^ (z >> 31)
 
 
@@ -149,8 +164,8 @@ class EpochLine:
         self._shards = permutation(generator_key(seed, SHARDS_DOMAIN, epoch), len(counts.per_shard), shuffle)
         self._starts = starts_of(counts.per_shard[self._shards])
         self._first_ids = starts_of(counts.per_shard)
-        # Streams are intervals: consecutive look-ups stay within a few shards.
-        self._blocks_of = lru_cache(maxsize=8)(self._permuted_blocks)
+        # Streams are intervals, so pool after pool of a stream is of the same shard, or of the one behind it.
+        self._blocks_of = lru_cache(maxsize=SHARDS_KEPT)(self._permuted_blocks)
 
     def segments(self, first: int, last: int) -> Iterator[Segment]:
         """The segments that make up the positions [first, last)."""
@@ -167,25 +182,30 @@ class EpochLine:
         key = generator_key(self._seed, BLOCKS_DOMAIN, self._epoch, shard)
         order = permutation(key, len(blocks), self._shuffle)
         first_ids = self._first_ids[shard] + starts_of(counts)[:-1]
-        return PermutedBlocks(blocks.start + order, starts_of(counts[order]), first_ids[order])
+        starts = starts_of(counts[order])
+        return PermutedBlocks((blocks.start + order).tolist(), starts.tolist(), first_ids[order].tolist())
 
 
 @dataclass(frozen=True)
 class PermutedBlocks:
-    """A shard's blocks (B,) in an epoch's order; block k covers positions starts[k] to starts[k + 1] of the shard's line."""
+    """A shard's B blocks in an epoch's order; block k covers positions starts[k] to starts[k + 1] of the shard's line.
 
-    blocks: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    first_ids: NDArray[np.int64]
+    Lists, because single numbers are looked up, which takes arrays several times as long.
+    """
+
+    blocks: list[int]
+    starts: list[int]
+    first_ids: list[int]
 
     def cut(self, first: int, last: int) -> Iterator[Segment]:
         """The segments of the positions [first, last)."""
-        place = int(np.searchsorted(self.starts, first, side="right")) - 1
+        place = bisect_right(self.starts, first) - 1
         while first < last:
-            base, end = int(self.starts[place]), int(self.starts[place + 1])
+            base, end = self.starts[place], self.starts[place + 1]
             if first < end:
-                first_id = int(self.first_ids[place]) + first - base
-                yield Segment(int(self.blocks[place]), first - base, min(last, end) - base, first_id)
+                yield Segment(
+                    self.blocks[place], first - base, min(last, end) - base, self.first_ids[place] + first - base
+                )
             first, place = max(first, end), place + 1
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_benchmarks import run_benchmark
 
-from spkid_dist.order import EpochLine, EpochOrder, RankShare, generator_key, permutation
+from spkid_dist.order import EpochLine, EpochOrder, RankShare, generator_key, generator_keys, permutation
 
 orders = st.builds(EpochOrder, st.integers(0, 400), st.integers(1, 9), st.integers(1, 20))
 
@@ -106,3 +106,9 @@ def test_a_rank_of_4096_plans_and_seeks_in_10_to_the_12_windows_in_a_second_and_
         assert row["blocks"] > 10**8
         assert row["seconds"] < 1
         assert 0 < row["megabytes"] < 200
+
+
+@given(st.integers(0, 2**63), st.lists(st.integers(0, 2**40), min_size=1), st.integers(0, 2**40))
+def test_many_keys_are_those_made_one_by_one(seed, parts, last):
+    keys = generator_keys(generator_key(seed, 3), np.array(parts), last)
+    assert keys.tolist() == [generator_key(seed, 3, part, last) for part in parts]

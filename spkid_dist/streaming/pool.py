@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, starts_of
+from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, generator_keys, starts_of
 from spkid_dist.streaming.arena import WINDOWS_A_THREAD, Arena, ArenaFiller
 from spkid_dist.streaming.kernels import DEALT_TOGETHER, deal, look_up, number_windows
 from spkid_dist.streaming.windows import DatasetWindows
@@ -91,7 +91,7 @@ class PoolFiller:
         pieces = [list(line.segments(*self._share.order.pool_interval(s, generation))) for s in streams]
         segments = [segment for piece in pieces for segment in piece]
         sizes = np.array([sum(segment.last - segment.first for segment in piece) for piece in pieces], np.int64)
-        keys = np.array([generator_key(self._seed, POOL_DOMAIN, epoch, s, generation) for s in streams], np.uint64)
+        keys = generator_keys(generator_key(self._seed, POOL_DOMAIN, epoch), np.array(streams), generation)
         return Plan(segments, _ids_of(segments), starts_of(sizes), keys)
 
     def deal(self, plan: Plan, by_id: bool) -> NDArray[np.int64]:
