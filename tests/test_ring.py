@@ -18,6 +18,7 @@ from spkid_dist.streaming.copystream import BUFFER_BYTES, NUM_BUFFERS, CopyStrea
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.poolring import PoolRing, RingSize
 from spkid_dist.streaming.residentring import ResidentRing
+from spkid_dist.streaming.ring import RingFormat, WindowRing
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.stacking import BatchMemory
 
@@ -322,6 +323,14 @@ def test_pools_that_do_not_fit_are_refused(corpora, monkeypatch, free, device_me
     _, placed = open_pair(corpora, device_memory=device_memory)
     with pytest.raises(UsageError, match=message):
         placed.next_steps(1)
+
+
+def test_more_rows_than_int32_counts_are_refused():
+    two_gigarows = RingFormat(1, 0, torch.float32, torch.float32)  # of no features
+    with pytest.raises(
+        UsageError, match=r"have 2147483648 frames on the device, .*; give a smaller --shuffle_windows$"
+    ):
+        WindowRing.allocate(two_gigarows, 2**31, 1, torch.device("cpu"))
 
 
 def test_placed_windows_take_less_of_the_hosts_memory(corpora):

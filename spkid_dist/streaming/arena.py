@@ -91,6 +91,10 @@ class ArenaFiller:
         """Pickled without the blocks that it keeps."""
         return self.__dict__ | {"_kept": {}}
 
+    def drop_blocks(self) -> None:
+        """Keep no block: those that are laid out are not needed again soon."""
+        self._kept.clear()
+
     def first_rows(self, segments: Sequence[Segment]) -> NDArray[np.int64]:
         """The first row of each segment in an arena, and the one behind the last segment: (n + 1,)."""
         return starts_of(self._counts.rows_of(segments))

@@ -14,12 +14,11 @@ from spkid_dist.streaming.copystream import BUFFER_BYTES, CopyStream
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.poolring import PoolRing, RingSize
 from spkid_dist.streaming.residentring import ResidentRing
-from spkid_dist.streaming.ring import RingFormat
+from spkid_dist.streaming.ring import MOST_NUMBERS, RingFormat
 from spkid_dist.streaming.ringfiller import RingFiller
 
 TABLE_BYTES = 8  # of a window: its first row and its class, int32 each
 ID_BYTES = 4
-MOST_NUMBERS = 2**31  # that int32 counts, from 0
 
 
 def free_device_memory(device: torch.device) -> int:
@@ -82,8 +81,4 @@ def check_pools(
         raise UsageError(
             f"{takes}, but --device_memory allows {gigabytes(device_memory)}; give a smaller --shuffle_windows, or a larger "
             "--device_memory"
-        )
-    if size.rows >= MOST_NUMBERS:
-        raise UsageError(
-            f"{takes}, in {size.rows} rows, but at most {MOST_NUMBERS} can be; give a smaller --shuffle_windows"
         )

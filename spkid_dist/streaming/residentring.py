@@ -70,3 +70,4 @@ class ResidentRing(RingFiller):
                 self._is_good[windows] = ~bad
             self._copies.copy(arena.starts, self._starts[windows])
             self._copies.copy(arena.labels, self._labels[windows])
+        self._filler.arenas.drop_blocks()

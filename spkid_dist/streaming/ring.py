@@ -13,7 +13,10 @@ from itertools import count
 
 import torch
 
+from shards.errors import UsageError
 from spkid_dist.streaming.stacking import Batch, BatchMemory
+
+MOST_NUMBERS = 2**31  # that int32 counts, from 0
 
 _versions = count()
 
@@ -58,7 +61,16 @@ class WindowRing:
 
     @staticmethod
     def allocate(ring_format: "RingFormat", rows: int, windows: int, device: torch.device) -> "WindowRing":
-        """A ring of `rows` rows and `windows` places, not filled."""
+        """A ring of `rows` rows and `windows` places, not filled.
+
+        Raises:
+            UsageError: more rows than int32 counts.
+        """
+        if rows >= MOST_NUMBERS:
+            raise UsageError(
+                f"the windows that are shuffled together, and the next ones, have {rows} frames on the device, but at most "
+                f"{MOST_NUMBERS - 1} can be there; give a smaller --shuffle_windows"
+            )
         return WindowRing(
             torch.empty(rows, ring_format.num_features, dtype=ring_format.dtype, device=device),
             torch.zeros(windows, dtype=torch.int32, device=device),
