@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-BLOCKS_KEPT = 2  # a stream; see `spkid_dist.streaming.pool`
+BLOCKS_KEPT = 2  # a stream; see `spkid_dist.streaming.arena`
 TABLE_BYTES = 8  # of a window's entry in each of its tables
 
 
