@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shards.conversion.appending import extended_speakers
 from shards.conversion.check import find_bad
 from shards.conversion.folder import Folder, open_folder
@@ -165,7 +163,7 @@ def _say_done(log: RunLog, out: str, manifest: Manifest) -> None:
 
 
 def _summary(done: list[ConvertedShard], layout: Layout, seconds: float) -> dict[str, Any]:
-    """What this run did, for scripts; `copy_share` is the rate as a part of that of copying memory."""
+    """What this run did, for scripts."""
     num_bytes = sum(shard.info.bytes for shard in done)
     frames = sum(shard.info.frames for shard in done)
     summary = {
@@ -174,23 +172,10 @@ def _summary(done: list[ConvertedShard], layout: Layout, seconds: float) -> dict
         "bytes": num_bytes,
         "seconds": round(seconds, 3),
         "frames_per_second": round(frames / seconds),
-        "copy_share": round(num_bytes / seconds / _copy_bytes_per_second(), 4),
     }
     if layout.dtype == "float16":
         summary["largest_relative_error"] = max((shard.rounding_error for shard in done), default=0.0)
     return summary
-
-
-def _copy_bytes_per_second() -> float:
-    """The best of three copies of 64 MB in memory."""
-    source = np.ones(8_000_000)
-    target = np.zeros_like(source)
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        np.copyto(target, source)
-        seconds.append(time.perf_counter() - began)
-    return source.nbytes / min(seconds)
 
 
 def open_source(config: ShardConfig) -> Source:
