@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from spkid_dist.config import ExportConfig as ExportConfig
     from spkid_dist.config import ScoreConfig as ScoreConfig
     from spkid_dist.config import TrainConfig as TrainConfig
@@ -69,6 +70,8 @@ class _Package(ModuleType):
             super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__version__":
+            return import_module(f"{__name__}.versions").installed_version("spkid-dist")
         if name not in _MODULES:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

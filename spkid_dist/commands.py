@@ -17,6 +17,7 @@ from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stoppe
 from spkid_dist import config as configs
 from spkid_dist.bench.config import BenchConfig
 from spkid_dist.simulation.config import SimulateConfig
+from spkid_dist.versions import installed_version
 
 # command: (its options, the module and the function that run it)
 COMMANDS: dict[str, tuple[type[Any], str, str]] = {
@@ -39,6 +40,11 @@ STYLE = (tyro.conf.FlagCreatePairsOff,)
 
 def run_arguments(arguments: Sequence[str]) -> int:
     """Run the command that `arguments` begin with, and return the exit code."""
+    if list(arguments) in (["--version"], ["version"]):
+        print(f"spkid-dist {installed_version('spkid-dist')}")
+        return EXIT_DONE
+    if list(arguments[:1]) == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     return _parse_and_run(lambda: _parse_any(arguments))
 
 

@@ -7,11 +7,13 @@ import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tyro
 
+import spkid_dist
 from shards.layout import MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.commands import COMMANDS, STYLE
@@ -250,3 +252,22 @@ main()
     )
     assert done.stdout.splitlines()[0] == f"spins {spins}"
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("words", [["--version"], ["version"]])
+def test_the_version_is_that_of_the_package(spkid, words):
+    code, printed, _ = spkid(*words)
+    (declared,) = re.findall(r'^version = "(.+)"', (Path(__file__).parents[1] / "pyproject.toml").read_text(), re.M)
+    assert (code, printed) == (0, f"spkid-dist {declared}\n")
+    assert spkid_dist.__version__ == declared
+
+
+def test_help_on_a_command_is_that_command_s_help(spkid):
+    code, printed, _ = spkid("help", "verify")
+    assert (code, printed) == spkid("verify", "--help")[:2]
+    assert "Compare every byte of a dataset" in printed
+
+
+def test_the_package_runs_as_the_command_does():
+    done = subprocess.run([sys.executable, "-m", "spkid_dist", "version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"spkid-dist {spkid_dist.__version__}\n"
