@@ -1,5 +1,11 @@
 """The fused step equals torch in float64; without a GPU its kernels run in Triton's interpreter."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional
@@ -7,11 +13,15 @@ from torch.nn import functional
 from spkid_dist.training.fused.plan import FusedPlan, fused_hindrance
 
 pytest.importorskip("triton")
+import fused_compile
+
 from spkid_dist.training.fused.step import FusedStep, RingTensors, StepTable
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # numpy, which runs kernels without a GPU, warns where a GPU is silent
 pytestmark = [pytest.mark.device, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = 1e-5 if DEVICE == "cuda" else 2e-6  # tf32x3; the interpreter multiplies float32
 D, C, FRAMES, T, ROWS, RATE = 4, 3, 60, 50, 20, 0.01
 MEAN, STD = torch.tensor([0.5, -0.2, 0.0, 0.1]), torch.tensor([0.5, 2.0, 1.0, 0.7])
 
@@ -147,7 +157,7 @@ def test_steps_equal_float64(case, reduced):
     if plan.optimizer == "sgd":
         table.rate.mul_(30)  # else rounding of the weights is a large part of what they move
     fused = run(plan, ring, table, reduced)
-    assert_equal(fused, table, reference_of(plan, ring, table), 2e-6)
+    assert_equal(fused, table, reference_of(plan, ring, table), TOLERANCE)
     assert int(table.cursor) == len(counts) and int(fused.bad) == 0 and float(fused.steps) == len(counts)
 
 
@@ -166,7 +176,21 @@ def test_chunks_of_speakers_join(monkeypatch):
     plan = make_plan(num_speakers=1100, rows=ROWS, num_layers=1)
     assert plan.chunk == 1024
     ring, table = make_ring(plan.num_speakers), make_table(COUNTS[:2])
-    assert_equal(run(plan, ring, table), table, reference_of(plan, ring, table), 2e-6)
+    assert_equal(run(plan, ring, table), table, reference_of(plan, ring, table), TOLERANCE)
+
+
+@pytest.mark.gpu
+def test_a_graph_of_steps_has_the_bits_of_the_steps():
+    plan, ring = make_plan(), make_ring(7)
+    want = run(plan, ring, make_table(COUNTS)).weights
+    fused, table = FusedStep(plan, make_parameters(plan), DEVICE), make_table(COUNTS)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in COUNTS:
+            fused.forward_backward(ring, table)
+            fused.update(table, reduced=False)
+    graph.replay()
+    assert torch.equal(fused.weights, want)
 
 
 @pytest.mark.parametrize("sizes", [{}, {"hsize": 130, "num_layers": 1}], ids=["tile", "layered"])
@@ -243,6 +267,28 @@ def test_scratch_bytes_are_those_that_are_taken():
 def test_the_logits_of_many_speakers_are_not_kept():
     plan = FusedPlan(inputs=420, num_features=20, num_speakers=100_000, rows=65_536, matmul="bf16")
     assert plan.scratch_bytes < 65_536 * 100_000 * 2 / 8
+
+
+def test_compiled_kernels_are_of_the_table_and_spill_nothing():
+    for row in json.loads((BENCHMARKS / "results" / "fused_sm90.json").read_text())["rows"]:
+        classic = {"inputs": 420, "num_features": 20, "num_speakers": 157, "rows": row["rows"], "matmul": row["matmul"]}
+        plan = FusedPlan(**(classic | fused_compile.CASES[row["case"]]))
+        layered = ("first_layer", "next_layer", "layer_gradient", "speaker_gradient")
+        tiles = {"tile_step": plan.tile, "weight_gradients": plan.weight, "speaker_weight_gradients": plan.weight}
+        tiles |= dict.fromkeys(layered, plan.layer) | {"speaker_sums": plan.log_sum}
+        if row["kernel"] in tiles:
+            used = tiles[row["kernel"]]
+            assert (row["num_warps"], row["num_stages"]) == (used.warps, used.stages), row
+        assert row["spilled_bytes"] == 0 and row["shared_bytes"] <= fused_compile.MOST_SHARED
+
+
+@pytest.mark.long  # compiles for GPUs
+def test_kernels_compile_for_a_gpu_without_one():
+    command = [sys.executable, BENCHMARKS / "fused_compile.py", "--cases", "1 layer of 20", "--matmul", "bf16"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["spilled_bytes"] == 0
 
 
 def test_what_the_fused_step_lacks_is_named():

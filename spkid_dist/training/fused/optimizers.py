@@ -19,6 +19,16 @@ def _summed(part, i, P: tl.constexpr, P_HIDDEN: tl.constexpr, SPLITS: tl.constex
 
 
 @triton.jit
+def _total(part, PARTS: tl.constexpr):
+    """Sum of PARTS values, float64."""
+    total = tl.zeros([256], tl.float64)
+    for at in range(0, PARTS, 256):
+        j = at + tl.arange(0, 256)
+        total += tl.load(part + j, mask=j < PARTS, other=0.0).to(tl.float64)
+    return tl.sum(total, 0)
+
+
+@triton.jit
 def sum_gradient(
     part, gradient, current, bad,
     P: tl.constexpr, P_HIDDEN: tl.constexpr, SPLITS: tl.constexpr, LAST_SPLITS: tl.constexpr, BLOCK: tl.constexpr,
@@ -48,7 +58,7 @@ def update_weights(
     weights, first_moment, second_moment, part, gradient, current, steps, count, cursor, losses, sums,
     loss_part, right_part, norm_part, bad,
     P: tl.constexpr, P_HIDDEN: tl.constexpr, SPLITS: tl.constexpr, LAST_SPLITS: tl.constexpr, PARTS: tl.constexpr,
-    PARTS_PADDED: tl.constexpr, BLOCK: tl.constexpr, OPTIMIZER: tl.constexpr, DECAY: tl.constexpr, MOMENTUM: tl.constexpr,
+    BLOCK: tl.constexpr, OPTIMIZER: tl.constexpr, DECAY: tl.constexpr, MOMENTUM: tl.constexpr,
     BETA_1: tl.constexpr, BETA_2: tl.constexpr, EPS: tl.constexpr, REDUCED: tl.constexpr,
     CLIP: tl.constexpr, NORM_PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -93,9 +103,8 @@ def update_weights(
         if moves:
             tl.store(steps, tl.load(current + STEPS))
         row = tl.load(cursor)
-        j = tl.arange(0, PARTS_PADDED)
-        loss = tl.sum(tl.load(loss_part + j, mask=j < PARTS, other=0.0).to(tl.float64), 0)
-        right = tl.sum(tl.load(right_part + j, mask=j < PARTS, other=0.0).to(tl.float64), 0)
+        loss = _total(loss_part, PARTS)
+        right = _total(right_part, PARTS)
         # The host looks at the losses: on the rank that it began on, a gradient that is not finite shows there.
         stopped = tl.load(current + OWN_BAD) != 0.0 if REDUCED else moves == 0
         tl.store(losses + row, tl.where(stopped & is_finite(loss), float("nan"), loss).to(tl.float32))

@@ -19,7 +19,6 @@ from spkid_dist.training.fused.plan import (
     UPDATE_WARPS,
     FusedPlan,
     Tiles,
-    power_of_2,
 )
 
 
@@ -303,7 +302,7 @@ class FusedStep:
         optimizers.update_weights[self._update_grid](
             self.weights, *moments, self._part, self.gradient, self._current, self.steps, table.count, table.cursor,
             table.losses, table.sums, self._loss_part, self._right_part, self._norm_part, self.bad,
-            PARTS=plan.row_tiles, PARTS_PADDED=power_of_2(plan.row_tiles), OPTIMIZER=plan.optimizer,
+            PARTS=plan.row_tiles, OPTIMIZER=plan.optimizer,
             DECAY=plan.weight_decay, MOMENTUM=plan.momentum, BETA_1=plan.betas[0], BETA_2=plan.betas[1], EPS=plan.eps,
             REDUCED=reduced, CLIP=plan.clip_grad_norm or 0.0, NORM_PARTS=plan.norm_programs, **self._sum_sizes,
         )  # fmt: skip
