@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import make_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -143,3 +145,13 @@ def test_sources_run_without_an_installation(module, not_installed, tmp_path):
     versions = found["ranks"][0]["versions"] if "ranks" in found else found["machine"]
     assert versions["spkid-dist"] == "not installed"
     assert re.match(r"\d+\.\d+", versions["torch"])
+
+
+def test_ci_and_the_makefile_take_the_promised_versions_of_python():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = [word.rpartition(" ")[2] for word in project["classifiers"] if re.search(r"Python :: 3\.", word)]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == promised
+    assert f"Python {' or '.join(promised)} is needed" in (ROOT / "Makefile").read_text()
+    first, last = promised[0], promised[-1]
+    assert project["requires-python"] == f">={first},<3.{int(last.partition('.')[2]) + 1}"
