@@ -80,7 +80,7 @@ def first_product(
         x = window_values(arena, start, k, mask, mean, inverse_std, K, D, NORMALIZE)
         w = tl.load(weights + n[None, :] * K + k[:, None], mask=(k < K)[:, None] & (n < H)[None, :], other=0.0)
         acc = product(x, w, acc, PREC)
-    return acc + tl.load(weights + H * K + n, mask=n < H, other=0.0)[None, :]
+    return acc + tl.load(weights + H * K + n, mask=n < H, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -96,7 +96,7 @@ def forward_product(
         x = tl.load(values + rows[:, None] * HP + k[None, :], mask=mask[:, None] & (k < H)[None, :], other=0.0)
         w = tl.load(weights + n[None, :] * H + k[:, None], mask=(k < H)[:, None] & (n < N)[None, :], other=0.0)
         acc = product(x, w, acc, PREC)
-    return acc + tl.load(weights + N * H + n, mask=n < N, other=0.0)[None, :]
+    return acc + tl.load(weights + N * H + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit

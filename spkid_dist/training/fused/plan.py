@@ -118,25 +118,44 @@ class FusedPlan:
         depth, stages = {"tf32x3": (16, 3), "tf32": (32, 2), "bf16": (64, 2)}[self.matmul]
         return Tiles(rows=64, columns=min(speakers, 64), depth=depth, warps=8, stages=stages)
 
+    def _products(self, columns: int) -> Tiles:
+        """Of a product of all rows by so many columns: the largest tiles that give all multiprocessors work."""
+        depth = 64 if self.matmul == "bf16" else 32
+        if -(-self.rows // 128) * -(-columns // 128) >= MULTIPROCESSORS:
+            return Tiles(rows=128, columns=128, depth=depth, warps=8, stages=2 if self.matmul == "tf32x3" else 3)
+        if -(-self.rows // 64) * -(-columns // 64) >= MULTIPROCESSORS:
+            return Tiles(rows=64, columns=64, depth=depth, warps=4, stages=3)
+        return Tiles(rows=32, columns=64, depth=depth, warps=4, stages=3)
+
     @property
     def layer(self) -> Tiles:
-        """Of the layered path's products, forward and backward, the speakers' included."""
-        if self.rows < 64 * MULTIPROCESSORS:
-            return Tiles(rows=32, columns=64, depth=32, warps=4, stages=3)
-        return Tiles(rows=128, columns=128, depth=32, warps=8, stages=3 if self.matmul != "tf32x3" else 2)
+        """Of the layered path's hidden layers, forward and backward."""
+        return self._products(self.hsize)
+
+    @property
+    def logits(self) -> Tiles:
+        """Of the gradient of a chunk's logits."""
+        return self._products(self.chunk)
 
     @property
     def log_sum(self) -> Tiles:
         """Of the speakers' log-sum-exp, which keeps more beside its products."""
-        return replace(self.layer, columns=64)
+        return replace(self._products(self.num_speakers), columns=64)
 
     @property
     def weight(self) -> Tiles:
         """Of the weights' gradients: units (rows) by inputs (columns), depth is of the windows."""
         depth = 64 if self.matmul == "bf16" else 32
-        if self.hsize <= 128 and self.rows >= 64 * MULTIPROCESSORS:
+        if self.rows >= 64 * MULTIPROCESSORS // 2 and self.hsize > 128 and self.matmul != "tf32x3":
+            return Tiles(rows=128, columns=128, depth=depth, warps=8, stages=3)
+        if self.rows >= 64 * MULTIPROCESSORS:
             return Tiles(rows=128, columns=64, depth=depth, warps=8, stages=3)
         return Tiles(rows=64, columns=64, depth=depth, warps=4, stages=3)
+
+    @property
+    def copies_weights(self) -> bool:
+        """Whether a step begins by a copy of the weights as bfloat16, which saves large batches more than it costs."""
+        return self.matmul == "bf16" and (self.path == "layered" or self.tile.rows > 16)
 
     def _splits(self, tiles: int) -> int:
         """Parts of the windows whose sums of gradients are kept apart, so that all multiprocessors have work."""
@@ -203,6 +222,7 @@ class FusedPlan:
         """Device memory beside parameters, gradient and optimiser's state: activations, chunk, partial sums."""
         width, hidden = self.activation_dtype.itemsize, self.num_layers * self.rows * self.units_padded
         values = width * (2 * hidden + self.rows * self.chunk)
+        values += 2 * self.num_parameters if self.copies_weights else 0
         if self.path == "layered":
             values += 4 * self.rows * (self.units_padded + 5 * self.speaker_parts + 1)
         speakers = self.num_parameters - self.num_hidden_parameters

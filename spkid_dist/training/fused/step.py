@@ -100,6 +100,9 @@ class FusedStep:
 
     def _allocate_scratch(self) -> None:
         plan = self.plan
+        self._used_weights = self.weights
+        if plan.copies_weights:
+            self._used_weights = self._zeros(plan.num_parameters, torch.bfloat16)
         wide = plan.num_layers * plan.rows * plan.units_padded
         self._hidden = self._zeros(wide, plan.activation_dtype)
         self._gradients = self._zeros(wide + plan.rows * plan.chunk, plan.activation_dtype)
@@ -144,6 +147,8 @@ class FusedStep:
     def forward_backward(self, ring: RingTensors, table: StepTable) -> None:
         """Losses of the table's present step, and partial sums of its gradient times 1/G."""
         assert ring.arena.dtype == self.plan.arena_dtype and ring.arena.shape[1] == self.plan.num_features
+        if self.plan.copies_weights:  # in each step: the parameters may have been given other values since the last
+            self._used_weights.copy_(self.weights)
         if self.plan.path == "tile":
             self._tile(ring, table)
         else:
@@ -156,7 +161,7 @@ class FusedStep:
         plan, tiles = self.plan, self.plan.tile
         tile.tile_step[(plan.row_tiles,)](
             ring.arena, ring.starts, ring.labels, len(ring.starts), table.first, table.count, table.rate, table.weight,
-            table.cursor, self.steps, self._current, self.weights, self._mean, self._inverse_std, self._hidden,
+            table.cursor, self.steps, self._current, self._used_weights, self._mean, self._inverse_std, self._hidden,
             self._gradients, self._loss_part, self._right_part, self.bad,
             B=plan.rows, S=plan.num_speakers, L=plan.num_layers, BM=tiles.rows, BK=tiles.depth, OT=tiles.columns,
             OP=plan.chunk, SMOOTH=plan.label_smoothing, **self._sizes, **self._input_sizes, **self._log_betas,
@@ -173,7 +178,7 @@ class FusedStep:
         """Weights and biases from layer `layer` on."""
         plan = self.plan
         before = plan.hsize * (plan.inputs + 1) + (layer - 1) * plan.hsize * (plan.hsize + 1) if layer else 0
-        return self.weights[before:]
+        return self._used_weights[before:]
 
     def _of_layer(self, values: torch.Tensor, layer: int) -> torch.Tensor:
         """From layer `layer` on of what is kept of all (L, B, HP)."""
@@ -183,7 +188,7 @@ class FusedStep:
         grid, sizes = self._grid(self.plan.layer, self.plan.hsize)
         layers.first_layer[grid](
             ring.arena, ring.starts, len(ring.starts), table.first, table.count, table.rate, table.cursor, self.steps,
-            self._current, self.weights, self._mean, self._inverse_std, self._hidden,
+            self._current, self._used_weights, self._mean, self._inverse_std, self._hidden,
             **self._sizes, **self._input_sizes, **self._log_betas, **sizes,
         )  # fmt: skip
         for layer in range(1, self.plan.num_layers):
@@ -208,7 +213,7 @@ class FusedStep:
         )  # fmt: skip
         chunk_gradients = self._of_layer(self._gradients, plan.num_layers)
         for begin in range(0, plan.num_speakers, plan.chunk):
-            grid, sizes = self._grid(plan.layer, plan.chunk)
+            grid, sizes = self._grid(plan.logits, plan.chunk)
             speakers.speaker_gradient[grid](
                 last, weights, self._log_sums, *place, table.weight, table.cursor, chunk_gradients, begin,
                 OP=plan.chunk, **common, **self._sizes, **sizes,
