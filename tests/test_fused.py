@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from shards.errors import UsageError
 from spkid_dist.training.fused.plan import FusedPlan, fused_hindrance
 
 pytest.importorskip("triton")
@@ -267,6 +268,18 @@ def test_scratch_bytes_are_those_that_are_taken():
 def test_the_logits_of_many_speakers_are_not_kept():
     plan = FusedPlan(inputs=420, num_features=20, num_speakers=100_000, rows=65_536, matmul="bf16")
     assert plan.scratch_bytes < 65_536 * 100_000 * 2 / 8
+
+
+def test_partial_sums_of_many_speakers_are_few():
+    plan = FusedPlan(inputs=420, num_features=20, num_speakers=100_000, rows=65_536, hsize=512, matmul="bf16")
+    assert plan.scratch_bytes < 2 << 30
+
+
+def test_more_speakers_than_places_are_refused():
+    with pytest.raises(
+        UsageError, match="--engine fused: 2097153 speakers, expected 2097152 or less; give --engine graph"
+    ):
+        make_plan(num_speakers=(1 << 21) + 1)
 
 
 def test_compiled_kernels_are_of_the_table_and_spill_nothing():

@@ -18,6 +18,8 @@ from typing import Literal
 
 import torch
 
+from shards.errors import UsageError
+
 Matmul = Literal["tf32x3", "tf32", "bf16"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 
@@ -25,6 +27,8 @@ MOST_UNITS = 512
 MOST_ROWS = 1 << 20  # of a step; places in a chunk of logits are then below 2^31
 TILE_UNITS, TILE_SPEAKERS = 128, 512  # up to here by the tile path
 CHUNK_VALUES = 1 << 24  # of the gradient of logits, where a chunk of 1,024 speakers is not more
+PARTIAL_VALUES = 1 << 27  # of partial sums of the last layer's gradient: 512 MiB, or one sum
+MOST_SPEAKERS = 1 << 21  # places in the last layer's weights are then below 2^31
 UPDATE_BLOCK, UPDATE_WARPS = 1024, 4  # parameters a program of the update; 4 warps do not spill them
 MOST_NORM_PROGRAMS = 256  # that sum the gradient's squares
 MULTIPROCESSORS = 132  # of an H100 or H200
@@ -70,7 +74,11 @@ class FusedPlan:
     """costs a step two more kernels: the gradient's norm has to be known before any weight moves"""
 
     def __post_init__(self) -> None:
-        """Check what the kernels rely on."""
+        """Check what the kernels rely on; raises UsageError."""
+        if self.num_speakers > MOST_SPEAKERS:
+            raise UsageError(
+                f"--engine fused: {self.num_speakers} speakers, expected {MOST_SPEAKERS} or less; give --engine graph"
+            )
         assert self.inputs % self.num_features == 0
         assert 1 <= self.hsize <= MOST_UNITS and self.num_layers >= 1 and self.num_speakers >= 1
         assert 1 <= self.rows <= MOST_ROWS
@@ -185,7 +193,8 @@ class FusedPlan:
         """Partial sums of the last layer's gradient; in the tile path as many as of the others'."""
         if self.path == "tile":
             return self.hidden_splits
-        return self._splits(self.speaker_tiles(min(self.chunk, self.num_speakers)))
+        most = max(1, PARTIAL_VALUES // (self.num_parameters - self.num_hidden_parameters))
+        return min(most, self._splits(self.speaker_tiles(min(self.chunk, self.num_speakers))))
 
     @property
     def chunk(self) -> int:
