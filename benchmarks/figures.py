@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gpu_results
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
@@ -27,6 +29,19 @@ BEGIN, END = "<!-- figures: written by benchmarks/figures.py -->", "<!-- end of 
 PEERS = "peers"
 PEERS_PYTHON = HERE.parent / ".venv-peers/bin/python"
 BATCH = 1000  # windows, of bench_peers.py
+BEFORE_GPU_RESULTS = """\
+On a GPU, `--engine fused` and the present `--engine graph` have not been timed yet; `benchmarks/gpu.sh OUT` does it in
+8 minutes. What is known is of the graph engine before them, on one H200 (torch 2.11, 2026-11; C = 21, D = 20, 157 speakers,
+float32), in million windows/s:
+
+| | batch 1,000 | batch 65,536 |
+|---|---|---|
+| plain torch, 20 steps in one CUDA graph, network and loss compiled | 5.7 | |
+| plain torch, 20 steps in one CUDA graph | 4.8 | 43.5 |
+| the graph engine of then, from the stream | 3.0 | 28.4 |
+| a plain torch loop on one batch | 0.57 | |
+| the eager engine of then | 0.4 | |
+| a DataLoader program, 8 workers | 0.28 | |"""
 Result = dict[str, Any]
 
 
@@ -134,7 +149,7 @@ def main() -> None:
     _, mark, tail = rest.partition(END)
     if not mark:
         sys.exit(f"{README}: has no marks {BEGIN} and {END} in this order")
-    README.write_text(f"{head}{BEGIN}\n{table()}\n{peers_table()}{END}{tail}")
+    README.write_text(f"{head}{BEGIN}\n{table()}\n{peers_table()}{gpu_table()}{END}{tail}")
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
@@ -181,6 +196,14 @@ def machine_of(result: Result) -> str:
     """On what a result was measured, and when."""
     machine = result["machine"]
     return f"{machine['cpu']}, {machine['cores']} cores, torch {machine['torch']}; {result['date']}"
+
+
+def gpu_table() -> str:
+    """What `benchmarks/gpu.sh` found; without its results, what is known."""
+    path = RESULTS / "gpu.json"
+    if not path.exists():
+        return f"{BEFORE_GPU_RESULTS}\n\n"
+    return f"On a GPU (`benchmarks/gpu.sh`):\n\n{gpu_results.table(json.loads(path.read_text()))}\n"
 
 
 def peers_table() -> str:

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import gpu_results
 import pytest
+from gpu_results import Campaign, Step
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -83,3 +86,41 @@ def test_recipes_are_compared_by_their_wrong_utterances(tmp_path):
     result = run_benchmark("recipes.py", (*sizes, *recipes, "--list", "test"), tmp_path)
     assert list(result["wrong"]) == ["defaults", "utterance, batch_norm"]
     assert all(0 <= wrong <= 6 for (wrong,) in result["wrong"].values())
+
+
+def test_programs_of_plain_torch_for_a_gpu_run_on_a_cpu():
+    options = ["--batch_size", 16, "--frames", 200, "--seconds", 0.01, "--only", "loader-0", "plain", "graphs"]
+    command = [sys.executable, BENCHMARKS / "gpu_peers.py", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert [row["name"] for row in rows] == ["loader-0", "plain", "graphs"]
+    assert all(row["windows_per_second"] > 0 for row in rows)
+
+
+@pytest.mark.long  # the shares of it: test_programs_of_plain_torch_for_a_gpu_run_on_a_cpu, and tests of the engines
+def test_the_gpu_benchmark_runs_every_step_and_says_what_falls_short(tmp_path):
+    environment = os.environ | {"PYTHON": sys.executable}
+    command = ["bash", BENCHMARKS / "gpu.sh", tmp_path, "--toy"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert done.returncode == 1  # a CPU is no GPU
+    assert not [name for name, step in result["steps"].items() if "failed" in step], done.stdout
+    assert {row["engine"] for row in result["engines"] if "streamed" in row} == {"fused", "graph", "eager"}
+    assert "| fused, batch 1,000 | missing (not reached) | ≥ 25.0 M |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_step_that_fails_or_has_no_time_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        gpu_results, "steps", lambda *_: [Step("bad", ["-c", "raise SystemExit(3)"], 30), Step("late", [], 60)]
+    )
+    campaign = Campaign(tmp_path, toy=True, ends=time.monotonic() + 20)
+    for step in gpu_results.steps():
+        campaign.run(step)
+        campaign.ends = 0.0
+    assert {name: outcome["failed"] for name, outcome in campaign.outcomes.items()} == {
+        "bad": "ended with 3",
+        "late": "no time was left",
+    }
+    result = gpu_results.collect(campaign)
+    assert not any(row["reached"] for row in result["asked"])
+    assert "- bad: ended with 3\n- late: no time was left" in gpu_results.table(result)
