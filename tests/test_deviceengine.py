@@ -1,6 +1,7 @@
 """Engines that take their steps from tables on a device learn what the eager engine learns; here the device is the CPU."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.train import train
 from spkid_dist.training import engine as engines
+from spkid_dist.training.fused.plan import FusedPlan
+from spkid_dist.training.fusedengine import check_memory, find_hindrance
 from spkid_dist.training.replay import MOST_GRAPHS, STEPS_A_GRAPH, STEPS_BEFORE, Replay
 from spkid_dist.training.steptable import StepTable
 
@@ -269,3 +272,42 @@ def test_windows_of_a_bad_block_are_left_out_of_the_steps_of_a_device(config, mo
     assert "windows passed over so far, of 1 bad blocks" in (tmp_path / "other" / "train.log").read_text()
     expected, found = (statistics(path)["tr_loss"] for path in (config.save_path, tmp_path / "other"))
     assert found == pytest.approx(expected, rel=10 * EXACT)
+
+
+def test_gpus_that_lack_what_the_kernels_need_are_named(config, monkeypatch):
+    gpu = SimpleNamespace(device=torch.device("cuda", 0), mixed_precision="no", num_processes=1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 0))
+    assert find_hindrance(config, gpu) == "the GPU Tesla P100, which is older than compute capability 8.0"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert find_hindrance(config, gpu) is None
+    plan = FusedPlan(inputs=420, num_features=20, num_speakers=157, rows=65_536)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * plan.scratch_bytes, 80e9))
+    check_memory(plan, gpu.device)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (plan.scratch_bytes // 2, 80e9))
+    with pytest.raises(
+        UsageError, match=r"it takes 0.3 GB on cuda:0, which has 0.1 GB free; give a smaller --batch_size"
+    ):
+        check_memory(plan, gpu.device)
+
+
+PLACED = """
+import spkid_dist.training.startup
+spkid_dist.training.startup.steps_are_placed = lambda *_: True
+from spkid_dist.train import main
+main()
+"""
+
+
+@pytest.mark.long  # one: test_steps_from_tables_on_the_device_learn_what_batches_teach; batches: test_preemption
+def test_two_ranks_of_steps_from_tables_learn_what_one_learns(config, shards, tmp_path):
+    program = tmp_path / "placed.py"
+    program.write_text(PLACED)
+    train(replace(config, engine="eager"))
+    options = {**shards, **OPTIONS, "epoch": 2, "engine": "graph", "save_path": tmp_path / "two"}
+    done = run(options, processes=2, module=(program,))
+    assert done.returncode == 0, done.stderr
+    for name, values in statistics(config.save_path).items():
+        assert statistics(tmp_path / "two")[name] == pytest.approx(values, rel=1e-4), name
+    bad = run(options | {"save_path": tmp_path / "bad", "optimizer": "sgd", "lr": 1e30}, processes=2, module=(program,))
+    assert "the training loss is nan on rank 0, 1; the training diverged" in bad.stderr

@@ -41,7 +41,7 @@ class FusedEngine:
         if self._ranks_meet:
             share_weights(parts.model)
         plan = _plan(parts)
-        _check_memory(plan, device)
+        check_memory(plan, device)
         parameters = list(parts.model.parameters())
         self._fused = fused.FusedStep(plan, parameters, device)
         for layer in parts.model.children():
@@ -148,7 +148,7 @@ def _plan(parts: StepParts) -> FusedPlan:
     )
 
 
-def _check_memory(plan: FusedPlan, device: torch.device) -> None:
+def check_memory(plan: FusedPlan, device: torch.device) -> None:
     """Raise UsageError where the device lacks the memory of the kernels."""
     if device.type == "cpu":
         return
