@@ -6,7 +6,7 @@ interpreter runs the same kernels on a CPU: very slowly, for tests.
 """
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -88,6 +88,16 @@ class FusedEngine:
                 if "step" in state:
                     fused.steps.copy_(state["step"])
                 state["step"] = fused.steps
+            optimizer.register_state_dict_post_hook(_with_own_steps)
+
+
+def _with_own_steps(_optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The optimiser's state, in which each parameter has a count of steps of its own.
+
+    Loaded as one tensor, an optimiser of torch would count each step once per parameter.
+    """
+    states = {index: state | {"step": state["step"].clone()} for index, state in state_dict["state"].items()}
+    return state_dict | {"state": states}
 
 
 def find_hindrance(config: TrainConfig, accelerator: Accelerator) -> str | None:
