@@ -87,6 +87,9 @@ def test_a_stopped_training_on_placed_steps_goes_on_bit_for_bit(config, placed, 
     train(replace(config, resume=str(inside), save_path=tmp_path / "rest"))
     assert result(tmp_path / "rest")["bestval_e1_weights.ckpt"] == result(config.save_path)["bestval_e1_weights.ckpt"]
     assert statistics(tmp_path / "rest") == statistics(config.save_path)
+    states = torch.load(checkpoints(tmp_path / "rest")[-1] / "state.pt")
+    (group,) = states["optimizer"]["param_groups"]
+    assert (type(group["lr"]), group["capturable"]) == (float, False)  # an engine on another device goes on from it
 
 
 def test_the_first_bad_step_of_many_on_the_device_is_named(config, placed):

@@ -6,6 +6,8 @@ where it is not 0 the fused optimiser skips the step.
 Shapes: B windows of a rank's share, C*D inputs, T places of the ring's tables.
 """
 
+from typing import Any
+
 import torch
 
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
@@ -100,4 +102,14 @@ def _put_on_device(optimizer: torch.optim.Optimizer, rate: torch.Tensor, found_i
         group["lr"] = rate
         if "capturable" in group and rate.device.type == "cuda":
             group["capturable"] = True
+    optimizer.register_state_dict_post_hook(_as_anywhere)
     optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # as torch's GradScaler tells it
+
+
+def _as_anywhere(_optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The optimiser's state as other engines have it, on other devices too: nothing in it says that it was on this one."""
+    groups = []
+    for group in state_dict["param_groups"]:
+        here = {"lr": float(group["lr"])} | ({"capturable": False} if "capturable" in group else {})
+        groups.append(group | here)
+    return state_dict | {"param_groups": groups}
