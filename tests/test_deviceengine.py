@@ -27,10 +27,8 @@ DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 EXACT = 1e-3 if ON_GPU else 1e-6  # relative, of two ways to add the same numbers
 
 
-FEW = {
-    "tr_speakers": ("spk0000", "spk0003"),
-    "batch_size": 150,
-}  # windows: kernels are interpreted, which takes 0.1 s for 150
+# Of all windows: kernels are interpreted, which takes 0.1 s for 150.
+FEW = {"tr_speakers": ("spk0003",), "batch_size": 90}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +162,7 @@ def test_a_table_holds_the_rows_that_were_sent_last_and_begins_at_the_first():
     "options",
     [
         {"label_smoothing": 0.1, "schedule": "cosine", "optimizer": "adamw", "weight_decay": 0.1},
-        {"normalize": "global", "num_layers": 1},
+        pytest.param({"normalize": "global", "num_layers": 1}, marks=pytest.mark.long),
     ],
     ids=lambda options: ",".join(options),
 )
@@ -250,8 +248,13 @@ def float64_losses(config, steps_per_line):
     return means
 
 
-@pytest.mark.parametrize("engine", ["eager", "graph", "fused"])
-@pytest.mark.parametrize("device_memory", [None, 0], ids=["resident", "pools"])
+LONG_CASES = (("eager", 0), ("graph", 0), ("fused", None))
+
+
+@pytest.mark.parametrize(
+    ("engine", "device_memory"),
+    [("graph", None), ("fused", 0), *(pytest.param(*case, marks=pytest.mark.long) for case in LONG_CASES)],
+)
 def test_every_engine_has_the_losses_of_float64(config, monkeypatch, engine, device_memory):
     monkeypatch.setattr("spkid_dist.training.startup.steps_are_placed", lambda *_: True)
     config = replace(
@@ -279,6 +282,9 @@ def test_windows_of_a_bad_block_are_left_out_of_the_steps_of_a_device(config, mo
     assert found == pytest.approx(expected, rel=10 * EXACT)
 
 
+XPU = "a device of the kind xpu: the kernels are for NVIDIA's"
+
+
 def test_gpus_that_lack_what_the_kernels_need_are_named(config, monkeypatch):
     gpu = SimpleNamespace(device=torch.device("cuda", 0), mixed_precision="no", num_processes=1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla P100")
@@ -286,6 +292,7 @@ def test_gpus_that_lack_what_the_kernels_need_are_named(config, monkeypatch):
     assert find_hindrance(config, gpu) == "the GPU Tesla P100, which is older than compute capability 8.0"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     assert find_hindrance(config, gpu) is None
+    assert find_hindrance(config, SimpleNamespace(device=torch.device("xpu"))) == XPU
     plan = FusedPlan(inputs=420, num_features=20, num_speakers=157, rows=65_536)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * plan.scratch_bytes, 80e9))
     check_memory(plan, gpu.device)

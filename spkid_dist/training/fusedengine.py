@@ -102,11 +102,14 @@ def _with_own_steps(_optimizer: torch.optim.Optimizer, state_dict: dict[str, Any
 
 def find_hindrance(config: TrainConfig, accelerator: Accelerator) -> str | None:
     """What of this training, or of this machine, the fused engine can't do; None where it can do all."""
-    on_cpu = accelerator.device.type == "cpu"
+    kind = accelerator.device.type
+    on_cpu = kind == "cpu"
     if importlib.util.find_spec("triton") is None:
         return "this installation, which lacks triton (it comes with torch's builds for GPUs)"
     if on_cpu and not _is_interpreted():
         return "a CPU"
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and torch.version.hip is not None):
+        return f"a device of the kind {kind if torch.version.hip is None else 'hip'}: the kernels are for NVIDIA's"
     if not on_cpu and torch.cuda.get_device_capability(accelerator.device) < OLDEST_CAPABILITY:
         name = torch.cuda.get_device_name(accelerator.device)
         return f"the GPU {name}, which is older than compute capability 8.0"
