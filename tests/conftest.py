@@ -31,7 +31,7 @@ settings.load_profile("project")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the length of the tests that draw random moments."""
-    parser.addoption("--kills", type=int, default=2, help="random moments at which a job is killed")
+    parser.addoption("--kills", type=int, default=1, help="random moments at which a job is killed")
     parser.addoption("--gpu", action="store_true", help="the tests that are about GPUs, on a machine that has one")
     parser.addoption("--cluster", action="store_true", help="the tests that need Slurm or network namespaces")
     parser.addoption(

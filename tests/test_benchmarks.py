@@ -24,7 +24,7 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
     ("name", "arguments", "ratios"),
     [
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 4),
-        ("bench_plan.py", ("--keys", 5000, "--tasks", 3, "--shards", 20, "--repeats", 1), 2),
+        pytest.param("bench_plan.py", ("--keys", 5000, "--tasks", 3, "--shards", 20, "--repeats", 1), 2, marks=LONG),
         ("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4),
         pytest.param(
             "bench_train.py",
@@ -32,10 +32,11 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
             2,
             marks=LONG,
         ),
-        (
+        pytest.param(
             "bench_order.py",
             ("--windows", 10**6, "--ranks", 8, "--streams", 64, "--shuffle_windows", 4096, "--repeats", 1),
             5,
+            marks=LONG,
         ),
         pytest.param(
             "bench_shared.py",
@@ -80,6 +81,7 @@ def test_pools_larger_than_the_corpus_shuffle_as_a_permutation_of_all_windows_do
     assert small["utterances"] > uniform["utterances"] / 8
 
 
+@LONG
 def test_recipes_are_compared_by_their_wrong_utterances(tmp_path):
     sizes = ("--num_speakers", 3, "--train_utterances", 2, "--test_utterances", 4, "--mean_frames", 40, "--epoch", 1)
     recipes = ("--recipe", "defaults", "--recipe", "utterance, batch_norm")

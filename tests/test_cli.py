@@ -232,7 +232,12 @@ def test_the_help_of_a_flag_that_turns_something_off_says_so(command, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+    ("given", "spins"),
+    [
+        ({}, "1000"),
+        pytest.param({"GOMP_SPINCOUNT": "7"}, "7", marks=pytest.mark.long),
+        pytest.param({"OMP_WAIT_POLICY": "ACTIVE"}, "None", marks=pytest.mark.long),
+    ],
 )
 def test_openmp_is_told_to_spin_shortly_before_torch_is_loaded(given, spins):
     program = """

@@ -140,7 +140,7 @@ def test_a_stream_continues_where_it_was_left(corpus, pool, batches):
     assert (data.epoch, data.position) == (1, 0)
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_dataloader_yields_the_same_batches_in_order(corpus, workers):
     options = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "pool_windows": 6}
     whole = [as_pairs(*batch) for batch in stream(corpus, **options)]

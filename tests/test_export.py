@@ -242,7 +242,7 @@ def test_the_layers_of_model_json_are_those_of_the_network(recordings, tmp_path,
     compare_with_score([(paths, tmp_path / "out", db_path, listed, "safetensors")])
 
 
-@pytest.mark.parametrize("normalize", ["global", "utterance"])
+@pytest.mark.parametrize("normalize", ["global", pytest.param("utterance", marks=pytest.mark.long)])
 def test_the_graphs_follow_the_same_model_json(recordings, tmp_path, normalize):
     """An utterance of one window, a batch of 1, too; batch norm as it is after training, no dropout."""
     source, db_path, listed = recordings["fmatrix"]

@@ -66,7 +66,9 @@ def test_a_training_that_has_not_begun_ends_at_once(moment, number, train_flags,
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize("command_name", ["info", "score", "shard"])
+@pytest.mark.parametrize(
+    "command_name", ["info", *(pytest.param(name, marks=pytest.mark.long) for name in ("score", "shard"))]
+)
 def test_other_commands_end_with_the_code_of_the_signal(command_name, number, code, shards, tmp_path):
     flags = {
         "info": [shards["tr_shards"]],

@@ -245,7 +245,7 @@ def workers_of(job):
 def test_a_worker_killed_at_any_moment_is_made_good_by_a_rerun(corpus, reference, tmp_path, request):
     draw = random.Random(3)
     out = tmp_path / "out"
-    for _ in range(request.config.getoption("--kills") // 2):
+    for _ in range(max(1, request.config.getoption("--kills") // 2)):
         subprocess.run(["rm", "-rf", out], check=True)
         arguments = command(corpus, out, "--workers", 3)
         job = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -271,7 +271,7 @@ def test_a_disk_that_is_full_at_any_moment_is_made_good_by_a_rerun_on_a_larger_o
     disk = tmp_path / "disk"
     disk.mkdir()
     needed = sum(map(len, reference.values()))
-    for _ in range(request.config.getoption("--kills") // 2):
+    for _ in range(max(1, request.config.getoption("--kills") // 2)):
         size = round(draw.uniform(0.05, 0.9) * needed)
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True)
         if mounted.returncode != 0:

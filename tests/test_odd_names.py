@@ -78,6 +78,7 @@ def test_a_mistake_in_such_a_folder_is_one_line(tmp_path):
     assert r"caf\udce9" in done.stderr
 
 
+@pytest.mark.long  # a name: test_the_whole_way_in_a_folder_whose_name_is_not_utf8
 def test_speakers_that_the_terminal_cannot_show_are_escaped(tmp_path):
     folder = random_dataset(tmp_path)  # its speakers are ana, bß, çé
     options = OPTIONS | {"tr_shards": folder, "va_shards": folder, "save_path": tmp_path / "ckpt", "epoch": 1}

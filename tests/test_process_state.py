@@ -74,7 +74,15 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("end", ["success", *ENDS])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "success",
+        "a user's mistake",
+        "Ctrl-C",
+        *(pytest.param(end, marks=pytest.mark.long) for end in list(ENDS)[1:3] + list(ENDS)[4:]),
+    ],
+)
 def test_a_training_leaves_the_process_as_it_was(end, config, monkeypatch):
     before = snapshot()
     if end == "success":
@@ -95,7 +103,7 @@ def test_a_training_that_does_not_begin_leaves_the_process_as_it_was(config):
     assert snapshot() == before
 
 
-@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("failed", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_next_training_has_its_own_precision(failed, config, tmp_path, monkeypatch):
     alone = train(config).best_weights.read_bytes()
     with monkeypatch.context() as patch:
