@@ -46,10 +46,11 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
         ),
         pytest.param("bench_simulate.py", (*SIMULATED, "--processes", 1, "--repeats", 1, "--epochs", 1), 3, marks=LONG),
         pytest.param("bench_resume.py", ("--frames", 10_000, "--repeats", 1), 3, marks=LONG),
-        (
+        pytest.param(
             "bench_score.py",
             ("--utterances", 40, "--mean_frames", 40, "--speakers", 5, "--peer_utterances", 5, "--repeats", 1),
             6,
+            marks=LONG,
         ),
     ],
 )

@@ -287,6 +287,7 @@ def test_on_a_full_disk_the_last_good_checkpoint_stays(options, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.long  # test_whatever_finds_no_room_is_one_line_and_the_training_goes_on_when_there_is
 def test_weights_that_find_no_room_are_one_line(options, tmp_path):
     disk = tmp_path / "disk"
     tmpfs(disk, "size=1m")

@@ -56,6 +56,7 @@ main()
 """
 
 
+@pytest.mark.long  # test_two_processes_see_each_other_and_the_shards
 def test_shards_that_one_rank_does_not_see_are_named(shards, tmp_path):
     script = tmp_path / "elsewhere.py"
     script.write_text(ELSEWHERE)

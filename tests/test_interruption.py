@@ -54,7 +54,9 @@ def test_a_training_that_has_not_begun_ends_at_once(moment, number, train_flags,
     long = pytestconfig.getoption("--long")
     if number in (signal.SIGHUP, signal.SIGUSR1) and moment != "while torch is imported":
         pytest.skip("as SIGTERM")
-    if number == signal.SIGINT and moment != "while the data is opened" and not long:
+    early, late = "while torch is imported", "while the data is opened"
+    short = {signal.SIGINT: late, signal.SIGTERM: late, signal.SIGHUP: early, signal.SIGUSR1: early}
+    if moment != short[number] and not long:
         pytest.skip("in the long tests (make test-long)")
     done = interrupt(*MOMENTS[moment], number, arguments=train_flags)
     if number == signal.SIGINT:
@@ -80,6 +82,7 @@ def test_other_commands_end_with_the_code_of_the_signal(command_name, number, co
     assert (done.returncode, done.stderr) == (code, said)
 
 
+@pytest.mark.long  # the first one: test_ctrl_c_in_a_training_says_one_line
 def test_a_second_ctrl_c_ends_it_as_the_first_one_does(train_flags):
     done = interrupt("open", "/tr/shard-000000.tar", *[signal.SIGINT] * 3, arguments=train_flags)
     assert done.returncode == 130

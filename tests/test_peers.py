@@ -80,6 +80,7 @@ def test_a_peer_that_does_not_fit_to_this_torch_is_named_with_the_reason():
     assert peer.unavailable == "not installable here (operator torchvision::nms does not exist)"
 
 
+@pytest.mark.long  # of the peers that tests have: bench_stream.py in test_benchmarks
 def test_every_peer_has_rows_or_a_reason(tmp_path):
     sizes = ("--frames", 15_000, "--record_frames", 1000, "--peer_batches", 2, "--workers", 0, "--repeats", 1)
     result = run_benchmark("bench_peers.py", sizes, tmp_path)

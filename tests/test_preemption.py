@@ -150,6 +150,7 @@ main()
 """
 
 
+@pytest.mark.long  # a rank's error for all: test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it
 def test_ranks_with_other_options_are_refused_by_name(options, tmp_path):
     script = tmp_path / "differ.py"
     script.write_text(RANKS_DIFFER)

@@ -191,6 +191,7 @@ for again in (
 """
 
 
+@pytest.mark.long  # one process: test_the_next_training_has_its_own_precision
 def test_a_second_call_in_one_launch_is_refused_and_does_not_wait(shards, tmp_path):
     script = tmp_path / "twice.py"
     script.write_text(TWICE)

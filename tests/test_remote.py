@@ -77,6 +77,7 @@ def test_an_object_store_gets_the_same_bytes(s3, corpus, tmp_path, workers):
     assert fetch(s3, url, tmp_path / "copy") == expected
 
 
+@pytest.mark.long  # locally: test_tasks_of_several_machines_are_merged
 def test_tasks_meet_in_an_object_store(s3, corpus, tmp_path):
     url = "s3://corpora/tasks"
     merge = "import sys; from spkid_dist.cli import main; main()"

@@ -74,6 +74,7 @@ def open_by(path):
     return {int(line.split("/")[2]) for line in found.stdout.split()} - {os.getpid()}
 
 
+@pytest.mark.long  # test_a_tasks_mistake_reaches_the_user_and_a_rerun_does_only_what_is_missing
 def test_a_killed_task_reaches_the_user_with_its_log(corpus, reference, tmp_path):
     path, out = last_in_storage(corpus), tmp_path / "out"
     whole = path.read_bytes()

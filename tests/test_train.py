@@ -208,6 +208,7 @@ def test_a_training_that_diverges_in_its_last_step_has_diverged(config, lr):
     assert {path.name for path in config["save_path"].iterdir()} == {"train.log"}
 
 
+@pytest.mark.long  # on one rank: test_a_loss_that_is_not_finite_on_one_rank_stops_all_and_names_it
 def test_all_processes_end_where_the_last_step_diverged(shards, tmp_path):
     options = shards | {"epoch": 1, "batch_size": 10**6, "optimizer": "sgd", "lr": 1e38, "save_path": tmp_path / "ckpt"}
     done = run_training(options, 2)
