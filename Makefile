@@ -22,10 +22,10 @@ test: lint
 	@! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || $(BIN)/python -m pytest --gpu -m 'gpu or device'
 
 test-long: $(STAMP)
-	$(BIN)/python -m pytest tests/test_job.py tests/test_append.py --kills 50
-	$(BIN)/python -m pytest tests/test_state.py tests/test_bench.py --long
-	$(BIN)/python -m pytest tests --long -m long --deselect tests/test_state.py
-	$(BIN)/python -m pytest tests/test_checkpoint.py --kills 30
+	$(BIN)/python -m pytest tests/format/test_job.py tests/format/test_append.py --kills 50
+	$(BIN)/python -m pytest tests/stream/test_state.py tests/measure/test_bench.py --long
+	$(BIN)/python -m pytest tests --long -m long --deselect tests/stream/test_state.py
+	$(BIN)/python -m pytest tests/train/test_checkpoint.py --kills 30
 
 test-cluster: $(STAMP)
 	-$(BIN)/python tests/cluster/two_nodes.py install
@@ -33,13 +33,13 @@ test-cluster: $(STAMP)
 
 test-frameworks: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/frameworks.txt
-	$(BIN)/python -m pytest tests/test_frameworks.py
+	$(BIN)/python -m pytest tests/stream/test_frameworks.py
 
 FUZZ_SECONDS ?= 60
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet -r requirements/fuzz.txt
-	$(BIN)/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
+	$(BIN)/python tests/helpers/fuzz.py --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/figures.py

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spkid_dist.bench.measure import print_json
-from spkid_dist.order import POOL_DOMAIN, EpochLine, EpochOrder, RankShare, generator_key, permutation
+from spkid_dist.draws import POOL_DOMAIN, generator_key, permutation
+from spkid_dist.order import EpochLine, EpochOrder, RankShare
 
 PLACES = {"0 %": 0.0, "50 %": 0.5, "99 %": 0.99}
 MOST_SECONDS, MOST_MEGABYTES = 1.0, 200.0

@@ -29,7 +29,7 @@ from spkid_dist.bench.corpus import Files, synthetic_files
 from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn
 from spkid_dist.bench.stream import stream_case
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.measure.synthetic import SyntheticCorpus
 
 C, B, D = 21, 1000, 20
 SPEAKERS, MEAN_FRAMES = 20, 250

@@ -14,7 +14,7 @@ from pathlib import Path
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import print_json
 from spkid_dist.bench.resume import START, seconds_by_place
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.measure.synthetic import SyntheticCorpus
 
 SPEAKERS, MEAN_FRAMES = 20, 250
 

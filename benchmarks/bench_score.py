@@ -22,10 +22,10 @@ from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn
 from spkid_dist.bench.score import READERS, network_case, score_case
+from spkid_dist.measure.synthetic import SyntheticCorpus
 from spkid_dist.model import build_model
-from spkid_dist.scoring.trained import TrainedModel
 from spkid_dist.scoring.utterances import ListedFiles, ShardedUtterances
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.trained import TrainedModel
 
 C, D, HSIZE = 21, 20, 100
 

@@ -20,7 +20,7 @@ from shards.sources.fmatrix import read_fmatrix
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import print_result, ratio_by_rounds, seconds_in_turn
 from spkid_dist.bench.shard import TAR, clean, shard_cases
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.measure.synthetic import SyntheticCorpus
 
 SPEAKERS = 20
 WORKERS = 2

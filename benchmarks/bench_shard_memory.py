@@ -68,7 +68,7 @@ def peak_memory(folder: Path, size: str, workers: int, shard_bytes: int) -> int:
     out = folder / "out"
     flags = ["--db_path", folder / "mcp", "--list", folder / f"{size}.list", "--spk2idx", folder / "spk2idx.json"]
     flags += ["--ext", "mcp", "--out", out, "--workers", str(workers), "--shard_bytes", str(shard_bytes)]
-    program = "import sys; from spkid_dist.cli import main; main()"
+    program = "import sys; from spkid_dist.commands.cli import main; main()"
     process = subprocess.Popen([sys.executable, "-c", program, "shard", *map(str, flags)], stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:

@@ -27,8 +27,8 @@ from pathlib import Path
 
 from bench_train import SPEAKERS, make_corpora
 
+from shards.resources import available_cpus
 from spkid_dist.bench.measure import print_json, ratio_by_rounds, spread
-from spkid_dist.cpus import available_cpus
 
 AS_IT_IS, AS_OPENMP = "as it is", "waiting as OpenMP does"
 

@@ -23,11 +23,11 @@ from typing import Any
 from shards import read_list
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import print_json
-from spkid_dist.simulation.clustermodel import predict
-from spkid_dist.simulation.command import make_plan
-from spkid_dist.simulation.config import SimulateConfig
-from spkid_dist.simulation.devicerates import STACKED_VALUE_BYTES
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.config.simulate import SimulateConfig
+from spkid_dist.measure.synthetic import SyntheticCorpus
+from spkid_dist.simulate.clustermodel import predict
+from spkid_dist.simulate.command import make_plan
+from spkid_dist.simulate.devicerates import STACKED_VALUE_BYTES
 
 MEAN_FRAMES = 250
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--num_machines", "1")

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import print_json, ratio_by_rounds, spread
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.measure.synthetic import SyntheticCorpus
 
 HERE = Path(__file__).parent
 SPEAKERS, MEAN_FRAMES, D = 157, 250, 20

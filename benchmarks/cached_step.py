@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from spkid_dist.allocator import keep_freed_memory
-from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus
 from spkid_dist.bench.stream import open_stream
 from spkid_dist.bench.train import cached_batch, steps_case, training_steps
 from spkid_dist.bench.workbench import Workbench
-from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.training.accelerator import make_accelerator
+from spkid_dist.config.bench import BenchConfig
+from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS
+from spkid_dist.process.allocator import keep_freed_memory
+from spkid_dist.ranks.accelerator import make_accelerator
 from spkid_dist.training.step import stream_dtype
 
 WARM_UP = 20

@@ -19,14 +19,14 @@ from pathlib import Path
 import torch
 
 from shards.errors import SpkidError
-from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus
 from spkid_dist.bench.train import cached_batch, endless_steps, training_steps
 from spkid_dist.bench.workbench import Workbench
+from spkid_dist.config.bench import BenchConfig
+from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.dataset import StreamDtype, WindowDataset
-from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.training.accelerator import make_accelerator
-from spkid_dist.training.alone import TrainingSteps
+from spkid_dist.measure.steps import TrainingSteps
+from spkid_dist.ranks.accelerator import make_accelerator
 from spkid_dist.training.feed import Steps
 from spkid_dist.training.replay import STEPS_A_GRAPH
 from spkid_dist.training.step import stream_dtype

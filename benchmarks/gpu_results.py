@@ -25,7 +25,7 @@ import torch
 from shards import read_list
 from spkid_dist.bench.corpus import synthetic_files
 from spkid_dist.bench.measure import machine
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.measure.synthetic import SyntheticCorpus
 
 HERE = Path(__file__).parent
 IN_FRAMES = 21
@@ -201,7 +201,7 @@ def steps(out: Path, toy: bool) -> Iterator[Step]:
             *([] if toy else ["compiled"]),
         ]
         yield Step(f"peers-large-{size}-{kind}", [peers, *task], 60)
-    bench = ["-m", "spkid_dist.bench"]
+    bench = ["-m", "spkid_dist", "bench"]
     yield Step(
         "limits",
         [*bench, "limits", "--shards", str(small / "train"), "--repeats", "1", "--buffer_bytes", "64000000"],
@@ -214,9 +214,9 @@ def steps(out: Path, toy: bool) -> Iterator[Step]:
         "-q",
         "-p",
         "no:cacheprovider",
-        "tests/test_ring.py",
-        "tests/test_fused.py",
-        "tests/test_deviceengine.py",
+        "tests/stream/test_ring.py",
+        "tests/train/test_fused.py",
+        "tests/train/test_deviceengine.py",
     ]
     yield Step("tests", [*tests, *(["-k", "table"] if toy else ["--gpu", "-m", "gpu or device", "tests"])], 120)
 

@@ -19,9 +19,9 @@ from typing import Any
 from shards.files import write_atomic
 from spkid_dist.bench.measure import machine
 from spkid_dist.config import ScoreConfig, TrainConfig
-from spkid_dist.score import score
-from spkid_dist.synthetic import SyntheticCorpus
-from spkid_dist.train import train
+from spkid_dist.measure.synthetic import SyntheticCorpus
+from spkid_dist.score import score_utterances
+from spkid_dist.train import train_model
 
 HARD = SyntheticCorpus(
     num_speakers=50,
@@ -66,8 +66,8 @@ def count_wrong(folder: Path, save_path: Path, options: dict[str, Any], list_nam
         **options,
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        result = train(config)
-        scores = score(
+        result = train_model(config)
+        scores = score_utterances(
             ScoreConfig(
                 db_path=folder / "mcp",
                 te_list_file=folder / f"cfg/all.{list_name}",

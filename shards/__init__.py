@@ -1,54 +1,79 @@
-"""Sharding: feature files in, WebDataset tars with a manifest out, and the way back. Imports no torch."""
+"""Sharding: feature files in, WebDataset tars with a manifest out, and the way back. Imports no torch.
 
-from shards.conversion.folder import open_folder
-from shards.conversion.job import claim_folder, convert, convert_tasks
-from shards.conversion.merging import merge
-from shards.conversion.plan import Layout, Plan, make_plan
-from shards.corpus import Utterance, check_speakers, find_speakers, read_list, read_speakers
-from shards.dataset import ShardDataset
-from shards.errors import InputError, SpkidError, UsageError
-from shards.sources import Source
-from shards.sources.audio import AudioSource
-from shards.sources.features import FeatureOptions
-from shards.sources.fmatrix import FmatrixSource
-from shards.sources.kaldi import KaldiSource, read_kaldi_folder
-from shards.sources.npy import NpySource
-from shards.sources.registry import source_from_description
-from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
-from shards.stores.retry import RetryPolicy
-from shards.stores.store import StoreOptions
+Each public name is imported when it is first used, so that `shards.errors` alone loads no compiled loops.
+"""
 
-__all__ = [
-    "AudioSource",
-    "FeatureOptions",
-    "FmatrixSource",
-    "InputError",
-    "KaldiSource",
-    "Layout",
-    "NpySource",
-    "Plan",
-    "RetryPolicy",
-    "ShardDataset",
-    "Source",
-    "SpeakerRule",
-    "SpkidError",
-    "StoreOptions",
-    "UsageError",
-    "Utterance",
-    "check_speakers",
-    "claim_folder",
-    "convert",
-    "convert_tasks",
-    "find_speakers",
-    "make_plan",
-    "merge",
-    "open_folder",
-    "read_kaldi_folder",
-    "read_list",
-    "read_speakers",
-    "source_from_description",
-    "speaker_by_component",
-    "speaker_by_regex",
-    "speaker_by_tsv",
-    "speaker_by_utt2spk",
-]
+from typing import TYPE_CHECKING
+
+from shards.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from shards.conversion.folder import open_folder as open_folder
+    from shards.conversion.job import claim_folder as claim_folder
+    from shards.conversion.job import convert as convert
+    from shards.conversion.job import convert_tasks as convert_tasks
+    from shards.conversion.merging import merge as merge
+    from shards.conversion.plan import Plan as Plan
+    from shards.conversion.plan import make_plan as make_plan
+    from shards.corpus import Utterance as Utterance
+    from shards.corpus import check_speakers as check_speakers
+    from shards.corpus import find_speakers as find_speakers
+    from shards.corpus import read_list as read_list
+    from shards.corpus import read_speakers as read_speakers
+    from shards.dataset import ShardDataset as ShardDataset
+    from shards.errors import InputError as InputError
+    from shards.errors import SpkidError as SpkidError
+    from shards.errors import UsageError as UsageError
+    from shards.layout import Layout as Layout
+    from shards.sources import Source as Source
+    from shards.sources.audio import AudioSource as AudioSource
+    from shards.sources.features import FeatureOptions as FeatureOptions
+    from shards.sources.fmatrix import FmatrixSource as FmatrixSource
+    from shards.sources.kaldi import KaldiSource as KaldiSource
+    from shards.sources.kaldi import read_kaldi_folder as read_kaldi_folder
+    from shards.sources.npy import NpySource as NpySource
+    from shards.sources.registry import source_from_description as source_from_description
+    from shards.speakers import SpeakerRule as SpeakerRule
+    from shards.speakers import speaker_by_component as speaker_by_component
+    from shards.speakers import speaker_by_regex as speaker_by_regex
+    from shards.speakers import speaker_by_tsv as speaker_by_tsv
+    from shards.speakers import speaker_by_utt2spk as speaker_by_utt2spk
+    from shards.stores.retry import RetryPolicy as RetryPolicy
+    from shards.stores.store import StoreOptions as StoreOptions
+
+_MODULES = {
+    "AudioSource": "sources.audio",
+    "FeatureOptions": "sources.features",
+    "FmatrixSource": "sources.fmatrix",
+    "InputError": "errors",
+    "KaldiSource": "sources.kaldi",
+    "Layout": "layout",
+    "NpySource": "sources.npy",
+    "Plan": "conversion.plan",
+    "RetryPolicy": "stores.retry",
+    "ShardDataset": "dataset",
+    "Source": "sources",
+    "SpeakerRule": "speakers",
+    "SpkidError": "errors",
+    "StoreOptions": "stores.store",
+    "UsageError": "errors",
+    "Utterance": "corpus",
+    "check_speakers": "corpus",
+    "claim_folder": "conversion.job",
+    "convert": "conversion.job",
+    "convert_tasks": "conversion.job",
+    "find_speakers": "corpus",
+    "make_plan": "conversion.plan",
+    "merge": "conversion.merging",
+    "open_folder": "conversion.folder",
+    "read_kaldi_folder": "sources.kaldi",
+    "read_list": "corpus",
+    "read_speakers": "corpus",
+    "source_from_description": "sources.registry",
+    "speaker_by_component": "speakers",
+    "speaker_by_regex": "speakers",
+    "speaker_by_tsv": "speakers",
+    "speaker_by_utt2spk": "speakers",
+}
+__all__ = list(_MODULES)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

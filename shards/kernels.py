@@ -1,6 +1,6 @@
 """The compiled loops of the sharder: plain functions on arrays that write into what the caller allocated.
 
-Shapes: T frames of an utterance, D features per frame. Each kernel has a NumPy twin in `tests/test_kernels.py`.
+Shapes: T frames of an utterance, D features per frame. Each kernel has a NumPy twin in `tests/format/test_kernels.py`.
 """
 
 import numpy as np

@@ -27,6 +27,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from shards.errors import UsageError
 from shards.members import NPY_HEADER, TAR_RECORD, padded
 
 FORMAT = "spkid-shards"
@@ -140,3 +141,24 @@ def block_arrays(
     at += padded(NPY_HEADER + labels.nbytes) - NPY_HEADER
     size = int(bytes(extent[at + 124 : at + 135]), 8)  # where a tar header has its payload's bytes, in octal digits
     return BlockArrays(frames, lengths, labels, extent[at + TAR_RECORD : at + TAR_RECORD + size])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The options that change a dataset's bytes, besides its source."""
+
+    dtype: str = "float32"
+    seed: int = 0
+    block_frames: int = 8192
+    shard_bytes: int = 256_000_000
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype}: expected one of {', '.join(DTYPES)}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: expected 0 or more, below 2^63")
+        if not 1 <= self.block_frames <= 2**24:
+            raise UsageError(f"--block_frames {self.block_frames}: expected 1 to {2**24}")
+        if self.shard_bytes < 1:
+            raise UsageError(f"--shard_bytes {self.shard_bytes}: expected 1 or more")

@@ -1,14 +1,12 @@
 """Speaker identification trained at memory speed: streaming, training and scoring of sharded features.
 
-``from spkid_dist import train, TrainConfig, score, ScoreConfig`` is the programs' interface. Each name is imported when it is
-first used, so that importing the package loads no torch.
+``from spkid_dist import train_model, TrainConfig, score_utterances, ScoreConfig`` is the programs' interface. Each
+name is imported when it is first used, so that importing the package loads no torch.
 """
 
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,15 +15,15 @@ if TYPE_CHECKING:
     from spkid_dist.config import ScoreConfig as ScoreConfig
     from spkid_dist.config import TrainConfig as TrainConfig
     from spkid_dist.dataset import WindowDataset as WindowDataset
-    from spkid_dist.export import export as export
+    from spkid_dist.export import export_model as export_model
     from spkid_dist.mixture import MixedDataset as MixedDataset
     from spkid_dist.score import ScoreResult as ScoreResult
-    from spkid_dist.score import score as score
+    from spkid_dist.score import score_utterances as score_utterances
     from spkid_dist.streaming.selection import Selection as Selection
     from spkid_dist.train import TrainResult as TrainResult
-    from spkid_dist.train import train as train
+    from spkid_dist.train import train_model as train_model
 
-# name: the module that has it
+# name: the module that has it; none has the name of a module
 _MODULES = {
     "ExportConfig": "config",
     "MixedDataset": "mixture",
@@ -35,9 +33,9 @@ _MODULES = {
     "TrainConfig": "config",
     "TrainResult": "train",
     "WindowDataset": "dataset",
-    "export": "export",
-    "score": "score",
-    "train": "train",
+    "export_model": "export",
+    "score_utterances": "score",
+    "train_model": "train",
 }
 __all__ = list(_MODULES)
 
@@ -60,24 +58,14 @@ def _check_own_shards() -> None:
 
 
 _check_own_shards()
+_public, _names = import_module("shards.lazy").lazy_names(__name__, _MODULES)
 
 
-class _Package(ModuleType):
-    """The package, in which `train` is the function, not the module `spkid_dist.train`, whichever was imported first."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULES and isinstance(value, ModuleType)):  # what importing a module does to its package
-            super().__setattr__(name, value)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "__version__":
-            return import_module(f"{__name__}.versions").installed_version("spkid-dist")
-        if name not in _MODULES:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_MODULES})
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module(f"{__name__}.process.versions").installed_version("spkid-dist")
+    return _public(name)
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_names()})

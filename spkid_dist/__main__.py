@@ -1,6 +1,6 @@
 """``python -m spkid_dist COMMAND [flags]``: the same as ``spkid COMMAND [flags]``."""
 
-from spkid_dist.cli import main
+from spkid_dist.commands.cli import main
 
 if __name__ == "__main__":
     main()

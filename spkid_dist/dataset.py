@@ -17,15 +17,14 @@ from torch.utils.data import get_worker_info
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
-from spkid_dist.cpus import filling_threads
-from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS, EpochOrder, RankShare
+from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS, EDGE_CODES, EdgeRule, StreamNormalization
+from spkid_dist.order import EpochOrder, RankShare
+from spkid_dist.process.threads import filling_threads
 from spkid_dist.streaming.arena import ArenaFiller
 from spkid_dist.streaming.copystream import BUFFER_BYTES, NUM_BUFFERS
 from spkid_dist.streaming.devicememory import make_ring
 from spkid_dist.streaming.ledger import Ledger
-from spkid_dist.streaming.normalization import StreamNormalization
 from spkid_dist.streaming.pool import PoolFiller
-from spkid_dist.streaming.poolmemory import PoolSize
 from spkid_dist.streaming.rankstream import RankStream
 from spkid_dist.streaming.resumable import ResumableBatches
 from spkid_dist.streaming.ring import PlacedSteps, RingFormat
@@ -33,7 +32,7 @@ from spkid_dist.streaming.ringfiller import RingFiller
 from spkid_dist.streaming.ringstream import RingStream
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.stacking import Batch, BatchMemory, HostStack
-from spkid_dist.streaming.windows import EDGE_CODES, DatasetWindows, EdgeRule
+from spkid_dist.streaming.windows import DatasetWindows, PoolSize
 
 StreamDtype = Literal["float32", "stored", "bfloat16"]
 

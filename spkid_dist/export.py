@@ -1,7 +1,7 @@
 """The command `spkid export`: a trained model for programs that have nothing of ours.
 
 The folder holds the network in the formats asked for, and `model.json`, which says all that a caller needs: how frames become
-the network's inputs, and its outputs a speaker (`spkid_dist.modeljson`). The folder appears whole, or not at all.
+the network's inputs, and its outputs a speaker (`spkid_dist.scoring.modeljson`). The folder appears whole, or not at all.
 """
 
 import io
@@ -16,19 +16,19 @@ from typing import Any
 import torch
 
 from shards.errors import InputError
+from shards.extras import import_extra
 from shards.files import make_folder, write_atomic, write_json, writer_name
-from shards.sources.extras import import_extra
 from spkid_dist.config import ExportConfig
-from spkid_dist.console import RunLog
-from spkid_dist.modeljson import INPUT, OUTPUT, describe_export, normalization
-from spkid_dist.scoring.trained import TrainedModel, load_trained
+from spkid_dist.ranks.console import RunLog
+from spkid_dist.scoring.modeljson import INPUT, OUTPUT, describe_export, normalization
+from spkid_dist.trained import TrainedModel, load_trained
 
 MODEL_JSON = "model.json"
 ONNX_OPSET = 18  # what torch's exporter makes without converting; onnxruntime has it since 1.14
 EXAMPLE_WINDOWS = 2  # the exporters take a size of 1 for a constant
 
 
-def export(config: ExportConfig) -> Path:
+def export_model(config: ExportConfig) -> Path:
     """Write the model of `config` into its `out` folder; returns the path of its model.json.
 
     Raises:

@@ -1,8 +1,13 @@
 """The context-window MLP: C*D inputs, hidden layers, log-softmax over the speakers.
 
 The classic network, and the default, is three hidden ReLU layers. Its options are those of `train.opts`, from which
-`model_from_options` makes the same network for training, scoring and export. Whatever the options, the network is a plain
-`nn.Sequential` numbered from 0, with one layer named ``normalize`` before it under ``--normalize global``.
+`model_from_options` makes the same network for training, scoring and export. Whatever the options, the network is a
+plain `nn.Sequential` numbered from 0, with one layer named ``normalize`` before it under ``--normalize global``.
+
+Batch normalisation takes the statistics of the global batch, so that W ranks learn what one learns. torch's
+`SyncBatchNorm` does this on GPUs only, and a plain `BatchNorm1d` takes each rank's share for itself. Here each rank
+adds its share's sums to all others' in one all-reduce forward and one backward, so shares may differ in size, hold
+one window, or none. Source: Ioffe, Szegedy, "Batch normalization", 2015.
 
 Shapes: B windows, C frames a window, D features a frame, H units of a hidden layer.
 """
@@ -10,18 +15,15 @@ Shapes: B windows, C frames a window, D features a frame, H units of a hidden la
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from shards.errors import InputError, UsageError
-from spkid_dist.batchnorm import GlobalBatchNorm
-from spkid_dist.config.training import MOST_LAYERS, Activation
-from spkid_dist.memory import free_memory, gigabytes, is_out_of_memory
-from spkid_dist.streaming.normalization import Normalization
-from spkid_dist.training.weights import name_in
+from spkid_dist.config.choices import Activation, Normalization
+from spkid_dist.config.training import MOST_LAYERS
+from spkid_dist.process.memory import free_memory, gigabytes
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -181,57 +183,74 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def load_weights(model: nn.Sequential, path: Path, train_cfg: Path, training: str | None) -> None:
-    """Load a weights file into `model`; nothing in the file is executed.
+class _Standardize(torch.autograd.Function):
+    """A share (B, H) float32 to mean 0 and variance 1 over the global batch.
 
-    `training` is the training that the options in `train_cfg` name; None where they name none, as those of other programs.
-
-    Raises:
-        InputError: the file is missing, not a weights file, or of another training or network.
+    Returns that, and of the global batch the mean and the variance (H,), and G, float64.
     """
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: can't read these weights: {error.strerror}; check --weights_ckpt") from None
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # torch raises whatever the damaged bytes lead it to
-        raise InputError(
-            f"{path}: not a weights file of torch, or a damaged one ({type(error).__name__}); "
-            "give a *_weights.ckpt of a training"
-        ) from None
-    found = name_in(state)
-    if training is not None and found is not None and found != training:
-        raise InputError(
-            f"{path}: these weights are of another training than the options in {train_cfg}: their training_id is {found}, "
-            f"that of the options {training}; give the train.opts beside the weights (--train_cfg)"
-        )
-    expected = model.state_dict()
-    if not isinstance(state, Mapping) or set(state) != set(expected):
-        raise InputError(f"{path}: holds {_keys(state)}, expected {_keys(expected)}; {_other_network(state, expected)}")
-    for name, tensor in expected.items():
-        if getattr(state[name], "shape", None) != tensor.shape:
-            shape = tuple(getattr(state[name], "shape", ()))
-            raise InputError(
-                f"{path}: {name} is {shape}, but the options make it {tuple(tensor.shape)}; "
-                "give the train.opts that belongs to these weights (--train_cfg)"
-            )
-    model.load_state_dict(state, strict=True)
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+        # Squares about a value near the mean lose nothing in float32; torch.var_mean takes ten times as long along columns.
+        total = x.sum(dim=0, dtype=torch.float64)
+        near = (total / max(len(x), 1)).float()
+        squares = (x - near).square_().sum(dim=0) + near.double() * (2 * total - len(x) * near.double())
+        sums = torch.cat([total, squares, total.new_tensor([len(x)])])
+        _sum_over_ranks(sums)
+        count = sums[-1]
+        mean, squares = (sums[:-1] / count).chunk(2)
+        variance = (squares - mean.square()).clamp(min=0)
+        scale = (variance + eps).rsqrt().float()
+        standard = (x - mean.float()).mul_(scale)
+        ctx.save_for_backward(standard, scale, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return standard, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        standard, scale, count = ctx.saved_tensors
+        gradient = gradients[0]
+        sums = torch.cat([gradient.sum(dim=0), (gradient * standard).sum(dim=0)])
+        _sum_over_ranks(sums)
+        mean, projection = (sums / count.float()).chunk(2)
+        return (gradient - mean).addcmul_(standard, projection, value=-1).mul_(scale), None
 
 
-def _other_network(state: Any, expected: Mapping[str, Any]) -> str:
-    """How the weights' network differs, where it shows, and what to give."""
-    for mark, option in (("normalize.mean", "--normalize global"), ("1.running_mean", "--batch_norm")):
-        has, wanted = isinstance(state, Mapping) and mark in state, mark in expected
-        if has != wanted and isinstance(state, Mapping) and any(str(key).endswith(".weight") for key in state):
-            these, options = ("with", "without") if has else ("without", "with")
-            return (
-                f"the weights are of a training {these} {option}, the options of one {options}; give the train.opts that "
-                "belongs to these weights (--train_cfg)"
-            )
-    return "give weights of this kind of network"
+def _sum_over_ranks(values: torch.Tensor) -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(values)
 
 
-def _keys(state: Any) -> str:
-    return ", ".join(map(str, list(state)[:8])) if isinstance(state, Mapping) else f"a {type(state).__name__}"
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` of (B, H) whose statistics in training are those of the global batch; the same state_dict.
+
+    A global batch moves the running statistics by its share of a full one, which has `full_batch` windows: the last batch of
+    an epoch may hold a single window, and would count as much as a thousand. Without `full_batch` each batch counts fully. One
+    window has no deviation: in training it is normalised to 0 (`nn.BatchNorm1d` raises), and the running variance stays.
+    """
+
+    def __init__(self, num_units: int, *, full_batch: int | None = None) -> None:
+        super().__init__(num_units)
+        self.full_batch = full_batch
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x (B, H), B from 0; in training, all ranks must call it together."""
+        if not self.training:
+            return super().forward(x)
+        standard, mean, variance, count = _Standardize.apply(x.float(), self.eps)  # type: ignore[no-untyped-call]
+        self._track(mean, variance, count)
+        return torch.addcmul(self.bias, standard, self.weight).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
+        """Move the running statistics, of evaluation, towards those of this batch of `count` windows."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        share = (count / self.full_batch).clamp(max=1) if self.full_batch else torch.ones_like(count)
+        for running, found, needed in ((self.running_mean, mean, 1), (self.running_var, unbiased, 2)):
+            moved = running.lerp(found.float(), (self.momentum * share).float())
+            running.copy_(torch.where(count >= needed, moved, running))  # on the device: nobody waits for `count`
+        self.num_batches_tracked.add_(count > 0)

@@ -24,55 +24,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spkid_dist.streaming.kernels import permute
+from spkid_dist.draws import BLOCKS_DOMAIN, SHARDS_DOMAIN, generator_key, permutation
 
-DEFAULT_SHUFFLE_WINDOWS = 2**20  # in the pools of all streams together
 SHARDS_KEPT = 128  # orders of their blocks, some 10 kB each
-
-GOLDEN = 0x9E3779B97F4A7C15
-FIRST_FACTOR, SECOND_FACTOR = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-MASK = 2**64 - 1
-
-# Domains keep apart the generators of different purposes.
-SHARDS_DOMAIN, BLOCKS_DOMAIN, POOL_DOMAIN, DROPOUT_DOMAIN = 1, 2, 3, 4
-
-
-def generator_key(seed: int, *parts: int) -> int:
-    """The 64-bit key of the generator for `parts`: each part is mixed in by splitmix64's finaliser.
-
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
-    """
-    key = _mix(seed + GOLDEN)
-    for part in parts:
-        key = _mix((key ^ (part & MASK)) + GOLDEN)
-    return key
-
-
-def generator_keys(key: int, parts: NDArray[np.int64], last: int) -> NDArray[np.uint64]:
-    """The keys (n,) that follow from `key` with each of `parts` (n,), and then `last`, mixed in."""
-    mixed = _mix_all((np.uint64(key) ^ parts.astype(np.uint64)) + np.uint64(GOLDEN))
-    return _mix_all((mixed ^ np.uint64(last)) + np.uint64(GOLDEN))
-
-
-def _mix_all(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST_FACTOR)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND_FACTOR)
-    return z ^ (z >> np.uint64(31))
-
-
-def _mix(z: int) -> int:
-    z &= MASK
-    z = ((z ^ (z >> 30)) * FIRST_FACTOR) & MASK
-    z = ((z ^ (z >> 27)) * SECOND_FACTOR) & MASK
-    return z ^ (z >> 31)
-
-
-def permutation(key: int, length: int, shuffle: bool = True) -> NDArray[np.int64]:
-    """The permutation (length,) of 0..length-1 by the generator `key`, or the identity where not `shuffle`."""
-    order = np.arange(length)
-    if shuffle:
-        permute(np.uint64(key), order)
-    return order
 
 
 @dataclass(frozen=True)

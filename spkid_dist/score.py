@@ -5,7 +5,7 @@ and the shares are joined once, at the end; rank 0 writes.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds in which a signal may arrive
-    from spkid_dist.cli import run_command
+    from spkid_dist.commands.cli import run_command
 
     run_command("score")
 
@@ -36,21 +36,21 @@ from shards.speakers import (
     speaker_by_utt2spk,
 )
 from shards.stores.store import StoreOptions
-from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import ScoreConfig
-from spkid_dist.console import Bar, RunLog
-from spkid_dist.cpus import torch_threads
-from spkid_dist.freecpus import FreeCpus, leave_cpus_to_others
-from spkid_dist.lostdevice import explain_lost_device
-from spkid_dist.memory import explain_memory
-from spkid_dist.process_state import process_as_found
-from spkid_dist.processes import Processes
+from spkid_dist.process.allocator import keep_freed_memory
+from spkid_dist.process.freecpus import FreeCpus, leave_cpus_to_others
+from spkid_dist.process.lostdevice import explain_lost_device
+from spkid_dist.process.memory import explain_memory
+from spkid_dist.process.restoring import process_as_found
+from spkid_dist.process.threads import torch_threads
+from spkid_dist.ranks.console import Bar, RunLog
+from spkid_dist.ranks.sharing import Processes
 from spkid_dist.scoring.confusion import ErrorRates, error_rates
 from spkid_dist.scoring.pictures import PICTURES, draw_pictures
 from spkid_dist.scoring.scorer import GroupScores, Scorer
-from spkid_dist.scoring.trained import TrainedModel, load_trained
 from spkid_dist.scoring.trials import DetCurve, TrialCounts, det_curve
 from spkid_dist.scoring.utterances import UNKNOWN, ListedFiles, ShardedUtterances, Utterances
+from spkid_dist.trained import TrainedModel, load_trained
 
 DEFAULT_LIST = Path("spk_rec.test")
 GIVE_RULE = f"give {SPEAKER_FLAGS}"
@@ -88,7 +88,7 @@ class ScoreResult:
 
 
 @torch_threads()
-def score(config: ScoreConfig) -> ScoreResult:
+def score_utterances(config: ScoreConfig) -> ScoreResult:
     """Score utterances, write the results file, the figures and the pictures, and print the error rates.
 
     Called by every process of a launch; rank 0 writes.
@@ -352,6 +352,6 @@ def _facts(config: ScoreConfig, result: ScoreResult, world_size: int) -> dict[st
 
 def main() -> None:
     """Run `spkid score` with the process's arguments as its flags."""
-    from spkid_dist.cli import run_command
+    from spkid_dist.commands.cli import run_command
 
     run_command("score")

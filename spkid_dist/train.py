@@ -9,7 +9,7 @@ Shapes: B windows of a rank's share, C*D inputs.
 """
 
 if __name__ == "__main__":  # before the imports, which take seconds in which a signal may arrive
-    from spkid_dist.cli import run_command
+    from spkid_dist.commands.cli import run_command
 
     run_command("train")
 
@@ -24,43 +24,42 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from shards.errors import SpkidError, Stopped
-from spkid_dist.allocator import keep_freed_memory
 from spkid_dist.config import TrainConfig
-from spkid_dist.console import RunLog
-from spkid_dist.cpus import torch_threads
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.freecpus import FreeCpus, go_on_with_threads, leave_cpus_to_others
-from spkid_dist.interruption import Interrupted
-from spkid_dist.lostdevice import explain_lost_device
-from spkid_dist.memory import explain_memory
 from spkid_dist.model import model_from_options, network_options, set_full_batch, set_moments
-from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
+from spkid_dist.process.allocator import keep_freed_memory
+from spkid_dist.process.freecpus import FreeCpus, go_on_with_threads, leave_cpus_to_others
+from spkid_dist.process.interruption import Interrupted
+from spkid_dist.process.lostdevice import explain_lost_device
+from spkid_dist.process.memory import explain_memory
+from spkid_dist.process.threads import torch_threads
+from spkid_dist.ranks.accelerator import make_accelerator
+from spkid_dist.ranks.console import RunLog
+from spkid_dist.ranks.together import by_main, explain_lost_ranks, raise_everywhere
 from spkid_dist.streaming.ledger import LedgerError
-from spkid_dist.training.accelerator import make_accelerator
+from spkid_dist.trained import ID_NAME, options_of, training_id
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
+from spkid_dist.training.checkpointing import Keeper
 from spkid_dist.training.engine import choose_engine, make_engine, prepare
 from spkid_dist.training.evaluator import Evaluator
 from spkid_dist.training.feed import Feed
-from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.footprint import footprint
-from spkid_dist.training.identity import ID_NAME, training_id
-from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.learning import Schedule, compile_model, make_optimizer
+from spkid_dist.training.losses import FiniteGuard, Tally
 from spkid_dist.training.preemption import STOP_NAME, Pace, StopRequest
 from spkid_dist.training.profiling import StepProfile
 from spkid_dist.training.replay import STEPS_A_GRAPH
-from spkid_dist.training.report import Summary, TrainStatistics, options_of, weights_name
+from spkid_dist.training.report import Summary, TrainStatistics, weights_name
 from spkid_dist.training.resume import go_on
 from spkid_dist.training.run import Run
 from spkid_dist.training.startup import check_ranks_alike, log_start, open_data, open_save_path
 from spkid_dist.training.state import Stateful, TrainingState, join_ledgers
 from spkid_dist.training.step import StepParts
 from spkid_dist.training.steplog import StepLog
-from spkid_dist.training.tally import Tally
+from spkid_dist.training.stopwatch import Watch
 from spkid_dist.training.tracking import finish_tracking, start_tracking
 from spkid_dist.training.validation import validate_epoch
-from spkid_dist.training.watch import Watch
 
 PLOT_SECONDS = 30.0  # from one drawing of the curves to the next: it takes as long as a short epoch
 
@@ -77,7 +76,7 @@ class TrainResult:
 
 
 @torch_threads()
-def train(config: TrainConfig) -> TrainResult:
+def train_model(config: TrainConfig) -> TrainResult:
     """Train on the data of `config` and write weights, options, curves and checkpoints to its `save_path`.
 
     Called by every process of a launch; rank 0 writes.
@@ -356,6 +355,6 @@ def _result(run: Run) -> TrainResult:
 
 def main() -> None:
     """Run `spkid train` with the process's arguments as its flags."""
-    from spkid_dist.cli import run_command
+    from spkid_dist.commands.cli import run_command
 
     run_command("train")

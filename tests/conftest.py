@@ -16,9 +16,9 @@ from hypothesis import settings
 from shards import FmatrixSource, Layout, ShardDataset, Utterance, convert, find_speakers, make_plan, read_list
 from shards.files import write_json
 from shards.sources.fmatrix import write_fmatrix
-from spkid_dist import cli
-from spkid_dist.process_state import SHARED_STATES, SIGNALS
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.commands import cli
+from spkid_dist.measure.synthetic import SyntheticCorpus
+from spkid_dist.process.restoring import SHARED_STATES, SIGNALS
 
 # Tests run side by side: threads of torch that wait for one another would wait for those of other tests. Trainings in this
 # process are compared with those in processes of one thread, too: other numbers of threads differ in the last bits.

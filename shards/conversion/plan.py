@@ -25,35 +25,13 @@ from shards.conversion.appending import check_absent, check_options
 from shards.conversion.frames import check_shape
 from shards.corpus import Utterance
 from shards.dataset import ShardDataset
-from shards.errors import UsageError
-from shards.layout import DTYPES
+from shards.layout import Layout
 from shards.listing import Listing, MemoryListing
 from shards.manifest import Manifest, Origin, check_types
 from shards.sources import Source
 from shards.speakers import SpeakerRule, describe_rule
 
 SEGMENT_UTTERANCES = 2**20  # selected from the list at a time
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The options that change a dataset's bytes, besides its source."""
-
-    dtype: str = "float32"
-    seed: int = 0
-    block_frames: int = 8192
-    shard_bytes: int = 256_000_000
-
-    def __post_init__(self) -> None:
-        """Check the values' ranges; raises UsageError."""
-        if self.dtype not in DTYPES:
-            raise UsageError(f"--dtype {self.dtype}: expected one of {', '.join(DTYPES)}")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed {self.seed}: expected 0 or more, below 2^63")
-        if not 1 <= self.block_frames <= 2**24:
-            raise UsageError(f"--block_frames {self.block_frames}: expected 1 to {2**24}")
-        if self.shard_bytes < 1:
-            raise UsageError(f"--shard_bytes {self.shard_bytes}: expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import InputError
+from shards.extras import import_extra
 from shards.guesses import HEAD, guess_content, guess_missing_file
-from shards.sources.extras import import_extra
 from shards.sources.features import FeatureOptions, compute_features, make_extractor
 
 READ_SAMPLES = 2**18  # at a time: a header that lies costs no more memory than this

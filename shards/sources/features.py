@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError, UsageError
-from shards.sources.extras import import_extra
+from shards.extras import import_extra
 
 SAMPLE_SCALE = 32768.0  # Kaldi's features are of samples in -32768..32767
 LOW_FREQUENCY = 20.0  # Hz, where the lowest mel bin begins; the highest ends at half the sample rate

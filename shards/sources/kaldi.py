@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance, speaker_of
 from shards.errors import InputError
+from shards.extras import import_extra
 from shards.files import read_text
-from shards.sources.extras import import_extra
 from shards.sources.float32 import to_float32
 from shards.sources.kaldidir import check_num_frames, explain_missing_scp, read_num_frames
 from shards.speakers import SpeakerRule, speaker_by_utt2spk

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from shards.conversion.assembly import assembling
 from shards.conversion.folder import LocalFolder
-from shards.conversion.plan import Layout
 from shards.conversion.record import ShardRecord
 from shards.corpus import Utterance
 from shards.errors import InputError, UsageError
@@ -31,6 +30,7 @@ from shards.layout import (
     DTYPES,
     MANIFEST_NAME,
     UTTERANCE_DTYPE,
+    Layout,
     ShardInfo,
     block_info,
     block_json,

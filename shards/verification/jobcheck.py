@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from shards.conversion.plan import Layout, job_identity
+from shards.conversion.plan import job_identity
 from shards.conversion.record import ShardRecord
 from shards.errors import InputError
 from shards.hashing import UtteranceSum
+from shards.layout import Layout
 from shards.manifest import Origin
 
 

@@ -14,8 +14,7 @@ from accelerate.utils import gather_object
 from shards.errors import InputError, SpkidError
 from shards.files import plain_json, write_atomic, write_json
 from shards.holding import FolderHold
-from spkid_dist.allocator import keep_freed_memory
-from spkid_dist.bench.config import BenchConfig
+from shards.resources import available_cpus
 from spkid_dist.bench.corpus import Corpus, open_corpus
 from spkid_dist.bench.limits import measure_limits
 from spkid_dist.bench.measure import machine
@@ -40,10 +39,12 @@ from spkid_dist.bench.stream import measure_stream
 from spkid_dist.bench.timetable import Timetable, expected_seconds
 from spkid_dist.bench.train import measure_train, pilot
 from spkid_dist.bench.workbench import Workbench
-from spkid_dist.console import RunLog
-from spkid_dist.cpus import available_cpus, torch_threads
-from spkid_dist.ranks import by_main, explain_lost_ranks, raise_everywhere
-from spkid_dist.training.accelerator import make_accelerator
+from spkid_dist.config.bench import BenchConfig
+from spkid_dist.process.allocator import keep_freed_memory
+from spkid_dist.process.threads import torch_threads
+from spkid_dist.ranks.accelerator import make_accelerator
+from spkid_dist.ranks.console import RunLog
+from spkid_dist.ranks.together import by_main, explain_lost_ranks, raise_everywhere
 
 TIMEOUT_MINUTES = 600.0  # the other ranks wait while one shards the corpus
 REPORT_FILES = ("report.md", "report.json", "report.png")

@@ -12,8 +12,8 @@ import numpy as np
 
 from shards import FmatrixSource, Layout, Utterance, convert, find_speakers, make_plan, read_list
 from shards.files import make_folder, unreadable_feature_file
-from spkid_dist.bench.config import BenchConfig
-from spkid_dist.synthetic import SyntheticCorpus
+from spkid_dist.config.bench import BenchConfig
+from spkid_dist.measure.synthetic import SyntheticCorpus
 
 DEFAULT_LIST = Path("cfg/all.train")
 SAMPLED_FILES = 50

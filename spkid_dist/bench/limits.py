@@ -10,7 +10,7 @@ import torch
 
 from spkid_dist.bench.rows import LIMITS, Findings, make_row
 from spkid_dist.bench.workbench import Case, Workbench
-from spkid_dist.cpus import torch_threads
+from spkid_dist.process.threads import torch_threads
 from spkid_dist.streaming.kernels import gather
 
 MATRIX_SIDE = {"cpu": 1024}

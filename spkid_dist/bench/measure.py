@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import plain_json
-from spkid_dist.cpus import available_cpus
-from spkid_dist.versions import installed_version
+from shards.resources import available_cpus
+from spkid_dist.process.versions import installed_version
 
 PACKAGES = ("spkid-dist", "torch", "accelerate", "numpy", "numba", "webdataset")
 

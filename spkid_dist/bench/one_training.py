@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from spkid_dist.bench.command import open_workbench
-from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.train import measure_streamed
+from spkid_dist.config.bench import BenchConfig
 
 
 def main(options: str) -> None:

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Mapping
 
-from spkid_dist.cpus import available_cpus
-from spkid_dist.freecpus import busy_seconds, own_seconds
+from shards.resources import available_cpus
+from spkid_dist.process.freecpus import busy_seconds, own_seconds
 
 NOTICED_CPUS = 0.25
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.rows import ALONE, CACHED, POOLS, SCORE, SHARD, STACK, STAGES, TRAIN, Findings, Row, readable
+from spkid_dist.config.bench import BenchConfig
 
 HEADINGS = ("stage", "what", "rate", "least to most", "unit", "against", "its rate", "share", "windows/s")
 LEFT = ("stage", "what", "unit", "against")

@@ -9,10 +9,10 @@ import json
 import torch
 
 from shards.errors import UsageError
+from shards.resources import available_cpus
 from spkid_dist.bench.children import run_alone
 from spkid_dist.bench.rows import SCALING, Findings, make_row
 from spkid_dist.bench.workbench import Workbench
-from spkid_dist.cpus import available_cpus
 
 ONE = "training by 1 process"
 TRAINING = "spkid_dist.bench.one_training"

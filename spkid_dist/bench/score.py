@@ -14,8 +14,8 @@ from spkid_dist.bench.timetable import LONGEST_SECONDS, RUN_SECONDS
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.model import model_from_options
 from spkid_dist.scoring.scorer import ACCELERATOR_BATCH, CPU_BATCH, Scorer
-from spkid_dist.scoring.trained import TrainedModel
 from spkid_dist.scoring.utterances import Group, ListedFiles, ShardedUtterances, Utterances
+from spkid_dist.trained import TrainedModel
 
 READERS = 4
 NETWORK, FILES, SHARDS = "the network alone", "spkid score, files", "spkid score, shards"

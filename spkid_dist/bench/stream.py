@@ -14,9 +14,9 @@ import torch
 from spkid_dist.bench.limits import local_tars, read_files
 from spkid_dist.bench.rows import POOLS, STACK, Findings, Row, make_row
 from spkid_dist.bench.workbench import Case, Workbench
-from spkid_dist.cpus import torch_threads
+from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.dataset import StreamDtype, WindowDataset
-from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
+from spkid_dist.process.threads import torch_threads
 from spkid_dist.streaming.stacking import Batch, HostStack
 
 SOURCE_BATCHES = 96  # of the copied buffer: more than the processor's cache

@@ -7,7 +7,7 @@ core of a server). It is right to a factor of two; the time left, during a stage
 import time
 from collections.abc import Callable, Mapping
 
-from spkid_dist.bench.config import BenchConfig
+from spkid_dist.config.bench import BenchConfig
 
 RUN_SECONDS = 5.0  # of a run of training steps, or of scoring: fewer of them where the machine is slow
 LONGEST_SECONDS = 2 * RUN_SECONDS  # of a run that turns out slower: it ends early

@@ -16,9 +16,9 @@ from spkid_dist.bench.stream import on_threads, open_stream, run_windows
 from spkid_dist.bench.timetable import LONGEST_SECONDS, RUN_SECONDS
 from spkid_dist.bench.workbench import Case, Workbench
 from spkid_dist.config import TrainConfig
+from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.training.alone import TrainingSteps
+from spkid_dist.measure.steps import TrainingSteps
 from spkid_dist.training.feed import Feed, OneBatch, Steps
 from spkid_dist.training.replay import STEPS_A_GRAPH
 from spkid_dist.training.step import stream_dtype

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from spkid_dist.bench.config import BenchConfig
 from spkid_dist.bench.corpus import Corpus
 from spkid_dist.bench.measure import Run, runs_in_turn
+from spkid_dist.config.bench import BenchConfig
 
 Case = Callable[[], float]
 """Does some work, and returns how much it was, in the unit of its rate."""

@@ -1,33 +1,46 @@
 """The options of the commands: frozen dataclasses whose fields are the flags and whose field docs are the help.
 
 What a value must be is checked once, here; what it must be together with the data is checked where the data is opened.
-`spkid bench` and `spkid simulate` have theirs in their own packages.
+Imports nothing of the rest of this package.
 """
 
-from spkid_dist.config.scoring import ExportConfig, ScoreConfig
-from spkid_dist.config.sharding import (
-    IndexConfig,
-    InfoConfig,
-    MergeConfig,
-    ShardConfig,
-    SlurmFlags,
-    SpeakerFlags,
-    VerifyConfig,
-)
-from spkid_dist.config.training import DemoConfig, DoctorConfig, ResultsConfig, TrainConfig
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "DemoConfig",
-    "DoctorConfig",
-    "ExportConfig",
-    "IndexConfig",
-    "InfoConfig",
-    "MergeConfig",
-    "ResultsConfig",
-    "ScoreConfig",
-    "ShardConfig",
-    "SlurmFlags",
-    "SpeakerFlags",
-    "TrainConfig",
-    "VerifyConfig",
-]
+from shards.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from spkid_dist.config.bench import BenchConfig as BenchConfig
+    from spkid_dist.config.commands import DemoConfig as DemoConfig
+    from spkid_dist.config.commands import DoctorConfig as DoctorConfig
+    from spkid_dist.config.commands import IndexConfig as IndexConfig
+    from spkid_dist.config.commands import InfoConfig as InfoConfig
+    from spkid_dist.config.commands import ResultsConfig as ResultsConfig
+    from spkid_dist.config.commands import VerifyConfig as VerifyConfig
+    from spkid_dist.config.scoring import ExportConfig as ExportConfig
+    from spkid_dist.config.scoring import ScoreConfig as ScoreConfig
+    from spkid_dist.config.sharding import MergeConfig as MergeConfig
+    from spkid_dist.config.sharding import ShardConfig as ShardConfig
+    from spkid_dist.config.sharding import SlurmFlags as SlurmFlags
+    from spkid_dist.config.sharding import SpeakerFlags as SpeakerFlags
+    from spkid_dist.config.simulate import SimulateConfig as SimulateConfig
+    from spkid_dist.config.training import TrainConfig as TrainConfig
+
+_MODULES = {
+    "BenchConfig": "bench",
+    "DemoConfig": "commands",
+    "DoctorConfig": "commands",
+    "ExportConfig": "scoring",
+    "IndexConfig": "commands",
+    "InfoConfig": "commands",
+    "MergeConfig": "sharding",
+    "ResultsConfig": "commands",
+    "ScoreConfig": "scoring",
+    "ShardConfig": "sharding",
+    "SimulateConfig": "simulate",
+    "SlurmFlags": "sharding",
+    "SpeakerFlags": "sharding",
+    "TrainConfig": "training",
+    "VerifyConfig": "commands",
+}
+__all__ = list(_MODULES)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from shards.errors import UsageError
+from spkid_dist.config.choices import EDGE_CODES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,3 +92,11 @@ def from_zero_below(bound: float, **values: float) -> None:
         if not 0 <= value < bound:
             expected = "a finite number" if bound == math.inf else f"less than {bound}"
             raise UsageError(f"--{name} {value}: expected 0 or more, and {expected}")
+
+
+def check_context(in_frames: int, edge: str) -> None:
+    """Raise UsageError where `in_frames` or `edge` can't be."""
+    if in_frames < 1:
+        raise UsageError(f"--in_frames {in_frames}: a window has at least 1 frame; give 1 or more (21 by default)")
+    if edge not in EDGE_CODES:
+        raise UsageError(f"--edge {edge}: expected one of {', '.join(EDGE_CODES)}")

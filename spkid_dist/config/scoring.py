@@ -9,9 +9,9 @@ import tyro
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
 from spkid_dist.config.checks import Options, at_least
+from spkid_dist.config.choices import EXPORT_FORMATS
 from spkid_dist.config.sharding import SpeakerFlags
 
-EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")
 # The help of --no_pictures: a switch that is on by default is a flag of the opposite, so it needs the opposite's help.
 NO_PICTURES = "draw no pictures of confusions, errors by length and the DET curve"
 

@@ -1,6 +1,5 @@
 """What goes before a training: sharding, merging, looking, verifying."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from shards.sources.features import FeatureOptions
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
 from spkid_dist.config.checks import Options, at_least
-from spkid_dist.cpus import available_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,55 +157,3 @@ class MergeConfig(Options):
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder or URL given to the tasks as --out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InfoConfig(Options):
-    """Print what is in a dataset."""
-
-    folder: Annotated[str, tyro.conf.Positional]
-    """Folder of a dataset, or a URL for fsspec (s3://bucket/name)."""
-    shard_cache: Path | None = None
-    """Folder for downloads of a dataset at a URL."""
-    frame_shift_ms: float | None = None
-    """Milliseconds between two frames, to compute hours. Default: the dataset's own (if from audio), else 10."""
-    json: bool = False
-    """Print one JSON object instead of text."""
-
-    def __post_init__(self) -> None:
-        """Check the values' ranges; raises UsageError."""
-        super().__post_init__()
-        if self.frame_shift_ms is not None and not 0 < self.frame_shift_ms < math.inf:
-            raise UsageError(f"--frame_shift_ms {self.frame_shift_ms}: expected a finite number, more than 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig(Options):
-    """Compare every byte of a dataset with what was written, and name what is damaged."""
-
-    folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of a dataset."""
-    workers: int = field(default_factory=available_cpus)
-    """Number of shards to read at the same time. Default: one per CPU of this process."""
-    quick: bool = False
-    """Compare only sizes and headers."""
-
-    def __post_init__(self) -> None:
-        """Check the values' ranges; raises UsageError."""
-        super().__post_init__()
-        at_least(1, workers=self.workers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexConfig(Options):
-    """Rebuild a dataset's manifest and tables from its shards."""
-
-    folder: Annotated[Path, tyro.conf.Positional]
-    """Folder of shards."""
-    workers: int = field(default_factory=available_cpus)
-    """Number of shards to read at the same time. Default: one per CPU of this process."""
-
-    def __post_init__(self) -> None:
-        """Check the values' ranges; raises UsageError."""
-        super().__post_init__()
-        at_least(1, workers=self.workers)

@@ -4,19 +4,13 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
-from spkid_dist.config.checks import Options, at_least, from_zero_below
-from spkid_dist.order import DEFAULT_SHUFFLE_WINDOWS
-from spkid_dist.streaming.normalization import Normalization
-from spkid_dist.streaming.windows import EdgeRule, check_context
+from spkid_dist.config.checks import Options, at_least, check_context, from_zero_below
+from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS, Activation, EdgeRule, Normalization, Tracker
 
-Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"]
 MOST_LAYERS = 1000
 
 
@@ -194,39 +188,3 @@ class TrainConfig(Options):
             raise UsageError(f"--step_factor {self.step_factor}: expected more than 0 and less than 1")
         if self.clip_grad_norm is not None and not 0 < self.clip_grad_norm < math.inf:
             raise UsageError(f"--clip_grad_norm {self.clip_grad_norm}: expected a finite number above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultsConfig(Options):
-    """Make one table of the trainings below a folder, from the best validation loss on."""
-
-    folder: Annotated[Path, tyro.conf.Positional]
-    """Folder whose subfolders are the --save_path of trainings; the table is written there as results.tsv."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoctorConfig(Options):
-    """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
-
-    shards: str | None = None
-    """Dataset of `spkid shard` that every process should see: a folder or a URL."""
-    save_path: Path = Path("ckpt")
-    """Folder where a training would write its files."""
-    timeout_minutes: float = 2.0
-    """Minutes that a process waits for the others."""
-
-    def __post_init__(self) -> None:
-        """Check the values' ranges; raises UsageError."""
-        super().__post_init__()
-        if not 0 < self.timeout_minutes <= 10_000:
-            raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig(Options):
-    """Make a small synthetic corpus, then shard it, train on it and score it."""
-
-    out: Path = Path("demo")
-    """Folder for the corpus and the results; replaced on each run."""
-    seed: int = 0
-    """Random seed of the synthetic corpus."""

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from shards.parallel import in_background
+from spkid_dist.config.choices import EDGE, EDGE_CODES, VALID
 from spkid_dist.scoring.devicescores import DeviceScores, WindowSums
-from spkid_dist.scoring.trained import TrainedModel
 from spkid_dist.scoring.utterances import UNKNOWN, Group
-from spkid_dist.streaming.kernels import EDGE, VALID, lay_out
+from spkid_dist.streaming.kernels import lay_out
 from spkid_dist.streaming.normalization import normalize_frames
-from spkid_dist.streaming.windows import EDGE_CODES
+from spkid_dist.trained import TrainedModel
 
 # Windows that go through the network at a time. On 2 cores 1,024 to 4,096 are fastest: the activations stay in the cache.
 CPU_BATCH, ACCELERATOR_BATCH = 2048, 16384

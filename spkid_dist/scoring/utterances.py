@@ -21,7 +21,7 @@ from shards.layout import key_hash
 from shards.parallel import in_order
 from shards.sources import Source
 from shards.stores.store import StoreOptions
-from spkid_dist.scoring.trained import TrainedModel
+from spkid_dist.trained import TrainedModel
 
 UNKNOWN = -1  # true class of an utterance whose speaker is not known, or none of the model's
 FILES_A_TASK = 8  # a thread's task costs as much as reading a small file

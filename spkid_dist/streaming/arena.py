@@ -18,8 +18,7 @@ from shards.layout import BlockArrays
 from spkid_dist.order import Segment, starts_of
 from spkid_dist.streaming.kernels import lay_out
 from spkid_dist.streaming.normalization import bfloat16_block, normalize_block
-from spkid_dist.streaming.poolmemory import BLOCKS_KEPT
-from spkid_dist.streaming.windows import DatasetWindows
+from spkid_dist.streaming.windows import BLOCKS_KEPT, DatasetWindows
 
 NO_WINDOW = -1  # the start of a window whose block is bad, and was passed over
 WINDOWS_A_THREAD = 2**14  # at least: a thread takes as long to start as some thousands of windows to lay out

@@ -8,8 +8,8 @@ import os
 import torch
 
 from shards.errors import UsageError
-from spkid_dist.memory import free_memory, gigabytes
 from spkid_dist.order import RankShare
+from spkid_dist.process.memory import free_memory, gigabytes
 from spkid_dist.streaming.copystream import BUFFER_BYTES, CopyStream
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.poolring import PoolRing, RingSize

@@ -1,7 +1,7 @@
 """The compiled loops of the stream: plain functions on arrays that write into what the caller allocated.
 
 Shapes: T frames, D features per frame, U utterances of a block, C frames per window, R rows of an arena, N windows,
-S streams of this rank. Each kernel has a NumPy or Python twin in `tests/test_kernels.py`.
+S streams of this rank. Each kernel has a NumPy or Python twin in `tests/format/test_kernels.py`.
 """
 
 from typing import Any
@@ -10,31 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.compiled import compiled
-from shards.kernels import GOLDEN, mix
+from spkid_dist.config.choices import EDGE, VALID
+from spkid_dist.draws import permute
 from spkid_dist.streaming.intrinsics import copy_bytes, prefetch
-
-# Edge rules, as the kernels take them; `spkid_dist.streaming.windows` has their meaning.
-ZERO, EDGE, VALID = 0, 1, 2
 
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 CACHE_LINE = 64  # bytes
 GATHER_AHEAD = 4  # windows; 2 to 8 are as fast
 DEALT_TOGETHER = CACHE_LINE // 8  # streams
-
-_32 = np.uint64(32)
-
-
-@compiled
-def permute(key: np.uint64, values: NDArray[np.int64]) -> None:
-    """Permute `values` (n,), n < 2^32, in place: Fisher-Yates, drawing from splitmix64 seeded with `key`.
-
-    A draw below k is ``(bits >> 32) * k >> 32`` (Lemire 2019, without the rejection: its bias is below k / 2^32).
-    """
-    state = np.uint64(key)
-    for k in range(len(values) - 1, 0, -1):
-        state += GOLDEN
-        j = np.int64(((mix(state) >> _32) * np.uint64(k + 1)) >> _32)
-        values[k], values[j] = values[j], values[k]
 
 
 @compiled

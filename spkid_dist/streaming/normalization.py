@@ -10,17 +10,13 @@ are added afterwards, so they are the utterance's mean.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.layout import BlockArrays
 from spkid_dist.streaming.kernels import normalize_utterances, round_to_bfloat16
-
-Normalization = Literal["none", "global", "utterance"]
-StreamNormalization = Literal["none", "utterance"]
-"""What a stream can do by itself: ``global`` is a layer of the network."""
 
 
 def normalize_block(block: BlockArrays) -> BlockArrays:

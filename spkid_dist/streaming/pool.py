@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spkid_dist.order import POOL_DOMAIN, EpochLine, RankShare, Segment, generator_key, generator_keys, starts_of
+from spkid_dist.draws import POOL_DOMAIN, generator_key, generator_keys
+from spkid_dist.order import EpochLine, RankShare, Segment, starts_of
 from spkid_dist.streaming.arena import WINDOWS_A_THREAD, Arena, ArenaFiller
 from spkid_dist.streaming.kernels import DEALT_TOGETHER, deal, look_up, number_windows
 from spkid_dist.streaming.windows import DatasetWindows

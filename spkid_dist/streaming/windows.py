@@ -1,33 +1,21 @@
-"""How many windows a dataset has, for a context size, an edge rule and a choice of utterances.
-
-Edge rules: ``zero`` centres a window on each frame and pads with zero frames, ``edge`` repeats the first and last frame
-instead, ``valid`` takes only windows that fit: T - C + 1 of an utterance of T frames, none of a shorter one.
-"""
+"""How many windows a dataset has, for a context size, an edge rule and a choice of utterances; how many bytes pools take."""
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.dataset import ShardDataset
-from shards.errors import InputError, UsageError
+from shards.errors import InputError
+from spkid_dist.config.checks import check_context
+from spkid_dist.config.choices import EDGE_CODES, VALID, EdgeRule
 from spkid_dist.order import Segment, starts_of
 from spkid_dist.streaming import kernels
 from spkid_dist.streaming.selection import Selection
 
-EdgeRule = Literal["zero", "edge", "valid"]
-EDGE_CODES = {"zero": kernels.ZERO, "edge": kernels.EDGE, "valid": kernels.VALID}
 UTTERANCES_AT_A_TIME = 2**20
 BLOCKS_AT_A_TIME = 2**16  # that are counted: half a megabyte of counts
-
-
-def check_context(in_frames: int, edge: str) -> None:
-    """Raise UsageError where `in_frames` or `edge` can't be."""
-    if in_frames < 1:
-        raise UsageError(f"--in_frames {in_frames}: a window has at least 1 frame; give 1 or more (21 by default)")
-    if edge not in EDGE_CODES:
-        raise UsageError(f"--edge {edge}: expected one of {', '.join(EDGE_CODES)}")
 
 
 class DatasetWindows:
@@ -101,7 +89,7 @@ class DatasetWindows:
         One pass over the utterance table.
         """
         counts, left_out = np.zeros(self._num_speakers, np.int64), 0
-        needed = self._in_frames if self._edge == kernels.VALID else 1
+        needed = self._in_frames if self._edge == VALID else 1
         for first in range(0, len(self._lengths), UTTERANCES_AT_A_TIME):
             rows = slice(first, first + UTTERANCES_AT_A_TIME)
             taken = self._repeats[rows] > 0
@@ -134,3 +122,56 @@ class DatasetWindows:
         return np.append(firsts, len(self._lengths))[
             : len(blocks) + 1
         ]  # a copy, contiguous as the kernel is compiled for
+
+
+BLOCKS_KEPT = 2  # a stream; see `spkid_dist.streaming.arena`
+TABLE_BYTES = 8  # of a window's entry in each of its tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSize:
+    """What the memory of a rank's pools follows from; `value_bytes` is that of a stored feature, 2 or 4."""
+
+    num_windows: int
+    num_frames: int
+    num_utterances: int
+    num_features: int
+    value_bytes: int
+    block_frames: int
+    in_frames: int
+    num_streams: int
+    pool_windows: int
+    rank_streams: int
+    world_size: int
+
+    @property
+    def rank_windows(self) -> int:
+        """Windows of this rank in one generation, at most."""
+        generation = min(self.num_streams * self.pool_windows, self.num_windows)
+        return -(-generation // self.world_size) + self.num_streams
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes at most of the pools themselves, in use and being filled; all there is where shards are mapped."""
+        utterances = -(-self.num_utterances * self.rank_windows // self.num_frames) + 2 * self.rank_streams
+        arena = (self.rank_windows + utterances * (self.in_frames - 1)) * self._row_bytes
+        # In use: an arena and three tables; being filled: the same, and three tables in line order.
+        return 2 * arena + 9 * TABLE_BYTES * self.rank_windows
+
+    @property
+    def max_bytes(self) -> int:
+        """`own_bytes`, and the blocks that are kept where they can't be mapped: of a remote dataset."""
+        return self.own_bytes + self._kept_bytes
+
+    @property
+    def placed_bytes(self) -> int:
+        """Bytes at most where the pools lie on a device: of their tables while they are made, and the blocks that are kept."""
+        return 9 * TABLE_BYTES * self.rank_windows + self._kept_bytes
+
+    @property
+    def _kept_bytes(self) -> int:
+        return BLOCKS_KEPT * self.rank_streams * 2 * self.block_frames * self._row_bytes
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.num_features * self.value_bytes

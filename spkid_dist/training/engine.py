@@ -19,10 +19,10 @@ from shards.errors import UsageError
 from spkid_dist.config import TrainConfig
 from spkid_dist.training.deviceengine import DeviceEngine
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.finite import weigh
 from spkid_dist.training.fusedengine import FusedEngine, find_hindrance
 from spkid_dist.training.graph import GraphEngine
 from spkid_dist.training.learning import seed_dropout, training_loss
+from spkid_dist.training.losses import weigh
 from spkid_dist.training.step import Engine, StepParts, network_input
 
 

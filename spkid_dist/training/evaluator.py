@@ -12,10 +12,10 @@ from torch.nn import functional
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.feed import Feed, Steps
+from spkid_dist.training.losses import Tally
 from spkid_dist.training.replay import Replay
 from spkid_dist.training.step import network_input
 from spkid_dist.training.steptable import StepTable
-from spkid_dist.training.tally import Tally
 
 
 class Evaluator:

@@ -14,9 +14,9 @@ from shards.errors import InputError, UsageError
 from shards.files import write_json
 from shards.holding import FolderHold
 from spkid_dist.config import TrainConfig
-from spkid_dist.console import RunLog
+from spkid_dist.ranks.console import RunLog
+from spkid_dist.trained import ID_NAME, OPTIONS_NAME, save_weights
 from spkid_dist.training.checkpoint import FOLDER_NAME, NAME_PATTERN, Checkpoint, CheckpointFolder
-from spkid_dist.training.identity import ID_NAME
 from spkid_dist.training.outputs import (
     bring_summary,
     bring_weights,
@@ -27,16 +27,7 @@ from spkid_dist.training.outputs import (
     remove_stale_weights,
 )
 from spkid_dist.training.preemption import STOP_NAME
-from spkid_dist.training.report import (
-    OPTIONS_NAME,
-    PLOTS_NAME,
-    STATISTICS_NAME,
-    SUMMARY_NAME,
-    Summary,
-    TrainStatistics,
-    weights_name,
-)
-from spkid_dist.training.weights import save_weights
+from spkid_dist.training.report import PLOTS_NAME, STATISTICS_NAME, SUMMARY_NAME, Summary, TrainStatistics, weights_name
 
 LOG_NAME = "train.log"
 

@@ -14,8 +14,8 @@ from torch import distributed
 
 from shards.errors import UsageError
 from spkid_dist.config import TrainConfig
-from spkid_dist.memory import gigabytes
 from spkid_dist.model import Normalize
+from spkid_dist.process.memory import gigabytes
 from spkid_dist.streaming.ring import PlacedSteps
 from spkid_dist.training.deviceengine import LearningSteps
 from spkid_dist.training.feed import Steps

@@ -7,8 +7,8 @@ import torch
 from torch import distributed
 
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.finite import weigh
 from spkid_dist.training.learning import training_loss
+from spkid_dist.training.losses import weigh
 from spkid_dist.training.step import StepParts, network_input
 
 

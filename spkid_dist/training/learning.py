@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional
 
 from shards.errors import UsageError
-from spkid_dist.batchnorm import GlobalBatchNorm
 from spkid_dist.config import TrainConfig
-from spkid_dist.order import DROPOUT_DOMAIN, generator_key
+from spkid_dist.draws import DROPOUT_DOMAIN, generator_key
+from spkid_dist.model import GlobalBatchNorm
 
 # Smith, Topin, "Super-convergence", 2017, with the numbers of torch's OneCycleLR: what --lr is divided by at first, and
 # what that is divided by at last.

@@ -13,17 +13,9 @@ from typing import Any
 
 from shards.errors import InputError
 from shards.files import TEMPORARY_MARK, atomic_writer, write_json
+from spkid_dist.trained import ID_NAME, OPTIONS_NAME, name_in_weights
 from spkid_dist.training.checkpoint import CHAIN_NAME, FOLDER_NAME, NAME_PATTERN
-from spkid_dist.training.identity import ID_NAME
-from spkid_dist.training.report import (
-    OPTIONS_NAME,
-    PLOTS_NAME,
-    STATISTICS_NAME,
-    SUMMARY_NAME,
-    TrainStatistics,
-    weights_name,
-)
-from spkid_dist.training.weights import name_in_weights
+from spkid_dist.training.report import PLOTS_NAME, STATISTICS_NAME, SUMMARY_NAME, TrainStatistics, weights_name
 
 WEIGHTS_PATTERN = re.compile(r"(bestval_)?e(\d+)_weights\.ckpt")
 PROFILE_PATTERN = re.compile(r"profile-rank\d+\.json")

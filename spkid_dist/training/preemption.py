@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from spkid_dist.interruption import Interrupted
+from spkid_dist.process.interruption import Interrupted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 STOP_NAME = "STOP"

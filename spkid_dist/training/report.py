@@ -1,18 +1,12 @@
 """The files that a training leaves beside its weights: options, statistics, curves."""
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from shards.errors import InputError
-from shards.files import json_bytes, read_text, write_atomic, write_json
-from spkid_dist.config import TrainConfig
-from spkid_dist.streaming.windows import EDGE_CODES
-from spkid_dist.training.watch import Watch, clock
+from shards.files import json_bytes, write_atomic, write_json
+from spkid_dist.training.stopwatch import Watch, clock
 
-OPTIONS_NAME = "train.opts"
 STATISTICS_NAME = "train_stats.json"
 SUMMARY_NAME = "summary.json"
 PLOTS_NAME = "log_plots.png"
@@ -148,38 +142,3 @@ class Summary:
 def weights_name(epoch: int, best: bool) -> str:
     """The file of an epoch's weights; `best` where its validation loss was the lowest so far."""
     return f"{'bestval_' if best else ''}e{epoch}_weights.ckpt"
-
-
-def options_of(config: TrainConfig) -> dict[str, Any]:
-    """All options as JSON has them."""
-    return {name: _as_json(value) for name, value in asdict(config).items()}
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_as_json(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """Read a `train.opts` file, as a training of ours or of the same command line wrote it.
-
-    Raises:
-        InputError: it is missing, not JSON, or lacks what describes the network.
-    """
-    text = read_text(path, "the training options", "give the train.opts beside the weights (--train_cfg)")
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}; give the train.opts of a training") from None
-    needed = ("input_dim", "in_frames", "hsize", "num_spks")
-    for name in needed:
-        value = options.get(name) if isinstance(options, dict) else None
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{path}: {name} is {value!r}, expected a whole number; give the train.opts of a training")
-    component, edge = options.get("speaker_component"), options.get("edge", "valid")
-    if not (component is None or (isinstance(component, int) and component >= 1)):
-        raise InputError(f"{path}: speaker_component is {component!r}, expected a whole number from 1")
-    if edge not in EDGE_CODES:
-        raise InputError(f"{path}: edge is {edge!r}, expected one of {', '.join(EDGE_CODES)}")
-    return dict(options)

@@ -1,7 +1,7 @@
 """Which checkpoint a training goes on from, and whether it may.
 
 It must be of the same data, told by the fingerprints, and of the same options, except for those that describe the machine or
-where things lie (`spkid_dist.training.identity.MAY_CHANGE`).
+where things lie (`spkid_dist.trained.MAY_CHANGE`).
 """
 
 from dataclasses import MISSING, fields
@@ -12,11 +12,10 @@ from accelerate import Accelerator
 
 from shards.errors import InputError, UsageError
 from spkid_dist.config import TrainConfig
-from spkid_dist.console import RunLog
-from spkid_dist.ranks import by_main, raise_everywhere
+from spkid_dist.ranks.console import RunLog
+from spkid_dist.ranks.together import by_main, raise_everywhere
+from spkid_dist.trained import MAY_CHANGE, options_of
 from spkid_dist.training.checkpoint import Checkpoint, CheckpointFolder, Say
-from spkid_dist.training.identity import MAY_CHANGE
-from spkid_dist.training.report import options_of
 from spkid_dist.training.state import TrainingState
 
 

@@ -6,19 +6,19 @@ import torch
 from accelerate import Accelerator
 
 from spkid_dist.config import TrainConfig
-from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.ranks.console import RunLog
+from spkid_dist.training.checkpointing import Keeper
 from spkid_dist.training.evaluator import Evaluator
-from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.folder import TrainingFolder
-from spkid_dist.training.keeper import Keeper
 from spkid_dist.training.learning import Schedule
+from spkid_dist.training.losses import FiniteGuard
 from spkid_dist.training.preemption import Pace
 from spkid_dist.training.profiling import StepProfile
 from spkid_dist.training.state import TrainingState
 from spkid_dist.training.step import Engine
 from spkid_dist.training.steplog import StepLog
-from spkid_dist.training.watch import Watch
+from spkid_dist.training.stopwatch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,17 +16,17 @@ from shards.guesses import describe_difference
 from shards.sources.fmatrix import FmatrixSource
 from shards.speakers import speaker_by_component
 from shards.stores.store import StoreOptions
-from spkid_dist.cache import cached_shards
 from spkid_dist.config import TrainConfig
-from spkid_dist.console import RunLog, shard_progress
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.launchsettings import settings_without_effect
 from spkid_dist.model import describe_model
-from spkid_dist.ranks import by_main, raise_everywhere
-from spkid_dist.speakerlines import say_training_speakers
+from spkid_dist.ranks.console import RunLog, shard_progress
+from spkid_dist.ranks.settings import settings_without_effect
+from spkid_dist.ranks.sharded_once import cached_shards
+from spkid_dist.ranks.together import by_main, raise_everywhere
 from spkid_dist.streaming.selection import Selection
+from spkid_dist.streaming.speakerlines import say_training_speakers
+from spkid_dist.trained import options_of
 from spkid_dist.training.folder import TrainingFolder
-from spkid_dist.training.report import options_of
 from spkid_dist.training.step import stream_dtype
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it

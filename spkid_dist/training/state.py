@@ -17,9 +17,8 @@ from shards.errors import InputError
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.training.checkpoint import Checkpoint
-from spkid_dist.training.finite import check_finite
+from spkid_dist.training.losses import Tally, check_finite
 from spkid_dist.training.report import TrainStatistics
-from spkid_dist.training.tally import Tally
 
 
 class Stateful(Protocol):

@@ -13,9 +13,8 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import StreamDtype
 from spkid_dist.order import EpochOrder
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.finite import FiniteGuard
 from spkid_dist.training.learning import Schedule
-from spkid_dist.training.tally import Tally
+from spkid_dist.training.losses import FiniteGuard, Tally
 
 
 @dataclass(frozen=True, kw_only=True)

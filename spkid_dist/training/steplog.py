@@ -9,14 +9,13 @@ import math
 from accelerate import Accelerator
 
 from spkid_dist.config import TrainConfig
-from spkid_dist.console import RunLog
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.training.finite import FiniteGuard
+from spkid_dist.ranks.console import RunLog
 from spkid_dist.training.learning import Schedule
+from spkid_dist.training.losses import FiniteGuard, Reading
 from spkid_dist.training.state import TrainingState
-from spkid_dist.training.tally import Reading
+from spkid_dist.training.stopwatch import Watch, clock
 from spkid_dist.training.tracking import track
-from spkid_dist.training.watch import Watch, clock
 
 
 class StepLog:

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from shards.errors import InputError, UsageError
-from shards.sources.extras import import_extra
+from shards.extras import import_extra
 from spkid_dist.config import TrainConfig
-from spkid_dist.ranks import by_main
+from spkid_dist.ranks.together import by_main
+from spkid_dist.trained import options_of
 from spkid_dist.training.preemption import SIGNALS
-from spkid_dist.training.report import options_of
 
 PROJECT = "spkid-dist"
 

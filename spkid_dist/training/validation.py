@@ -3,8 +3,8 @@
 import math
 
 from shards.errors import InputError
-from spkid_dist.ranks import by_main, raise_everywhere
-from spkid_dist.training.finite import check_finite
+from spkid_dist.ranks.together import by_main, raise_everywhere
+from spkid_dist.training.losses import check_finite
 from spkid_dist.training.report import weights_name
 from spkid_dist.training.run import Run
 from spkid_dist.training.tracking import track

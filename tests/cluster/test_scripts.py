@@ -50,7 +50,7 @@ def test_the_configurations_for_gpus_start_a_process_for_each(name, processes):
     words = ["accelerate", "launch", "--config_file", LAUNCH / f"accelerate/{name}.yaml"]
     words += ["--num_processes", f"{processes}"] if processes > 1 else []
     variables = {"ACCELERATE_USE_CPU": "false" if on_gpus else "true"}
-    found = doctor_of([([*words, "-m", "spkid_dist.doctor"], variables)])
+    found = doctor_of([([*words, "-m", "spkid_dist", "doctor"], variables)])
     assert [rank["local_rank"] for rank in found["ranks"]] == list(range(processes))
     assert [rank["device_id"] is not None for rank in found["ranks"]] == [on_gpus] * processes
 
@@ -66,13 +66,13 @@ def test_the_command_of_kubeflow_starts_all_processes():
         words = trainer["command"][2:-1]  # without tini, which has a test of its own
         for name, value in variables.items():
             words = [word.replace(f"$({name})", value) for word in words]  # as the kubelet does
-        nodes.append(([*words, "spkid_dist.doctor"], variables))
+        nodes.append(([*words, "spkid_dist", "doctor"], variables))
     assert [rank["local_rank"] for rank in doctor_of(nodes)["ranks"]] == [0, 0]
 
 
 def test_the_command_of_skypilot_starts_all_processes():
     run = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())["run"]
-    script = run.partition("-m spkid_dist.train")[0].replace("29500", str(free_port())) + "-m spkid_dist.doctor"
+    script = run.partition("-m spkid_dist.train")[0].replace("29500", str(free_port())) + "-m spkid_dist doctor"
     nodes = []
     for rank in range(2):
         variables = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": f"{rank}", "SKYPILOT_NUM_GPUS_PER_NODE": "1"}

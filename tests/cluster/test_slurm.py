@@ -123,7 +123,7 @@ def test_an_array_of_tasks_makes_the_bytes_of_one_process(cluster, synthetic, tm
                 (
                     sys.executable,
                     "-c",
-                    "from spkid_dist.cli import main; main()",
+                    "from spkid_dist.commands.cli import main; main()",
                     "shard",
                     *options,
                     "--out",

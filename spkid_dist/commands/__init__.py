@@ -1,0 +1,1 @@
+"""The commands of `spkid` other than train, score and export, and the command line itself."""

@@ -1,0 +1,75 @@
+"""The commands `spkid verify`, which compares every byte of a dataset with what was written, and `spkid index`."""
+
+import json
+import time
+from collections.abc import Sequence
+
+from shards.errors import InputError
+from shards.manifest import Manifest
+from shards.verification.index import rebuild_index
+from shards.verification.shardcheck import Defect
+from shards.verification.verify import Report, verify_dataset
+from spkid_dist.config import IndexConfig, VerifyConfig
+from spkid_dist.ranks.console import RunLog
+
+BESIDE_SHARDS = 3  # manifest and two tables
+
+
+def verify(config: VerifyConfig) -> Report:
+    """Verify the dataset in `config.folder`: a line for each defect; the last line printed is a JSON summary.
+
+    Raises:
+        InputError: there is no such folder, or there are defects.
+    """
+    log = RunLog(shown=True)
+    began = time.perf_counter()
+    with log.bar(BESIDE_SHARDS + len(list(config.folder.glob("*.tar"))), "files") as bar:
+
+        def done(defects: Sequence[Defect]) -> None:
+            bar.advance(1)
+            for defect in defects:
+                log.line(f"{config.folder}/{defect}")
+
+        report = verify_dataset(config.folder, workers=config.workers, quick=config.quick, done=done)
+    seconds = time.perf_counter() - began
+    shards = [] if report.manifest is None else report.manifest.shards
+    num_bytes = sum(info.bytes for info in shards)
+    summary = {
+        "defects": len(report.defects),
+        "quick": config.quick,
+        "shards": len(shards),
+        "blocks": sum(info.blocks for info in shards),
+        "bytes": num_bytes,
+        "seconds": round(seconds, 3),
+    }
+    if not config.quick:
+        summary["gigabytes_per_second"] = round(num_bytes / seconds / 1e9, 3)
+    log.line(json.dumps(summary))
+    if report.defects:
+        raise InputError(f"{config.folder}: damaged (defects: {len(report.defects)}, named above); do not train on it")
+    return report
+
+
+def index(config: IndexConfig) -> Manifest:
+    """Rebuild the index of the shards in `config.folder`; the last line printed is a JSON summary.
+
+    Raises:
+        InputError: a shard is damaged, missing or of another dataset; nothing was written then.
+    """
+    log = RunLog(shown=True)
+    began = time.perf_counter()
+    with log.bar(len(list(config.folder.glob("*.tar"))), "shards") as bar:
+        manifest = rebuild_index(config.folder, workers=config.workers, done=bar.advance)
+    seconds = time.perf_counter() - began
+    log.line(
+        f"{config.folder}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; manifest and tables written"
+    )
+    summary = {
+        "utterances": manifest.num_utterances,
+        "frames": manifest.num_frames,
+        "bytes": sum(info.bytes for info in manifest.shards),
+        "fingerprint": manifest.fingerprint,
+        "seconds": round(seconds, 3),
+    }
+    log.line(json.dumps(summary))
+    return manifest

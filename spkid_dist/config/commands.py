@@ -1,0 +1,100 @@
+"""The options of commands that look at datasets, machines and trainings."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shards.errors import UsageError
+from shards.resources import available_cpus
+from spkid_dist.config.checks import Options, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(Options):
+    """Print what is in a dataset."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """Folder of a dataset, or a URL for fsspec (s3://bucket/name)."""
+    shard_cache: Path | None = None
+    """Folder for downloads of a dataset at a URL."""
+    frame_shift_ms: float | None = None
+    """Milliseconds between two frames, to compute hours. Default: the dataset's own (if from audio), else 10."""
+    json: bool = False
+    """Print one JSON object instead of text."""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
+        if self.frame_shift_ms is not None and not 0 < self.frame_shift_ms < math.inf:
+            raise UsageError(f"--frame_shift_ms {self.frame_shift_ms}: expected a finite number, more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(Options):
+    """Compare every byte of a dataset with what was written, and name what is damaged."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of a dataset."""
+    workers: int = field(default_factory=available_cpus)
+    """Number of shards to read at the same time. Default: one per CPU of this process."""
+    quick: bool = False
+    """Compare only sizes and headers."""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
+        at_least(1, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(Options):
+    """Rebuild a dataset's manifest and tables from its shards."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder of shards."""
+    workers: int = field(default_factory=available_cpus)
+    """Number of shards to read at the same time. Default: one per CPU of this process."""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
+        at_least(1, workers=self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsConfig(Options):
+    """Make one table of the trainings below a folder, from the best validation loss on."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder whose subfolders are the --save_path of trainings; the table is written there as results.tsv."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig(Options):
+    """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
+
+    shards: str | None = None
+    """Dataset of `spkid shard` that every process should see: a folder or a URL."""
+    save_path: Path = Path("ckpt")
+    """Folder where a training would write its files."""
+    timeout_minutes: float = 2.0
+    """Minutes that a process waits for the others."""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
+        if not 0 < self.timeout_minutes <= 10_000:
+            raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Options):
+    """Make a small synthetic corpus, then shard it, train on it and score it."""
+
+    out: Path = Path("demo")
+    """Folder for the corpus and the results; replaced on each run."""
+    seed: int = 0
+    """Random seed of the synthetic corpus."""

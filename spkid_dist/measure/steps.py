@@ -1,0 +1,65 @@
+"""The steps of a training, alone: network, optimiser and engine as `spkid train` makes them, and nothing around them."""
+
+import torch
+from accelerate import Accelerator
+
+from spkid_dist.config import TrainConfig
+from spkid_dist.model import model_from_options
+from spkid_dist.order import EpochOrder
+from spkid_dist.trained import options_of
+from spkid_dist.training.engine import choose_engine, make_engine, prepare
+from spkid_dist.training.feed import Steps
+from spkid_dist.training.learning import Schedule, make_optimizer
+from spkid_dist.training.losses import FiniteGuard, Tally
+from spkid_dist.training.step import StepParts
+
+
+class TrainingSteps:
+    """Takes steps of a training as `config` says, on this rank's shares of the batches of `order`.
+
+    `engine` is the name of what does them; `flops_per_window` are the operations of the matrix products.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        *,
+        num_features: int,
+        num_speakers: int,
+        order: EpochOrder,
+        frames_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        of_data = {"input_dim": num_features, "num_spks": num_speakers}
+        network = model_from_options(options_of(config) | of_data)
+        self.flops_per_window = step_flops(network)
+        self.engine = choose_engine(config, accelerator).name
+        model, optimizer = prepare(self.engine, accelerator, network, make_optimizer(config, network))
+        model.train()
+        parts = StepParts(
+            config=config,
+            accelerator=accelerator,
+            model=model,
+            optimizer=optimizer,
+            schedule=Schedule(config, -(-order.num_windows // config.batch_size)),
+            order=order,
+            tally=Tally(accelerator.device),
+            guard=FiniteGuard(accelerator, model, optimizer),
+            frames_dtype=frames_dtype,
+        )
+        self._engine = make_engine(self.engine, parts, placed=accelerator.device.type == "cuda")
+
+    def take(self, steps: Steps, step: int) -> None:
+        """Take the steps; the first one's number in an epoch, `step`, says how many windows all ranks have."""
+        self._engine.run(steps, 0, step)
+
+
+def step_flops(network: torch.nn.Module) -> float:
+    """Operations of a step's matrix products, a window.
+
+    A product of B x n by n x m is 2Bnm operations. There are three a layer: the output, and the gradients of weights and of
+    inputs, which nobody needs of the first layer.
+    """
+    weights = [layer.weight.numel() for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
+    return 6.0 * sum(weights) - 2.0 * weights[0]

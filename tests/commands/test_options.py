@@ -1,0 +1,71 @@
+"""Options made in Python are of their fields' types: a path may be text, and a value of another type is one line."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+from training import OPTIONS
+
+from shards.errors import UsageError
+from spkid_dist.commands.registry import COMMANDS
+from spkid_dist.config import ExportConfig, ScoreConfig, ShardConfig, TrainConfig
+from spkid_dist.train import train_model
+
+NEEDED = {"weights_ckpt": "w.ckpt", "out": "out", "folder": "folder"}
+CLASSES = [options for options, _, _ in COMMANDS.values()]
+
+
+@pytest.mark.parametrize("options", CLASSES, ids=lambda options: options.__name__)
+def test_every_path_may_be_text(options):
+    hints = get_type_hints(options)
+    paths = [field.name for field in fields(options) if hints[field.name] in (Path, Path | None)]
+    names = {field.name for field in fields(options)}
+    needed = {name: value for name, value in NEEDED.items() if name in names}
+    for name in paths:
+        try:
+            made = options(**needed | {name: "some/where"})
+        except UsageError as error:  # that goes only with another option
+            assert "expected a path" not in str(error)
+            continue
+        assert getattr(made, name) == Path("some/where")
+        assert isinstance(getattr(made, name), Path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"save_path": 7}, "--save_path 7: expected a path"),
+        ({"save_path": None}, "--save_path None: expected a path"),
+        ({"batch_norm": "no"}, "--batch_norm 'no': expected True or False"),
+        ({"epoch": 2.5}, "--epoch 2.5: expected a whole number"),
+        ({"epoch": True}, "--epoch True: expected a whole number"),
+        ({"batch_size": "1000"}, "--batch_size '1000': expected a whole number"),
+        ({"lr": "0.1"}, "--lr '0.1': expected a number"),
+        ({"optimizer": "adamm"}, "--optimizer 'adamm': expected one of adam, adamw, sgd"),
+        ({"mixed_precision": "FP16"}, "--mixed_precision 'FP16': expected one of launcher, no, bf16, fp16"),
+        ({"tr_speakers": "anna"}, "--tr_speakers 'anna': expected a list of values"),
+        ({"tr_shards": 3, "va_shards": "b"}, "--tr_shards 3: expected text"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(values, message):
+    with pytest.raises(UsageError, match=f"^{message}$"):
+        TrainConfig(**values)
+
+
+def test_what_means_the_same_is_taken():
+    made = TrainConfig(
+        epoch=np.int64(3), lr=np.float32(0.5), tr_speakers=["a", "b"], tr_shards=Path("a"), va_shards="b"
+    )
+    assert (made.epoch, type(made.epoch), made.lr, type(made.lr)) == (3, int, 0.5, float)
+    assert (made.tr_speakers, made.tr_shards) == (("a", "b"), "a")
+    assert ShardConfig(out=Path("o")).out == "o"
+    assert ScoreConfig(weights_ckpt="w", log_file="x.log").log_file == Path("x.log")
+    assert ExportConfig(weights_ckpt="w", out="o").out == Path("o")
+
+
+def test_a_training_whose_paths_are_text(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    text = {name: str(path) for name, path in shards.items()} | {"save_path": str(tmp_path / "ckpt")}
+    assert train_model(TrainConfig(**OPTIONS | text | {"epoch": 1})).best_weights.exists()
