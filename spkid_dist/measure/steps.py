@@ -6,12 +6,14 @@ from accelerate import Accelerator
 from spkid_dist.config import TrainConfig
 from spkid_dist.model import model_from_options
 from spkid_dist.order import EpochOrder
+from spkid_dist.ranks.console import RunLog
 from spkid_dist.trained import options_of
-from spkid_dist.training.engine import choose_engine, make_engine, prepare
+from spkid_dist.training.engine import make_engine
+from spkid_dist.training.enginechoice import choose_engine
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.learning import Schedule, make_optimizer
-from spkid_dist.training.losses import FiniteGuard, Tally
-from spkid_dist.training.step import StepParts
+from spkid_dist.training.job import Job
+from spkid_dist.training.learner import make_learner
+from spkid_dist.training.preemption import StopRequest
 
 
 class TrainingSteps:
@@ -35,20 +37,11 @@ class TrainingSteps:
         network = model_from_options(options_of(config) | of_data)
         self.flops_per_window = step_flops(network)
         self.engine = choose_engine(config, accelerator).name
-        model, optimizer = prepare(self.engine, accelerator, network, make_optimizer(config, network))
-        model.train()
-        parts = StepParts(
-            config=config,
-            accelerator=accelerator,
-            model=model,
-            optimizer=optimizer,
-            schedule=Schedule(config, -(-order.num_windows // config.batch_size)),
-            order=order,
-            tally=Tally(accelerator.device),
-            guard=FiniteGuard(accelerator, model, optimizer),
-            frames_dtype=frames_dtype,
-        )
-        self._engine = make_engine(self.engine, parts, placed=accelerator.device.type == "cuda")
+        learner = make_learner(config, accelerator, network, self.engine, order.num_windows)
+        learner.model.train()
+        job = Job(config=config, accelerator=accelerator, log=RunLog(shown=False), request=StopRequest())
+        placed = accelerator.device.type == "cuda"
+        self._engine = make_engine(self.engine, job, learner, placed=placed, frames_dtype=frames_dtype)
 
     def take(self, steps: Steps, step: int) -> None:
         """Take the steps; the first one's number in an epoch, `step`, says how many windows all ranks have."""

@@ -16,7 +16,6 @@ from spkid_dist.process.restoring import check_group_is_open, leave_group, proce
 from spkid_dist.ranks.launched import MEETING, check_this_process, check_world_size, is_on_cpus
 from spkid_dist.ranks.settings import check_accumulation, check_devices, check_settings, precision_of
 from spkid_dist.ranks.together import LostRanksError, first_words, is_of_collective
-from spkid_dist.training.tracking import check_tracker, finish_tracking
 
 
 @contextmanager
@@ -34,10 +33,9 @@ def make_accelerator(
     Raises:
         LostRanksError: the processes can't reach each other.
         UsageError: the launcher meant several processes, but this one is alone; a setting of accelerate that can't be
-            followed; more processes than GPUs; fp16 on a CPU; the tracker needs a library.
+            followed; more processes than GPUs; fp16 on a CPU.
     """
     check_group_is_open("train")
-    check_tracker(tracker)
     check_settings(os.environ)
     check_accumulation(os.environ)
     chosen = precision_of(os.environ, precision)
@@ -64,7 +62,6 @@ def make_accelerator(
 
 def _leave(accelerator: Accelerator, stay_in_group: bool) -> None:
     """Let go of what the Accelerator holds; to leave a group whose others are not leaving could wait for them."""
-    finish_tracking(accelerator, print)
     if not stay_in_group:
         leave_group()
     # The model's wrapper keeps the process group alive, whose threads abort the process if it ends before them.

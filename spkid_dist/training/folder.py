@@ -41,6 +41,12 @@ class TrainingFolder:
         self._hold: FolderHold | None = None
         self._options: dict[str, Any] = {}
         self._options_are_there = False
+        self.checkpoints = CheckpointFolder(self.path / FOLDER_NAME, config.keep_checkpoints, self.check)
+
+    @property
+    def training_id(self) -> str:
+        """The name of the training, once it has begun; known to rank 0."""
+        return str(self._options[ID_NAME])
 
     def open(self) -> None:
         """Take the folder, and open the log in it; a request to stop that was left there is removed.
@@ -82,18 +88,11 @@ class TrainingFolder:
                 f"{self.path}: holds files of an earlier training ({_shown(used)}); give another --save_path, {remedy}"
             )
 
-    def begin(
-        self,
-        checkpoint: Checkpoint | None,
-        checkpoints: CheckpointFolder,
-        statistics: TrainStatistics,
-        options: dict[str, Any],
-    ) -> None:
+    def begin(self, checkpoint: Checkpoint | None, statistics: TrainStatistics, options: dict[str, Any]) -> None:
         """Make the folder that of a training that is sure to start now, from `checkpoint` or from the beginning.
 
         Args:
             checkpoint: what the training goes on from.
-            checkpoints: those of this folder.
             statistics: of the training so far.
             options: what `train.opts` is to hold.
 
@@ -111,13 +110,13 @@ class TrainingFolder:
             self._remove_outputs()
             bring_weights(origin, self.path, statistics, name)
         else:
-            checkpoints.settle()
+            self.checkpoints.settle()
             remove_stale_weights(self.path, statistics, name)
             check_best_weights(origin, self.path, statistics)
         self._bring_reports(origin, statistics)
         if is_elsewhere:  # last: a folder without a checkpoint is no training that could be gone on with
             best = statistics.best_epoch == statistics.epochs - 1 >= 0
-            checkpoints.save(checkpoint.values["stream"]["epoch"], checkpoint.values, checkpoint.state, best)
+            self.checkpoints.save(checkpoint.values["stream"]["epoch"], checkpoint.values, checkpoint.state, best)
 
     def _begin_anew(self) -> None:
         used = outputs_of(self.path)

@@ -5,51 +5,48 @@ hold what those of other engines hold. Triton comes with torch's builds for GPUs
 interpreter runs the same kernels on a CPU: very slowly, for tests.
 """
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import distributed
 
 from shards.errors import UsageError
-from spkid_dist.config import TrainConfig
 from spkid_dist.model import Normalize
 from spkid_dist.process.memory import gigabytes
 from spkid_dist.streaming.ring import PlacedSteps
 from spkid_dist.training.deviceengine import LearningSteps
+from spkid_dist.training.enginechoice import most_rows
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.fused.plan import FusedPlan, Matmul, fused_hindrance
+from spkid_dist.training.fused.plan import FusedPlan, Matmul
 from spkid_dist.training.graph import share_weights
+from spkid_dist.training.job import Job
+from spkid_dist.training.learner import Learner
 from spkid_dist.training.replay import Replay
-from spkid_dist.training.step import StepParts
 
 if TYPE_CHECKING:
     from spkid_dist.training.fused.step import RingTensors
 
-OLDEST_CAPABILITY = 8, 0  # of a GPU: the first with tf32 and bfloat16 products
-
 
 class FusedEngine:
-    """Does the steps; `model` and `optimizer` of `parts` are plain torch's, the model on its device."""
+    """Does the steps; `model` and `optimizer` of the learner are plain torch's, the model on its device."""
 
-    def __init__(self, parts: StepParts) -> None:
+    def __init__(self, job: Job, learner: Learner, frames_dtype: torch.dtype) -> None:
         from spkid_dist.training.fused import step as fused  # kernels: only where triton is installed
 
-        device = parts.accelerator.device
-        self._ranks_meet = parts.accelerator.num_processes > 1
+        device = job.accelerator.device
+        self._ranks_meet = job.accelerator.num_processes > 1
         if self._ranks_meet:
-            share_weights(parts.model)
-        plan = _plan(parts)
+            share_weights(learner.model)
+        plan = _plan(job, learner, frames_dtype)
         check_memory(plan, device)
-        parameters = list(parts.model.parameters())
+        parameters = list(learner.model.parameters())
         self._fused = fused.FusedStep(plan, parameters, device)
-        for layer in parts.model.children():
+        for layer in learner.model.children():
             if isinstance(layer, Normalize):
                 self._fused.set_moments(layer.mean, layer.std)
-        self._take_over_state(parts.optimizer, parameters)
+        self._take_over_state(learner.optimizer, parameters)
         self._replay = Replay(device)
-        self._steps = LearningSteps(parts)
+        self._steps = LearningSteps(job, learner)
         table = self._steps.table
         self._table = fused.StepTable(
             table.first, table.count, table.rate, table.weight, table.cursor, table.losses, table.sums
@@ -100,58 +97,20 @@ def _with_own_steps(_optimizer: torch.optim.Optimizer, state_dict: dict[str, Any
     return state_dict | {"state": states}
 
 
-def find_hindrance(config: TrainConfig, accelerator: Accelerator) -> str | None:
-    """What of this training, or of this machine, the fused engine can't do; None where it can do all."""
-    kind = accelerator.device.type
-    on_cpu = kind == "cpu"
-    if importlib.util.find_spec("triton") is None:
-        return "this installation, which lacks triton (it comes with torch's builds for GPUs)"
-    if on_cpu and not _is_interpreted():
-        return "a CPU"
-    if kind not in ("cpu", "cuda") or (kind == "cuda" and torch.version.hip is not None):
-        return f"a device of the kind {kind if torch.version.hip is None else 'hip'}: the kernels are for NVIDIA's"
-    if not on_cpu and torch.cuda.get_device_capability(accelerator.device) < OLDEST_CAPABILITY:
-        name = torch.cuda.get_device_name(accelerator.device)
-        return f"the GPU {name}, which is older than compute capability 8.0"
-    return fused_hindrance(
-        activation=config.activation,
-        dropout=config.dropout,
-        batch_norm=config.batch_norm,
-        hsize=config.hsize,
-        rows=_most_rows(config, accelerator),
-        mixed_precision=accelerator.mixed_precision,
-        compiled=config.compile,
-    )
-
-
-def _is_interpreted() -> bool:
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
-
-
-def _most_rows(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Windows of the largest share that a rank may have of a batch: streams are dealt to ranks one by one."""
-    ranks, streams = accelerator.num_processes, config.num_streams
-    whole, rest = divmod(config.batch_size, streams)
-    of_rank: int = -(-streams // ranks)
-    return whole * of_rank + min(rest, of_rank)
-
-
-def _plan(parts: StepParts) -> FusedPlan:
-    config, precision = parts.config, parts.accelerator.mixed_precision
+def _plan(job: Job, learner: Learner, frames_dtype: torch.dtype) -> FusedPlan:
+    config, precision = job.config, job.accelerator.mixed_precision
     matmul: Matmul = "bf16" if precision == "bf16" else "tf32" if config.tf32 else "tf32x3"
-    layers = [layer for layer in parts.model.children() if isinstance(layer, torch.nn.Linear)]
-    normalize = any(isinstance(layer, Normalize) for layer in parts.model.children())
+    layers = [layer for layer in learner.model.children() if isinstance(layer, torch.nn.Linear)]
+    normalize = any(isinstance(layer, Normalize) for layer in learner.model.children())
     return FusedPlan(
         inputs=layers[0].in_features,
         num_features=layers[0].in_features // config.in_frames,
         num_speakers=layers[-1].out_features,
-        rows=_most_rows(config, parts.accelerator),
+        rows=most_rows(config, job.accelerator),
         hsize=config.hsize,
         num_layers=config.num_layers,
         matmul=matmul,
-        arena_dtype=parts.frames_dtype,
+        arena_dtype=frames_dtype,
         label_smoothing=config.label_smoothing,
         optimizer=config.optimizer,
         weight_decay=config.weight_decay,

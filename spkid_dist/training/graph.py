@@ -7,20 +7,22 @@ import torch
 from torch import distributed
 
 from spkid_dist.training.feed import Steps
+from spkid_dist.training.job import Job
+from spkid_dist.training.learner import Learner
 from spkid_dist.training.learning import training_loss
 from spkid_dist.training.losses import weigh
-from spkid_dist.training.step import StepParts, network_input
+from spkid_dist.training.step import network_input
 
 
 class GraphEngine:
-    """Does the steps; `model` and `optimizer` of `parts` are plain torch's."""
+    """Does the steps; `model` and `optimizer` of the learner are plain torch's."""
 
-    def __init__(self, parts: StepParts) -> None:
-        self._parts = parts
-        self._world_size = parts.accelerator.num_processes
-        self._gradients = JoinedGradients(parts.model)
+    def __init__(self, job: Job, learner: Learner) -> None:
+        self._job, self._learner = job, learner
+        self._world_size = job.accelerator.num_processes
+        self._gradients = JoinedGradients(learner.model)
         if self._world_size > 1:
-            share_weights(parts.model)
+            share_weights(learner.model)
 
     def run(self, steps: Steps, epoch: int, first_step: int) -> None:
         """As `Engine.run`."""
@@ -28,28 +30,28 @@ class GraphEngine:
             self._step(x, y, epoch, step)
 
     def _step(self, x: torch.Tensor, y: torch.Tensor, epoch: int, step: int) -> None:
-        parts = self._parts
-        for group in parts.optimizer.param_groups:
-            group["lr"] = parts.schedule.lr(parts.whole_step(epoch, step))
-        parts.guard.note(self._forward_backward(x, y, 1 / parts.global_windows(step)))
+        job, learner = self._job, self._learner
+        for group in learner.optimizer.param_groups:
+            group["lr"] = learner.schedule.lr(learner.steps.number(epoch, step))
+        learner.guard.note(self._forward_backward(x, y, 1 / learner.steps.windows(step)))
         if self._world_size > 1:
             self._gradients.sum_over_ranks()
-        parts.guard.check(epoch, step)
-        longest = parts.config.clip_grad_norm
+        learner.guard.check(epoch, step)
+        longest = job.config.clip_grad_norm
         if longest is not None:
-            torch.nn.utils.clip_grad_norm_(parts.model.parameters(), longest)
-        parts.optimizer.step()
+            torch.nn.utils.clip_grad_norm_(learner.model.parameters(), longest)
+        learner.optimizer.step()
 
     def _forward_backward(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
         """Leave the gradient of the share's part of the global batch's mean loss; returns the sum of the losses."""
-        parts = self._parts
+        job, learner = self._job, self._learner
         self._gradients.drop()
-        with parts.accelerator.autocast():
-            log_probs = parts.model(network_input(x))
+        with job.accelerator.autocast():
+            log_probs = learner.model(network_input(x))
         log_probs = log_probs.float()
-        loss_sum = training_loss(log_probs, y, parts.config.label_smoothing)
+        loss_sum = training_loss(log_probs, y, job.config.label_smoothing)
         weigh(loss_sum, weight).backward()  # type: ignore[no-untyped-call]
-        parts.tally.add(log_probs, y, loss_sum)
+        learner.tally.add(log_probs, y, loss_sum)
         return loss_sum.detach()
 
 

@@ -2,7 +2,7 @@
 
 SIGTERM, SIGHUP or SIGUSR1 to any of the processes, or a file STOP in `save_path`. A signal that the process ignored before,
 as SIGHUP under `nohup`, stays ignored. Until `hold`, while nothing is trained yet that could be lost, a signal ends the
-process at once; from then on it is noted. The ranks meet in one small all-reduce about once a second (`Lookout`), not in each
+process at once; from then on it is noted. The ranks meet in one small all-reduce about once a second (`RankPoll`), not in each
 step, which may take less time than that; which steps these are follows from what was reduced, so it is the same on all ranks.
 """
 
@@ -76,7 +76,7 @@ class StopRequest:
                 self._stop_file.unlink(missing_ok=True)
 
 
-class Pace:
+class Timer:
     """Says when `seconds` have gone by, again and again."""
 
     def __init__(self, seconds: float) -> None:
@@ -96,7 +96,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PollResult:
     """What the ranks found together: why to stop, or None; whether rank 0's clock calls for a checkpoint; a bad loss."""
 
     stop: str | None
@@ -104,8 +104,8 @@ class Seen:
     not_finite: bool
 
 
-class Lookout:
-    """Lets the ranks look together, about once a second; all must call `look` after the same steps.
+class RankPoll:
+    """Lets the ranks look together, about once a second; all must call `poll` after the same steps.
 
     `not_finite` is whether this rank had a bad loss: a scalar on the device, 0 or 1.
     """
@@ -120,7 +120,7 @@ class Lookout:
         self._accelerator = accelerator
         self._request = request
         self._not_finite = not_finite
-        self._checkpoints = Pace(math.inf if checkpoint_minutes is None else checkpoint_minutes * 60)
+        self._checkpoints = Timer(math.inf if checkpoint_minutes is None else checkpoint_minutes * 60)
         self._looked = time.monotonic()
         self._steps, self._interval = 0, 1
         self._most_steps = MOST_STEPS_BETWEEN.get(accelerator.device.type, MOST_STEPS_BETWEEN["cpu"])
@@ -129,7 +129,7 @@ class Lookout:
         """Begin the time to the next checkpoint anew."""
         self._checkpoints.restart()
 
-    def look(self, now: bool = False, steps: int = 1) -> Seen | None:
+    def poll(self, now: bool = False, steps: int = 1) -> PollResult | None:
         """What is to be done after these steps; None if the ranks don't meet now. They do wherever all say `now`."""
         self._steps += steps
         if self._steps < self._interval and not now:
@@ -144,7 +144,7 @@ class Lookout:
         self._steps, self._looked = 0, time.monotonic()
         reasons = [signal.Signals(number).name for number in SIGNALS] + [f"the file {STOP_NAME}"]
         found = next((reason for reason, count in zip(reasons, stops, strict=True) if count), None)
-        return Seen(found, due_sum > 0, bad > 0)
+        return PollResult(found, due_sum > 0, bad > 0)
 
     def _set_interval(self, seconds_per_step: float, restart: bool) -> None:
         """Choose the steps to the next meeting: from 1 on, as after `now` steps of another kind may follow, then more."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from shards.files import json_bytes, write_atomic, write_json
-from spkid_dist.training.stopwatch import Watch, clock
+from spkid_dist.training.stopwatch import Stopwatch, clock
 
 STATISTICS_NAME = "train_stats.json"
 SUMMARY_NAME = "summary.json"
@@ -103,7 +103,7 @@ class Summary:
     run_checkpoint_seconds: float
 
     @classmethod
-    def of(cls, statistics: TrainStatistics, windows_per_epoch: int, watch: Watch, save_path: Path) -> "Summary":
+    def of(cls, statistics: TrainStatistics, windows_per_epoch: int, watch: Stopwatch, save_path: Path) -> "Summary":
         """Sum up a finished training whose last run `watch` has seen."""
         best, seconds = statistics.best_epoch, watch.seconds
         training_seconds = seconds["training"] + seconds["waiting"]

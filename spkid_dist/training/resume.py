@@ -8,38 +8,31 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from shards.errors import InputError, UsageError
 from spkid_dist.config import TrainConfig
-from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.together import by_main, raise_everywhere
 from spkid_dist.trained import MAY_CHANGE, options_of
 from spkid_dist.training.checkpoint import Checkpoint, CheckpointFolder, Say
-from spkid_dist.training.state import TrainingState
+from spkid_dist.training.job import Job, TrainingData
+from spkid_dist.training.learner import Learner
+from spkid_dist.training.state import place_of, restore
 
 
-def go_on(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    log: RunLog,
-    *,
-    folder: CheckpointFolder,
-    state: TrainingState,
-    data: dict[str, str],
-) -> Checkpoint | None:
-    """Bring `state` to where the checkpoint stands that --resume names, and return it, if there is one. Called by all ranks.
+def go_on(job: Job, learner: Learner, data: TrainingData, checkpoints: CheckpointFolder) -> Checkpoint | None:
+    """Bring the training to where the checkpoint stands that --resume names, and return it, if there is one.
 
-    Only rank 0 reads; see `find_checkpoint` for `folder`, `data` and what is raised.
+    Called by all ranks. Only rank 0 reads; see `find_checkpoint` for what is raised.
     """
-    checkpoint = by_main(accelerator, lambda: find_checkpoint(config, folder, data, log.line))
+    checkpoint = by_main(
+        job.accelerator, lambda: find_checkpoint(job.config, checkpoints, data.fingerprints, job.log.line)
+    )
     if checkpoint is not None:
         try:
-            state.restore(checkpoint, accelerator)
+            restore(checkpoint, learner, data.training, job.accelerator)
         except InputError as error:  # all ranks have the same bytes, and the same error
             raise_everywhere(error)
-        place = state.place
-        log.line(f"going on in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
+        place = place_of(learner, data.training)
+        job.log.line(f"going on in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
     return checkpoint
 
 

@@ -27,36 +27,38 @@ from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.speakerlines import say_training_speakers
 from spkid_dist.trained import options_of
 from spkid_dist.training.folder import TrainingFolder
+from spkid_dist.training.job import Job, TrainingData
 from spkid_dist.training.step import stream_dtype
 
 EVALUATION_BATCH = 8192  # windows a step of all ranks together; no result depends on it
 
 
 @contextlib.contextmanager
-def open_save_path(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> Iterator[TrainingFolder]:
+def open_save_path(job: Job) -> Iterator[TrainingFolder]:
     """Take `save_path` for this training, and open the log in it, while the block runs. Called by all ranks.
 
     Raises:
         InputError, UsageError: as `TrainingFolder.open`.
     """
-    folder = TrainingFolder(config, log)
+    folder = TrainingFolder(job.config, job.log)
     try:
-        by_main(accelerator, folder.open)
+        by_main(job.accelerator, folder.open)
         yield folder
     finally:
         folder.close()
 
 
-def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[WindowDataset, WindowDataset]:
+def open_data(job: Job) -> TrainingData:
     """The training and the validation stream of this rank; feature files are sharded first.
 
     Raises:
         InputError: data missing or damaged, or the two do not fit together.
     """
+    config, accelerator = job.config, job.accelerator
     if config.tr_shards is not None and config.va_shards is not None:
         folders = config.tr_shards, config.va_shards
     else:
-        folders = _shard_features(config, accelerator, log)
+        folders = _shard_features(config, accelerator, job.log)
     placed = steps_are_placed(config, accelerator)
     options: dict[str, Any] = {
         "in_frames": config.in_frames,
@@ -94,7 +96,7 @@ def open_data(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tup
                 f"{folders[1]}: its {what} are {here}, those of the training set {folders[0]} are {there}; shard both with the "
                 f"same {flag}"
             )
-    return tr_data, va_data
+    return TrainingData(training=tr_data, validation=va_data)
 
 
 def steps_are_placed(config: TrainConfig, accelerator: Accelerator) -> bool:
@@ -162,30 +164,23 @@ def check_ranks_alike(config: TrainConfig, data: dict[str, str]) -> None:
             )
 
 
-def log_start(
-    log: RunLog,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    tr_data: WindowDataset,
-    va_data: WindowDataset,
-    model: torch.nn.Sequential,
-    engine: str,
-) -> None:
+def log_start(job: Job, data: TrainingData, network: torch.nn.Sequential, engine: str) -> None:
     """Say what is trained on what, and on which device."""
+    log, accelerator = job.log, job.accelerator
     for line in settings_without_effect(os.environ):
         log.line(line)
-    for data, name in ((tr_data, "training"), (va_data, "validation")):
-        counts = data.windows
+    for dataset, name in ((data.training, "training"), (data.validation, "validation")):
+        counts = dataset.windows
         short = f", {counts.num_short} utterances are shorter than a window" if counts.num_short else ""
-        manifest = data.data.manifest
-        log.line(f"{name}: {manifest.num_utterances} utterances, {counts.total} windows{short}, {len(data)} batches")
-    for line in say_training_speakers(tr_data, va_data) if accelerator.is_main_process else ():
+        num_utterances = dataset.data.manifest.num_utterances
+        log.line(f"{name}: {num_utterances} utterances, {counts.total} windows{short}, {len(dataset)} batches")
+    for line in say_training_speakers(data.training, data.validation) if accelerator.is_main_process else ():
         log.line(line)
-    for name, formula, number in describe_model(model):
+    for name, formula, number in describe_model(network):
         log.line(f"{name:>10}: {formula} = {number} parameters")
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(parameter.numel() for parameter in network.parameters())
     log.line(f"{'total':>10}: {total} parameters")
     log.line(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}, "
-        f"{config.optimizer}, engine {engine}, {torch.get_num_threads()} threads a process"
+        f"{job.config.optimizer}, engine {engine}, {torch.get_num_threads()} threads a process"
     )

@@ -1,4 +1,4 @@
-"""What a step of the training works on, and what does it.
+"""The steps of an epoch, and what does them.
 
 Shapes: B windows of a rank's share, G of the global batch, C*D inputs.
 """
@@ -7,41 +7,29 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from accelerate import Accelerator
 
-from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import StreamDtype
-from spkid_dist.order import EpochOrder
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.learning import Schedule
-from spkid_dist.training.losses import FiniteGuard, Tally
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepParts:
-    """What a step works on; `model` and `optimizer` as the engine needs them (`spkid_dist.training.engine.prepare`).
+class EpochSteps:
+    """The steps of an epoch of `num_windows` windows: global batches of `batch_size`, the last of which may be smaller."""
 
-    `frames_dtype` is that of the stream's frames, where they lie on a device.
-    """
+    num_windows: int
+    batch_size: int
 
-    config: TrainConfig
-    accelerator: Accelerator
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    order: EpochOrder
-    tally: Tally
-    guard: FiniteGuard
-    frames_dtype: torch.dtype
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.num_windows // self.batch_size)
 
-    def global_windows(self, step: int) -> int:
-        """G of step `step` of an epoch: the last one may be smaller."""
-        batch_size = self.config.batch_size
-        return min(batch_size, self.order.num_windows - step * batch_size)
+    def windows(self, step: int) -> int:
+        """G of step `step` of an epoch."""
+        return min(self.batch_size, self.num_windows - step * self.batch_size)
 
-    def whole_step(self, epoch: int, step: int) -> int:
-        """The step's number in the whole training, from 0."""
-        return epoch * -(-self.order.num_windows // self.config.batch_size) + step
+    def number(self, epoch: int, step: int) -> int:
+        """The number of a step in the whole training, from 0."""
+        return epoch * len(self) + step
 
 
 def stream_dtype(mixed_precision: str, normalize: str) -> StreamDtype:

@@ -10,7 +10,7 @@ from spkid_dist.process.cpuwait import CoreWait
 Activity = Literal["start", "training", "waiting", "validation", "checkpoints"]
 
 
-class Watch:
+class Stopwatch:
     """Counts seconds of each activity, one at a time: an inner one (`during`) interrupts the outer.
 
     `training` is the steps without `waiting` for data; `validation` has the weights and curves written after it. `windows`

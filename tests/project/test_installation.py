@@ -136,10 +136,9 @@ def not_installed(tmp_path_factory):
     return {"PYTHONPATH": str(site)}
 
 
-@pytest.mark.parametrize("module", ["spkid_dist.commands.doctor", "spkid_dist.bench"])
-def test_sources_run_without_an_installation(module, not_installed, tmp_path):
-    flags = ("limits", *TOY) if module == "spkid_dist.bench" else ()
-    done = python("-S", "-m", module, *flags, cwd=ROOT, TMPDIR=str(tmp_path), **not_installed)
+@pytest.mark.parametrize("words", [("doctor",), ("bench", "limits", *TOY)], ids=lambda words: words[0])
+def test_sources_run_without_an_installation(words, not_installed, tmp_path):
+    done = python("-S", "-m", "spkid_dist", *words, cwd=ROOT, TMPDIR=str(tmp_path), **not_installed)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     versions = found["ranks"][0]["versions"] if "ranks" in found else found["machine"]

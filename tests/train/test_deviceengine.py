@@ -16,8 +16,9 @@ from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.train import train_model
 from spkid_dist.training import engine as engines
+from spkid_dist.training.enginechoice import find_hindrance
 from spkid_dist.training.fused.plan import FusedPlan
-from spkid_dist.training.fusedengine import check_memory, find_hindrance
+from spkid_dist.training.fusedengine import check_memory
 from spkid_dist.training.replay import MOST_GRAPHS, STEPS_A_GRAPH, STEPS_BEFORE, Replay
 from spkid_dist.training.steptable import StepTable
 
@@ -215,7 +216,7 @@ def test_what_the_fused_engine_cannot_do_is_refused_by_name(config, options, wha
 
 @pytest.mark.skipif(ON_GPU, reason="it is about CPUs")
 def test_kernels_for_gpus_are_not_offered_without_one(config, monkeypatch):
-    monkeypatch.setattr("spkid_dist.training.fusedengine._is_interpreted", lambda: False)
+    monkeypatch.setattr("spkid_dist.training.enginechoice._is_interpreted", lambda: False)
     with pytest.raises(UsageError, match="--engine fused: not with a CPU; leave that out, or give --engine auto"):
         train_model(replace(config, engine="fused"))
     with pytest.raises(UsageError, match="--tf32: it is a number format of GPUs, and this training runs on CPUs"):

@@ -12,7 +12,7 @@ from shards import UsageError
 from spkid_dist.config import TrainConfig
 from spkid_dist.train import train_model
 from spkid_dist.training.profiling import StepProfile
-from spkid_dist.training.stopwatch import Watch, clock
+from spkid_dist.training.stopwatch import Stopwatch, clock
 
 LINE = re.compile(
     r"TRAINING: (\d+)/(\d+) epoch (\d+) loss: [\d.]+ acc: [\d.]+ windows/s: [\d,]+ waiting for data: [\d.]+% "
@@ -116,7 +116,7 @@ def test_a_profile_of_no_steps_is_refused():
 
 
 def test_an_inner_activity_interrupts_the_outer():
-    watch = Watch()
+    watch = Stopwatch()
     with watch.during("training"):
         before = watch.seconds["training"]
         with watch.during("waiting"):

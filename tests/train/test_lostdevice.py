@@ -5,7 +5,7 @@ import torch
 from training import OPTIONS, checkpoints
 
 from spkid_dist.process.lostdevice import is_of_device
-from spkid_dist.training.engine import EagerEngine
+from spkid_dist.training.eager import EagerEngine
 
 FAILED = (
     "CUDA error: unspecified launch failure\nCUDA kernel errors might be asynchronously reported at some other API call, so "
