@@ -15,7 +15,7 @@ from spkid_dist.model import model_from_options
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.train import train_model
-from spkid_dist.training import engine as engines
+from spkid_dist.training import enginechoice
 from spkid_dist.training.enginechoice import find_hindrance
 from spkid_dist.training.fused.plan import FusedPlan
 from spkid_dist.training.fusedengine import check_memory
@@ -46,9 +46,9 @@ def config(shards, tmp_path):
 def placed(monkeypatch):
     """Have the graph engine take its steps as it does on a GPU."""
     monkeypatch.setattr("spkid_dist.training.startup.steps_are_placed", lambda *_: True)
-    known = engines._hindrance
+    known = enginechoice._hindrance
     monkeypatch.setattr(
-        engines, "_hindrance", lambda config, accelerator: known(replace(config, dropout=0.0), accelerator)
+        enginechoice, "_hindrance", lambda config, accelerator: known(replace(config, dropout=0.0), accelerator)
     )
 
 
