@@ -10,6 +10,12 @@ EXIT_USAGE = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """The first line of what an error says, up to `most` characters and without a full stop; empty where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:most].rstrip(".") if lines else ""
+
+
 class SpkidError(Exception):
     """Base of all errors that are reported as one line; `exit_code` is what the command ends with.
 

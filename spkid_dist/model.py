@@ -14,7 +14,7 @@ Shapes: B windows, C frames a window, D features a frame, H units of a hidden la
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, get_args
 
 import torch
@@ -22,6 +22,7 @@ from torch import distributed, nn
 
 from shards.errors import InputError, UsageError
 from spkid_dist.config.choices import Activation, Normalization
+from spkid_dist.config.network import NetworkOptions
 from spkid_dist.config.training import MOST_LAYERS
 from spkid_dist.process.memory import free_memory, gigabytes
 
@@ -33,28 +34,6 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
 }
 BYTES_A_PARAMETER = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
-    """What describes the network, by the names of `train.opts`; the defaults are the classic network."""
-
-    input_dim: int
-    in_frames: int
-    num_spks: int
-    hsize: int = 100
-    num_layers: int = 3
-    activation: Activation = "relu"
-    dropout: float = 0.0
-    batch_norm: bool = False
-    normalize: Normalization = "none"
-
-    @property
-    def num_parameters(self) -> int:
-        """Values that are learnt."""
-        hidden = self.num_layers * (self.hsize + (2 * self.hsize if self.batch_norm else 0))
-        weights = self.input_dim * self.in_frames * self.hsize + (self.num_layers - 1) * self.hsize**2
-        return weights + hidden + (self.hsize + 1) * self.num_spks
 
 
 def network_options(options: Mapping[str, Any], where: str = "train.opts") -> NetworkOptions:

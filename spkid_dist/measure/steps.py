@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 
 from spkid_dist.config import TrainConfig
-from spkid_dist.model import model_from_options
+from spkid_dist.model import model_from_options, network_options
 from spkid_dist.order import EpochOrder
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.trained import options_of
@@ -34,8 +34,9 @@ class TrainingSteps:
     ) -> None:
         torch.manual_seed(config.seed)
         of_data = {"input_dim": num_features, "num_spks": num_speakers}
-        network = model_from_options(options_of(config) | of_data)
-        self.flops_per_window = step_flops(network)
+        options = options_of(config) | of_data
+        network = model_from_options(options)
+        self.flops_per_window = network_options(options).flops_per_window
         self.engine = choose_engine(config, accelerator).name
         learner = make_learner(config, accelerator, network, self.engine, order.num_windows)
         learner.model.train()
@@ -46,13 +47,3 @@ class TrainingSteps:
     def take(self, steps: Steps, step: int) -> None:
         """Take the steps; the first one's number in an epoch, `step`, says how many windows all ranks have."""
         self._engine.run(steps, 0, step)
-
-
-def step_flops(network: torch.nn.Module) -> float:
-    """Operations of a step's matrix products, a window.
-
-    A product of B x n by n x m is 2Bnm operations. There are three a layer: the output, and the gradients of weights and of
-    inputs, which nobody needs of the first layer.
-    """
-    weights = [layer.weight.numel() for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
-    return 6.0 * sum(weights) - 2.0 * weights[0]

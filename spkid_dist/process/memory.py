@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import psutil
 
-from shards.errors import InputError
+from shards.errors import InputError, first_line
 from shards.resources import free_bytes
 
 # What errors say that are of no type of their own: torch's on CPUs, the system's linker's, threads'.
@@ -60,6 +60,5 @@ def explain_memory(remedy: Callable[[], str]) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         if not is_out_of_memory(error):
             raise
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = lines[0][:200].rstrip(".") if lines else "no more was said"
+        said = first_line(error, most=200) or "no more was said"
         raise InputError(f"not enough memory ({type(error).__name__}: {said}); {remedy()}") from None

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from shards.errors import InputError, SpkidError
+from shards.errors import InputError, SpkidError, first_line
 
 T = TypeVar("T")
 
@@ -79,5 +79,4 @@ def is_of_collective(error: RuntimeError) -> bool:
 
 def first_words(error: Exception) -> str:
     """An error's first sentence, without the place in the sources that it begins with."""
-    text = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
-    return re.sub(r"^\[[^]]*\]\s*", "", text).partition(". ")[0].rstrip(".")
+    return re.sub(r"^\[[^]]*\]\s*", "", first_line(error) or "no reason given").partition(". ")[0].rstrip(".")

@@ -14,7 +14,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from spkid_dist.simulate.clusterparts import UTTERANCE_ROW_BYTES, Cluster, Corpus, Network, Stream
+from spkid_dist.config.network import NetworkOptions
+from spkid_dist.simulate.clusterparts import UTTERANCE_ROW_BYTES, Cluster, Corpus, Stream
 from spkid_dist.simulate.devicerates import DeviceRates
 from spkid_dist.simulate.mixing import distinct_in_permutation, distinct_in_pools
 from spkid_dist.streaming.windows import PoolSize
@@ -70,7 +71,7 @@ class Plan:
     """All that a prediction follows from."""
 
     corpus: Corpus
-    network: Network
+    network: NetworkOptions
     stream: Stream
     cluster: Cluster
     rates: DeviceRates

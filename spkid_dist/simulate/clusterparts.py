@@ -1,7 +1,6 @@
 """What a prediction is of: a corpus, a network and its training, a cluster. Sizes with their units; nothing is measured."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from spkid_dist.simulate.mixing import Lengths
 
@@ -35,39 +34,6 @@ def stored_bytes(num_frames: int, num_utterances: int, num_features: int, value_
     """Bytes of the shards of a corpus that is not made yet: frames, and what stands around them."""
     blocks = -(-num_frames // block_frames)
     return num_frames * num_features * value_bytes + blocks * MEMBER_BYTES + num_utterances * KEY_BYTES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """The layers' widths, from C*D inputs to the speakers."""
-
-    inputs: int
-    hsize: int
-    num_layers: int
-    outputs: int
-
-    @property
-    def num_parameters(self) -> int:
-        """Weights and biases."""
-        widths = [self.inputs, *[self.hsize] * self.num_layers, self.outputs]
-        return sum((before + 1) * after for before, after in pairwise(widths))
-
-    @property
-    def flops_per_window(self) -> int:
-        """Of a training step: two a weight forward, two for its gradient, two for its input's, but of the first layer."""
-        widths = [self.inputs, *[self.hsize] * self.num_layers, self.outputs]
-        weights = [before * after for before, after in pairwise(widths)]
-        return 6 * sum(weights) - 2 * weights[0]
-
-    @property
-    def gradient_bytes(self) -> int:
-        """What the ranks exchange in a step."""
-        return 4 * self.num_parameters
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """Weights and the two moments of Adam."""
-        return 3 * 4 * self.num_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.files import plain_json
 from spkid_dist.config.choices import EDGE_CODES
+from spkid_dist.config.network import NetworkOptions
 from spkid_dist.config.simulate import RateFlags, SimulateConfig
 from spkid_dist.simulate.clustermodel import Plan, Prediction, plan_facts, predict
-from spkid_dist.simulate.clusterparts import Cluster, Corpus, Network, Stream, stored_bytes
+from spkid_dist.simulate.clusterparts import Cluster, Corpus, Stream, stored_bytes
 from spkid_dist.simulate.devicerates import PRESETS, DeviceRates
 from spkid_dist.simulate.mixing import distinct_in_pools
 from spkid_dist.streaming.kernels import windows_of
@@ -55,11 +56,12 @@ def simulate(config: SimulateConfig) -> None:
 def make_plan(config: SimulateConfig) -> Plan:
     """The plan of the options; measures this machine where they ask for it. Raises as `simulate`."""
     corpus = _corpus_of_shards(config) if config.shards is not None else _corpus_of_size(config)
-    network = Network(
-        inputs=config.in_frames * corpus.num_features,
+    network = NetworkOptions(
+        input_dim=corpus.num_features,
+        in_frames=config.in_frames,
+        num_spks=corpus.num_speakers,
         hsize=config.hsize,
         num_layers=config.num_layers,
-        outputs=corpus.num_speakers,
     )
     stream = Stream(**{name: getattr(config, name) for name in Stream.__annotations__})
     each, in_all = config.store_gbytes, config.store_gbytes_in_all
@@ -136,7 +138,9 @@ def _corpus_of_size(config: SimulateConfig) -> Corpus:
     )
 
 
-def _rates(config: SimulateConfig, corpus: Corpus, network: Network, stream: Stream, cluster: Cluster) -> DeviceRates:
+def _rates(
+    config: SimulateConfig, corpus: Corpus, network: NetworkOptions, stream: Stream, cluster: Cluster
+) -> DeviceRates:
     """The preset's rates, or those of this machine; those of the flags take their place."""
     given = config.given()
     if config.device != "here":

@@ -6,7 +6,7 @@ P parameters, B windows, C*D inputs.
 import math
 from dataclasses import dataclass
 
-from spkid_dist.simulate.clusterparts import Network
+from spkid_dist.config.network import NetworkOptions
 
 STACKED_VALUE_BYTES = 4  # batches are float32
 
@@ -51,7 +51,7 @@ class DevicePreset:
     first_batch_seconds: float
     process_bytes: int
 
-    def rates(self, network: Network) -> DeviceRates:
+    def rates(self, network: NetworkOptions) -> DeviceRates:
         """The rates for a network; on the device, a stacked value is read once and written once."""
         return DeviceRates(
             source=self.source,

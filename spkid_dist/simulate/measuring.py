@@ -24,7 +24,6 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from numpy.typing import NDArray
 
@@ -32,12 +31,14 @@ from shards import Layout, Utterance, convert, make_plan
 from shards.errors import InputError
 from shards.resources import available_cpus
 from spkid_dist.config import TrainConfig
+from spkid_dist.config.network import NetworkOptions
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.measure.steps import TrainingSteps
 from spkid_dist.process.allocator import keep_freed_memory
+from spkid_dist.process.restoring import process_as_found
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.launched import is_on_cpus
-from spkid_dist.simulate.clusterparts import Cluster, Corpus, Network, Stream
+from spkid_dist.simulate.clusterparts import Cluster, Corpus, Stream
 from spkid_dist.simulate.devicerates import DeviceRates, fit_step
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.feed import OneBatch, Steps
@@ -59,7 +60,7 @@ class Task:
     folder: Path
     processes: int
     windows: int
-    network: Network
+    network: NetworkOptions
     num_features: int
     in_frames: int
     num_streams: int
@@ -78,7 +79,7 @@ class Measured:
     process_bytes: int
 
 
-def measure_rates(corpus: Corpus, network: Network, stream: Stream, cluster: Cluster) -> DeviceRates:
+def measure_rates(corpus: Corpus, network: NetworkOptions, stream: Stream, cluster: Cluster) -> DeviceRates:
     """The rates of this machine for such a training. Raises InputError where a process that measures ends."""
     wanted = min(cluster.devices_per_node, _num_devices())
     processes = max(wanted, 2) if cluster.ranks > 1 else 1  # an all-reduce takes two
@@ -221,7 +222,8 @@ def _measure(task: Task, rank: int, together: Barrier) -> Measured:
     alone, smaller = steps.seconds(task.windows), steps.seconds(max(1, task.windows // SMALLER_SHARE))
     joint = alone
     if task.processes > 1:
-        joint = StepTimer(task, _join(task, rank, on_cpu)).seconds(task.windows)
+        with process_as_found():
+            joint = StepTimer(task, _join(task, rank, on_cpu)).seconds(task.windows)
     return Measured(
         first_batch_seconds=max(0.0, first - num_windows / fill_rate),
         stack_windows_per_second=stack_rate,
@@ -235,7 +237,6 @@ def _measure(task: Task, rank: int, together: Barrier) -> Measured:
 
 def _join(task: Task, rank: int, on_cpu: bool) -> Accelerator:
     """This process as one of a launch; all of them meet."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     world_size = str(task.processes)
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     meeting = f"file://{task.folder / 'meeting'}" + ("" if on_cpu else f"?rank={rank}&world_size={world_size}")
@@ -257,7 +258,7 @@ class StepTimer:
             accelerator,
             config,
             num_features=task.num_features,
-            num_speakers=task.network.outputs,
+            num_speakers=task.network.num_spks,
             order=_open(task, accelerator.num_processes).order,
         )
         self._network = task.network
@@ -268,7 +269,7 @@ class StepTimer:
     def seconds(self, windows: int) -> float:
         """The median of several steps of as many windows; processes of a launch call it together."""
         x = torch.randn(windows, self._network.inputs, device=self._device)
-        y = torch.randint(self._network.outputs, (windows,), device=self._device)
+        y = torch.randint(self._network.num_spks, (windows,), device=self._device)
         batch: Steps = OneBatch((x, y))
         at_once = 1
         if self._device.type != "cpu":

@@ -11,7 +11,8 @@ import torch
 
 from shards.errors import UsageError
 from spkid_dist.config import TrainConfig
-from spkid_dist.model import BYTES_A_PARAMETER, NetworkOptions
+from spkid_dist.config.network import NetworkOptions
+from spkid_dist.model import BYTES_A_PARAMETER
 from spkid_dist.process.memory import free_memory, gigabytes
 
 FLOAT_BYTES = 4

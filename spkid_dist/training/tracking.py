@@ -14,7 +14,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
-from shards.errors import InputError, UsageError
+from shards.errors import InputError, UsageError, first_line
 from shards.extras import import_extra
 from spkid_dist.config import TrainConfig
 from spkid_dist.ranks.together import by_main
@@ -148,5 +148,5 @@ def _signals_kept() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     """An error's kind and the first line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
+    said = first_line(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

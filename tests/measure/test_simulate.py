@@ -11,12 +11,12 @@ import pytest
 from conftest import make_corpus
 
 from shards.errors import InputError, UsageError
+from spkid_dist.config.network import NetworkOptions
 from spkid_dist.config.simulate import RateFlags, SimulateConfig
 from spkid_dist.dataset import WindowDataset
-from spkid_dist.model import NetworkOptions
+from spkid_dist.model import model_from_options
 from spkid_dist.order import EpochOrder, RankShare
 from spkid_dist.simulate.clustermodel import Plan, predict
-from spkid_dist.simulate.clusterparts import Network
 from spkid_dist.simulate.command import WELL_MIXED, make_plan, shuffle_windows_for
 from spkid_dist.simulate.devicerates import PRESETS, fit_step
 from spkid_dist.simulate.measuring import Task, _run_processes
@@ -131,9 +131,11 @@ def test_pool_memory_is_that_which_the_stream_states(corpus, world_size):
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_parameters_and_operations_are_those_of_the_network(num_layers):
-    network = Network(inputs=840, hsize=100, num_layers=num_layers, outputs=157)
-    options = NetworkOptions(input_dim=40, in_frames=21, num_spks=157, num_layers=num_layers)
-    assert network.num_parameters == options.num_parameters
+    network = NetworkOptions(input_dim=40, in_frames=21, num_spks=157, num_layers=num_layers)
+    layers = model_from_options(vars(network))
+    assert network.num_parameters == sum(parameter.numel() for parameter in layers.parameters())
+    normalised = model_from_options(vars(network) | {"batch_norm": True})
+    assert replace(network, batch_norm=True).num_parameters == sum(p.numel() for p in normalised.parameters())
     if num_layers == 3:  # 122 M windows/s at 67 TFLOP/s
         rates = PRESETS["h100"].rates(network)
         assert rates.compute_windows_per_second == pytest.approx(122e6, rel=0.01)
@@ -246,7 +248,7 @@ def test_this_machine_is_measured_by_two_processes():
 
 
 def test_a_process_that_ends_while_it_measures_is_an_error(tmp_path):
-    network = Network(inputs=6, hsize=4, num_layers=1, outputs=2)
+    network = NetworkOptions(input_dim=2, in_frames=3, hsize=4, num_layers=1, num_spks=2)
     task = Task(
         folder=tmp_path,  # without the dataset
         processes=1,

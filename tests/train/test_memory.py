@@ -12,7 +12,7 @@ from training import OPTIONS, command, environment
 from shards import resources
 from shards.errors import InputError, UsageError
 from spkid_dist.config import TrainConfig
-from spkid_dist.model import NetworkOptions
+from spkid_dist.config.network import NetworkOptions
 from spkid_dist.process.memory import explain_memory, free_memory, is_out_of_memory
 from spkid_dist.train import train_model
 from spkid_dist.training.footprint import footprint
