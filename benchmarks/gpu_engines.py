@@ -26,9 +26,9 @@ from spkid_dist.config.bench import BenchConfig
 from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.dataset import StreamDtype, WindowDataset
 from spkid_dist.measure.steps import TrainingSteps
+from spkid_dist.process.replay import STEPS_A_GRAPH
 from spkid_dist.ranks.accelerator import make_accelerator
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.replay import STEPS_A_GRAPH
 from spkid_dist.training.step import stream_dtype
 
 RUNS = 3  # of which the middle one counts

@@ -39,11 +39,11 @@ from shards.stores.store import StoreOptions
 from spkid_dist.config import ScoreConfig
 from spkid_dist.process.allocator import keep_freed_memory
 from spkid_dist.process.freecpus import FreeCpus, leave_cpus_to_others
-from spkid_dist.process.lostdevice import explain_lost_device
 from spkid_dist.process.memory import explain_memory
 from spkid_dist.process.restoring import process_as_found
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.console import Bar, RunLog
+from spkid_dist.ranks.lostdevice import explain_lost_device
 from spkid_dist.ranks.sharing import Processes
 from spkid_dist.scoring.confusion import ErrorRates, error_rates
 from spkid_dist.scoring.pictures import PICTURES, draw_pictures

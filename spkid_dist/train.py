@@ -22,11 +22,11 @@ from spkid_dist.model import model_from_options, network_options, set_full_batch
 from spkid_dist.process.allocator import keep_freed_memory
 from spkid_dist.process.freecpus import FreeCpus, go_on_with_threads, leave_cpus_to_others
 from spkid_dist.process.interruption import Interrupted
-from spkid_dist.process.lostdevice import explain_lost_device
 from spkid_dist.process.memory import explain_memory
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.accelerator import make_accelerator
 from spkid_dist.ranks.console import RunLog
+from spkid_dist.ranks.lostdevice import explain_lost_device
 from spkid_dist.ranks.together import by_main, explain_lost_ranks
 from spkid_dist.trained import ID_NAME, options_of
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder

@@ -19,8 +19,8 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.measure.steps import TrainingSteps
+from spkid_dist.process.replay import STEPS_A_GRAPH
 from spkid_dist.training.feed import Feed, OneBatch, Steps
-from spkid_dist.training.replay import STEPS_A_GRAPH
 from spkid_dist.training.step import stream_dtype
 
 STREAMED, MATRIX = "training from the stream", "matrix products"

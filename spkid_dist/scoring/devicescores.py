@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spkid_dist.training.replay import Replay
+from spkid_dist.process.replay import Replay
 
 MORE = 1.25  # room than was needed, where a layout does not fit: the next ones may need more still
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from spkid_dist.process.replay import Replay
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.feed import Steps
 from spkid_dist.training.graph import JoinedGradients, share_weights
 from spkid_dist.training.job import Job
 from spkid_dist.training.learner import Learner
 from spkid_dist.training.learning import seed_dropout, training_loss
-from spkid_dist.training.replay import Replay
 from spkid_dist.training.step import network_input
 from spkid_dist.training.steptable import StepTable
 

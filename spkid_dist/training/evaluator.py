@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from torch.nn import functional
 
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.process.replay import Replay
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.feed import Feed, Steps
 from spkid_dist.training.losses import Tally
-from spkid_dist.training.replay import Replay
 from spkid_dist.training.step import network_input
 from spkid_dist.training.steptable import StepTable
 

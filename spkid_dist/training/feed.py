@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from spkid_dist.dataset import WindowDataset
+from spkid_dist.process.replay import STEPS_A_GRAPH
 from spkid_dist.streaming.stacking import Batch
-from spkid_dist.training.replay import STEPS_A_GRAPH
 
 
 class Steps(Protocol):

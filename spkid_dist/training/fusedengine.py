@@ -13,6 +13,7 @@ from torch import distributed
 from shards.errors import UsageError
 from spkid_dist.model import Normalize
 from spkid_dist.process.memory import gigabytes
+from spkid_dist.process.replay import Replay
 from spkid_dist.streaming.ring import PlacedSteps
 from spkid_dist.training.deviceengine import LearningSteps
 from spkid_dist.training.enginechoice import most_rows
@@ -21,7 +22,6 @@ from spkid_dist.training.fused.plan import FusedPlan, Matmul
 from spkid_dist.training.graph import share_weights
 from spkid_dist.training.job import Job
 from spkid_dist.training.learner import Learner
-from spkid_dist.training.replay import Replay
 
 if TYPE_CHECKING:
     from spkid_dist.training.fused.step import RingTensors

@@ -6,6 +6,7 @@ batch, whatever the shares' sizes: W ranks learn what one learns.
 
 from accelerate.utils import gather_object
 
+from spkid_dist.process.replay import STEPS_A_GRAPH
 from spkid_dist.ranks.together import raise_everywhere
 from spkid_dist.streaming.ledger import LedgerError
 from spkid_dist.training.checkpointing import CheckpointPolicy
@@ -14,7 +15,6 @@ from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.job import Job, TrainingData
 from spkid_dist.training.learner import Learner
 from spkid_dist.training.profiling import StepProfile
-from spkid_dist.training.replay import STEPS_A_GRAPH
 from spkid_dist.training.state import join_ledgers
 from spkid_dist.training.step import Engine
 from spkid_dist.training.steplog import StepLog

@@ -12,6 +12,7 @@ from shards.errors import InputError, UsageError
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import model_from_options
+from spkid_dist.process.replay import MOST_GRAPHS, STEPS_A_GRAPH, STEPS_BEFORE, Replay
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.train import train_model
@@ -19,7 +20,6 @@ from spkid_dist.training import enginechoice
 from spkid_dist.training.enginechoice import find_hindrance
 from spkid_dist.training.fused.plan import FusedPlan
 from spkid_dist.training.fusedengine import check_memory
-from spkid_dist.training.replay import MOST_GRAPHS, STEPS_A_GRAPH, STEPS_BEFORE, Replay
 from spkid_dist.training.steptable import StepTable
 
 pytestmark = pytest.mark.device

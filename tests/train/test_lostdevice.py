@@ -4,7 +4,7 @@ import pytest
 import torch
 from training import OPTIONS, checkpoints
 
-from spkid_dist.process.lostdevice import is_of_device
+from spkid_dist.ranks.lostdevice import is_of_device
 from spkid_dist.training.eager import EagerEngine
 
 FAILED = (
