@@ -107,7 +107,7 @@ def foretell(shards: Path, processes: int, options: argparse.Namespace) -> dict[
     config = SimulateConfig(shards=str(shards), gpus=processes, shuffle_windows=options.shuffle_windows)
     plan = make_plan(config)
     found = predict(plan)
-    batch_bytes = found.rank_windows_per_step * plan.network.inputs * STACKED_VALUE_BYTES
+    batch_bytes = found.rank_windows_per_step * plan.network.in_features * STACKED_VALUE_BYTES
     seconds = options.epochs * found.epoch_seconds + found.first_batch_seconds
     return {
         "windows/s": options.epochs * plan.corpus.num_windows / seconds,

@@ -20,7 +20,7 @@ from shards.stores.store import StoreOptions
 from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS, EDGE_CODES, EdgeRule, StreamNormalization
 from spkid_dist.order import EpochOrder, RankShare
 from spkid_dist.process.threads import filling_threads
-from spkid_dist.streaming.arena import ArenaFiller
+from spkid_dist.streaming.arena import ArenaFiller, BlockOptions
 from spkid_dist.streaming.copystream import BUFFER_BYTES, NUM_BUFFERS
 from spkid_dist.streaming.devicememory import make_ring
 from spkid_dist.streaming.ledger import Ledger
@@ -100,23 +100,10 @@ class WindowDataset(ResumableBatches):
         self._found_rank = rank is None or world_size is None
         rank, world_size = find_rank(rank, world_size)
         super().__init__(batch_size, rank, world_size)
-        for value, name in ((num_streams, "num_streams"), (shuffle_windows, "shuffle_windows")):
-            if value < 1:
-                raise UsageError(f"--{name} {value}: expected 1 or more")
-        if world_size > num_streams:
-            raise UsageError(
-                f"--num_streams {num_streams}: fewer than the {world_size} ranks, which share the streams out; "
-                f"give {world_size} or more"
-            )
-        for text, name, known in (
-            (on_bad_block, "on_bad_block", ("stop", "skip")),
-            (normalize, "normalize", get_args(StreamNormalization)),
-            (dtype, "dtype", get_args(StreamDtype)),
-        ):
-            if text not in known:
-                raise UsageError(f"--{name} {text}: expected one of {', '.join(known)}")
-        if device_memory is not None and device_memory < 0:
-            raise UsageError(f"--device_memory {device_memory}: expected 0 or more")
+        _check_counts(num_streams, shuffle_windows, device_memory, world_size)
+        _check_choice(on_bad_block, "on_bad_block", ("stop", "skip"))
+        _check_choice(normalize, "normalize", get_args(StreamNormalization))
+        _check_choice(dtype, "dtype", get_args(StreamDtype))
         if placed and device is None:
             raise UsageError("placed=True: the windows are placed on a device; give one (device=)")
         selection = selection or Selection()
@@ -124,7 +111,7 @@ class WindowDataset(ResumableBatches):
         self.windows = DatasetWindows(self.data, in_frames, edge, selection)
         self.order = EpochOrder(self.windows.total, num_streams, max(1, shuffle_windows // num_streams))
         self.share = RankShare(self.order, rank, world_size)
-        self.input_dim = in_frames * self.data.manifest.num_features
+        self.in_features = in_frames * self.data.manifest.num_features
         self.skipped_windows = 0
         self._in_frames = in_frames
         self._options: dict[str, Any] = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
@@ -136,24 +123,24 @@ class WindowDataset(ResumableBatches):
             self._pool_dtype = torch.float32
         self._x_dtype = torch.float32 if dtype == "float32" else self._pool_dtype
         self._device = None if device is None else torch.device(device)
-        self.memory = BatchMemory(self.input_dim, self._pool_dtype, self._device, reuse)
+        self.memory = BatchMemory(self.in_features, self._pool_dtype, self._device, reuse)
         self._placed = placed
         self._device_memory = device_memory
         self._ring: RingFiller | None = None
-        self._blocks: dict[str, Any] = {
-            "in_frames": in_frames,
-            "edge": EDGE_CODES[edge],
-            "normalize": normalize == "utterance",
-            "bfloat16": dtype == "bfloat16",
-            "skip_bad": on_bad_block == "skip",
-        }
+        self._blocks = BlockOptions(
+            in_frames=in_frames,
+            edge=EDGE_CODES[edge],
+            normalize=normalize == "utterance",
+            bfloat16=dtype == "bfloat16",
+            skip_bad=on_bad_block == "skip",
+        )
         self._filler = self.pool_filler()
 
     def pool_filler(self) -> PoolFiller:
         """What fills this rank's pools: each such object keeps blocks of its own."""
         streams = len(self.share.streams)
         arenas = ArenaFiller(
-            self.data, self.windows, streams=streams, threads=min(filling_threads(), streams), **self._blocks
+            self.data, self.windows, self._blocks, streams=streams, threads=min(filling_threads(), streams)
         )
         seed, shuffle = self._options["seed"], self._options["shuffle"]
         return PoolFiller(arenas, self.windows, self.share, seed, shuffle, len(self.data.blocks))
@@ -297,7 +284,7 @@ class WindowDataset(ResumableBatches):
     def finish(self, batch: Batch | None) -> Batch:
         """A batch as it is yielded: x of the dtype asked for; empty where there is none."""
         if batch is None:
-            empty = torch.empty(0, self.input_dim, dtype=self._x_dtype, device=self._device)
+            empty = torch.empty(0, self.in_features, dtype=self._x_dtype, device=self._device)
             return empty, torch.empty(0, dtype=torch.int64, device=self._device)
         return batch[0].to(self._x_dtype), batch[1]
 
@@ -368,3 +355,21 @@ def find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if not 0 <= rank < world_size:
         raise UsageError(f"rank {rank} of {world_size}: expected 0 to {world_size - 1}")
     return rank, world_size
+
+
+def _check_counts(num_streams: int, shuffle_windows: int, device_memory: int | None, world_size: int) -> None:
+    for value, name in ((num_streams, "num_streams"), (shuffle_windows, "shuffle_windows")):
+        if value < 1:
+            raise UsageError(f"--{name} {value}: expected 1 or more")
+    if world_size > num_streams:
+        raise UsageError(
+            f"--num_streams {num_streams}: fewer than the {world_size} ranks, which share the streams out; "
+            f"give {world_size} or more"
+        )
+    if device_memory is not None and device_memory < 0:
+        raise UsageError(f"--device_memory {device_memory}: expected 0 or more")
+
+
+def _check_choice(text: str, name: str, known: Sequence[str]) -> None:
+    if text not in known:
+        raise UsageError(f"--{name} {text}: expected one of {', '.join(known)}")

@@ -57,7 +57,7 @@ class MixedDataset(ResumableBatches):
         first = datasets[0]
         super().__init__(batch_size, first.rank, first.world_size)
         self.datasets = list(datasets)
-        self.input_dim = first.input_dim
+        self.in_features = first.in_features
         self._borders = borders_of(weights)
         self._weights = [float(weight) for weight in weights]
         self._epoch_windows = sum(data.num_windows for data in datasets) if epoch_windows is None else epoch_windows
@@ -113,7 +113,7 @@ def _check_alike(datasets: Sequence[WindowDataset]) -> None:
     for data in datasets[1:]:
         for what, ours, theirs in (
             ("speakers", first.data.manifest.speakers, data.data.manifest.speakers),
-            ("values of a window", first.input_dim, data.input_dim),
+            ("values of a window", first.in_features, data.in_features),
             ("rank", (first.rank, first.world_size), (data.rank, data.world_size)),
         ):
             if ours != theirs:

@@ -73,7 +73,7 @@ def model_from_options(options: Mapping[str, Any], where: str = "train.opts") ->
     """
     network = network_options(options, where)
     _check_memory(network)
-    width, layers = network.input_dim * network.in_frames, list[nn.Module]()
+    width, layers = network.in_features, list[nn.Module]()
     for _ in range(network.num_layers):
         layers.append(nn.Linear(width, network.hsize))
         if network.batch_norm:

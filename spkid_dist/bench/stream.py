@@ -41,7 +41,9 @@ def measure_stream(bench: Workbench) -> Findings:
     data = open_stream(bench, DEFAULT_SHUFFLE_WINDOWS)
     windows = run_windows(bench, data)
     batches = max(1, windows // config.batch_size)
-    copies = {fresh: copy_case(batches, share_of_batch(bench), data.input_dim, fresh, bench) for fresh in (True, False)}
+    copies = {
+        fresh: copy_case(batches, share_of_batch(bench), data.in_features, fresh, bench) for fresh in (True, False)
+    }
     cases: dict[str, Case] = {
         COPY_OVER: on_threads(bench.threads, copies[False]),
         COPY_NEW: on_threads(bench.threads, copies[True]),
@@ -109,9 +111,9 @@ def on_threads(count: int, case: Case) -> Case:
     return run
 
 
-def copy_case(batches: int, batch_size: int, input_dim: int, fresh: bool, bench: Workbench | None = None) -> Case:
-    """Copy batches (batch_size, input_dim) out of a large buffer, each into a `fresh` tensor or over the one before."""
-    source = torch.randn(SOURCE_BATCHES * batch_size, input_dim, device=None if bench is None else bench.device)
+def copy_case(batches: int, batch_size: int, in_features: int, fresh: bool, bench: Workbench | None = None) -> Case:
+    """Copy batches (batch_size, in_features) out of a large buffer, each into a `fresh` tensor or over the one before."""
+    source = torch.randn(SOURCE_BATCHES * batch_size, in_features, device=None if bench is None else bench.device)
     out = torch.empty_like(source[:batch_size])
 
     def copy() -> float:

@@ -23,14 +23,14 @@ class NetworkOptions:
     normalize: Normalization = "none"
 
     @property
-    def inputs(self) -> int:
+    def in_features(self) -> int:
         """C*D, the values of a window."""
         return self.input_dim * self.in_frames
 
     @property
     def widths(self) -> list[int]:
         """The layers' widths, from the inputs to the speakers."""
-        return [self.inputs, *[self.hsize] * self.num_layers, self.num_spks]
+        return [self.in_features, *[self.hsize] * self.num_layers, self.num_spks]
 
     @property
     def num_parameters(self) -> int:

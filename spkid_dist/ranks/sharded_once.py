@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,19 @@ from shards.speakers import SpeakerRule, describe_rule
 POLL_SECONDS = 0.2
 
 
+@dataclass(frozen=True, kw_only=True)
+class ListedCorpus:
+    """Feature files of a list: its utterances, where their frames are, the speakers in class order, and their rule."""
+
+    list_path: Path
+    utterances: list[Utterance]
+    source: FmatrixSource
+    speakers: list[str]
+    rule: SpeakerRule | None = None
+
+
 def cached_shards(
-    list_path: Path,
-    utterances: list[Utterance],
-    source: FmatrixSource,
-    speakers: list[str],
-    *,
-    rule: SpeakerRule | None = None,
-    cache_dir: Path,
-    makes_it: bool,
-    say: Callable[[str], None],
-    progress: Progress,
+    corpus: ListedCorpus, cache_dir: Path, *, makes_it: bool, say: Callable[[str], None], progress: Progress
 ) -> Path:
     """The folder of the list's dataset; one process of a host, the one that `makes_it`, shards it where it is missing.
 
@@ -52,35 +54,29 @@ def cached_shards(
         InputError: a feature file is missing or damaged, the folder can't be written, or the process that shards has
             failed or is gone.
     """
-    identity = _identity(utterances, source, speakers, rule)
-    folder = expand_home(cache_dir, "--cache_dir") / f"{list_path.name}-{identity}"
+    list_path = corpus.list_path
+    folder = expand_home(cache_dir, "--cache_dir") / f"{list_path.name}-{_identity(corpus)}"
     if (folder / MANIFEST_NAME).exists():
         say(f"{list_path}: using the shards in {folder}")
     elif makes_it:
-        say(f"{list_path}: sharding {len(utterances)} utterances into {folder}, once")
+        say(f"{list_path}: sharding {len(corpus.utterances)} utterances into {folder}, once")
         with ExitStack() as stack:
             try:
                 stack.enter_context(maker_note(folder))
             except InputError as error:
                 raise InputError(f"{error}; set --cache_dir to another folder") from None
-            _make(folder, utterances, source, speakers, rule, progress)
+            _make(folder, corpus, progress)
     while not (folder / MANIFEST_NAME).exists():
         check_maker(folder)
         time.sleep(POLL_SECONDS)
     return folder
 
 
-def _make(
-    folder: Path,
-    utterances: list[Utterance],
-    source: FmatrixSource,
-    speakers: list[str],
-    rule: SpeakerRule | None,
-    progress: Progress,
-) -> None:
+def _make(folder: Path, corpus: ListedCorpus, progress: Progress) -> None:
     staging = folder.with_name(f".{folder.name}-{writer_name()}")
+    plan = make_plan(corpus.utterances, corpus.speakers, corpus.source, Layout(), rule=corpus.rule)
     try:
-        convert(make_plan(utterances, speakers, source, Layout(), rule=rule), source, staging, progress)
+        convert(plan, corpus.source, staging, progress)
         staging.rename(folder)
     except OSError as error:
         if not (folder / MANIFEST_NAME).exists():  # else another host was faster
@@ -91,11 +87,14 @@ def _make(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _identity(utterances: list[Utterance], source: FmatrixSource, speakers: list[str], rule: SpeakerRule | None) -> str:
+def _identity(corpus: ListedCorpus) -> str:
+    source = corpus.source
     description = source.describe()
-    description |= describe_rule(rule, description["kind"])
-    digest = xxhash.xxh3_64(repr((FORMAT_VERSION, description, str(source.db_path.resolve()), speakers)).encode())
-    for utterance in utterances:
+    description |= describe_rule(corpus.rule, description["kind"])
+    digest = xxhash.xxh3_64(
+        repr((FORMAT_VERSION, description, str(source.db_path.resolve()), corpus.speakers)).encode()
+    )
+    for utterance in corpus.utterances:
         path = source.where(utterance)
         try:
             status = os.stat(path)  # noqa: PTH116 - a Path a file costs as much as the call

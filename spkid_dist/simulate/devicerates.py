@@ -57,7 +57,7 @@ class DevicePreset:
             source=self.source,
             step_overhead_seconds=self.step_overhead_seconds,
             compute_windows_per_second=self.flops / network.flops_per_window,
-            stack_windows_per_second=self.memory_bytes_per_second / 2 / (STACKED_VALUE_BYTES * network.inputs),
+            stack_windows_per_second=self.memory_bytes_per_second / 2 / (STACKED_VALUE_BYTES * network.in_features),
             fill_windows_per_second=self.fill_windows_per_second,
             bus_bytes_per_second=self.bus_bytes_per_second,
             allreduce_hop_seconds=self.allreduce_hop_seconds,

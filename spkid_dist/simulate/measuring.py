@@ -268,7 +268,7 @@ class StepTimer:
 
     def seconds(self, windows: int) -> float:
         """The median of several steps of as many windows; processes of a launch call it together."""
-        x = torch.randn(windows, self._network.inputs, device=self._device)
+        x = torch.randn(windows, self._network.in_features, device=self._device)
         y = torch.randint(self._network.num_spks, (windows,), device=self._device)
         batch: Steps = OneBatch((x, y))
         at_once = 1

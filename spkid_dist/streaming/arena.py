@@ -50,39 +50,42 @@ class Block:
     repeats: NDArray[np.int32]
 
 
+@dataclass(frozen=True, kw_only=True)
+class BlockOptions:
+    """How blocks become windows: frames per window, the edge rule's code, what is done to frames, and to bad blocks."""
+
+    in_frames: int
+    edge: int
+    normalize: bool
+    bfloat16: bool
+    skip_bad: bool
+
+
 class ArenaFiller:
     """Lays out windows of a dataset's blocks, by up to `threads` threads.
 
-    `bad_blocks` has the blocks that were passed over because they could not be read or were damaged, and why; without
-    `skip_bad` such a block is an error. Of each of `streams` some blocks stay at hand: its consecutive pools share the block at
-    their border. What is kept are views of mapped files, downloads, or, where they are normalised, frames of our own.
+    `bad_blocks` has the blocks that were passed over because they could not be read or were damaged, and why; unless
+    `options.skip_bad` such a block is an error. Of each of `streams` some blocks stay at hand: its consecutive pools share the
+    block at their border. What is kept are views of mapped files, downloads, or, where they are normalised, frames of our own.
     """
 
     def __init__(
         self,
         dataset: ShardDataset,
         counts: DatasetWindows,
+        options: BlockOptions,
         *,
-        in_frames: int,
-        edge: int,
-        normalize: bool,
-        bfloat16: bool,
-        skip_bad: bool,
         streams: int,
         threads: int,
     ) -> None:
         self.bad_blocks: dict[int, str] = {}
-        self.dtype = np.dtype("u2" if bfloat16 else "f4" if normalize else dataset.manifest.dtype)
+        self.dtype = np.dtype("u2" if options.bfloat16 else "f4" if options.normalize else dataset.manifest.dtype)
         self.num_features = dataset.manifest.num_features
         self.threads = threads
         self._dataset = dataset
         self._counts = counts
         self._bits = np.dtype(f"u{self.dtype.itemsize}")  # the compiled loop knows no short floats; it only copies
-        self._in_frames = in_frames
-        self._edge = edge
-        self._normalize = normalize
-        self._bfloat16 = bfloat16
-        self._skip_bad = skip_bad
+        self._options = options
         self._most_kept = BLOCKS_KEPT * streams
         self._kept: dict[int, Block] = {}
 
@@ -140,9 +143,9 @@ class ArenaFiller:
         arrays = read()
         if isinstance(arrays, InputError):
             return arrays
-        if self._normalize:
+        if self._options.normalize:
             arrays = normalize_block(arrays)
-        if self._bfloat16:
+        if self._options.bfloat16:
             arrays = bfloat16_block(arrays)
         return Block(arrays.frames.view(self._bits), arrays.lengths, arrays.labels, self._counts.repeats_of(block))
 
@@ -163,8 +166,8 @@ class ArenaFiller:
             block.repeats,
             segment.first,
             segment.last,
-            self._in_frames,
-            self._edge,
+            self._options.in_frames,
+            self._options.edge,
             rows,
             row,
             starts,
@@ -178,7 +181,7 @@ class ArenaFiller:
     def _keep(self, block: int, found: Block | InputError | None) -> bool:
         """Keep a block that was laid out; one that is bad is an error, or noted. Returns whether it is good."""
         if isinstance(found, InputError):
-            if not self._skip_bad:
+            if not self._options.skip_bad:
                 raise found
             self.bad_blocks[block] = str(found)
             return False

@@ -9,7 +9,6 @@ epoch's last batch the state is the start of the next epoch, whether or not anyb
 epoch is gone on from in two cases only: after `load_state_dict`, and by `rest_of_epoch`.
 """
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any, Protocol, cast
 from torch.utils.data import IterableDataset, get_worker_info
 
 from shards.errors import InputError, UsageError
+from spkid_dist.streaming.callers import is_called_by, refuse_wrappers
 from spkid_dist.streaming.epochs import EpochCounter
 from spkid_dist.streaming.ledger import Ledger, check_epoch
 from spkid_dist.streaming.ring import PlacedSteps
@@ -222,7 +222,7 @@ class ResumableBatches(IterableDataset[Batch], ABC):
             raise InputError(
                 f"the stream's state is at window {position} of epoch {epoch}, but an epoch has {self.num_windows}"
             )
-        if _is_called_by("torchdata") and ended:  # which asks once more before it ends an epoch
+        if is_called_by("torchdata") and ended:  # which asks once more before it ends an epoch
             epoch, position = epoch - 1, self.num_windows
         elif position == self.num_windows and get_worker_info() is None:  # of a worker whose epoch had ended
             epoch, position, skip_batches = epoch + 1, 0, None
@@ -266,7 +266,7 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         return self._batches(begun=False)
 
     def _refuse_misuse(self) -> None:
-        _refuse_wrappers()
+        refuse_wrappers()
         self._check_ranks()
 
     def _check_ranks(self) -> None:
@@ -373,38 +373,3 @@ class ResumableBatches(IterableDataset[Batch], ABC):
         self._ledger, self._skip_batches, self._ended = Ledger(), None, True
         if self.ended_ledger is not None and self.world_size == 1:
             self.check_epoch(self.ended_ledger, self._epoch - 1)
-
-
-def _refuse_wrappers() -> None:
-    """Raise UsageError where a caller would change the batches.
-
-    accelerate's loader shares out what is a rank's share already. A DataLoader with a batch size takes each batch for a sample.
-    """
-    for module, caller in _callers():
-        if module == "accelerate.data_loader":
-            if type(caller).__name__ == "SkipDataLoader":
-                raise UsageError(
-                    "accelerate would go on inside an epoch by passing over batches; set ignore_data_skip=True in the "
-                    "TrainingArguments, and bring the dataset to its place by dataset.load_state_dict"
-                )
-            raise UsageError(
-                "the dataset went through accelerator.prepare, which would cut each rank's share once more and lose "
-                "windows; iterate over the dataset itself: it yields this rank's share of each batch"
-            )
-        if module == "torch.utils.data._utils.fetch" and getattr(caller, "auto_collation", False):
-            raise UsageError(
-                "the DataLoader would stack whole batches into batches of batches; make it with batch_size=None: the "
-                "dataset yields whole batches"
-            )
-
-
-def _is_called_by(package: str) -> bool:
-    return any(module.partition(".")[0] == package for module, _ in _callers())
-
-
-def _callers() -> Iterator[tuple[str, Any]]:
-    """The modules that have called this one, and the objects whose methods did."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        yield str(frame.f_globals.get("__name__")), frame.f_locals.get("self")
-        frame = frame.f_back

@@ -157,8 +157,8 @@ class PlacedSteps:
 
     def batches(self) -> Iterator[Batch]:
         """The batches of the steps, x (B, C*D) and y (B,) int64, each stacked over the one before."""
-        input_dim = self.ring.in_frames * self.ring.arena.shape[1]
-        memory = BatchMemory(input_dim, self.ring.arena.dtype, self.ring.arena.device, reuse=True)
+        in_features = self.ring.in_frames * self.ring.arena.shape[1]
+        memory = BatchMemory(in_features, self.ring.arena.dtype, self.ring.arena.device, reuse=True)
         for step in range(len(self)):
             yield self.batch(step, memory)
 

@@ -26,8 +26,8 @@ class BatchMemory:
     New memory for each batch costs as much as half of the copying into it.
     """
 
-    def __init__(self, input_dim: int, dtype: torch.dtype, device: torch.device | None, reuse: bool) -> None:
-        self._input_dim = input_dim
+    def __init__(self, in_features: int, dtype: torch.dtype, device: torch.device | None, reuse: bool) -> None:
+        self._in_features = in_features
         self._dtype = dtype
         self._device = device
         self.reuse = reuse
@@ -47,7 +47,7 @@ class BatchMemory:
         return self.__dict__ | {"_last": self._new(0)}
 
     def _new(self, size: int) -> Batch:
-        x = torch.empty(size, self._input_dim, dtype=self._dtype, device=self._device)
+        x = torch.empty(size, self._in_features, dtype=self._dtype, device=self._device)
         return x, torch.empty(size, dtype=torch.int64, device=self._device)
 
 

@@ -70,7 +70,7 @@ def footprint(config: TrainConfig, network: NetworkOptions, *, pools: int, world
     parameters = network.num_parameters * BYTES_A_PARAMETER
     share = -(-config.batch_size // world_size)
     part = -(-share // config.accumulation)
-    inputs = network.input_dim * network.in_frames
+    inputs = network.in_features
     # Kept for the backward pass: each layer's input and output. Of the last layer: log-probabilities and their gradient.
     activations = part * (inputs + network.num_layers * network.hsize + 2 * network.num_spks)
     return Footprint(

@@ -21,7 +21,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import describe_model
 from spkid_dist.ranks.console import RunLog, shard_progress
 from spkid_dist.ranks.settings import settings_without_effect
-from spkid_dist.ranks.sharded_once import cached_shards
+from spkid_dist.ranks.sharded_once import ListedCorpus, cached_shards
 from spkid_dist.ranks.together import by_main, raise_everywhere
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.speakerlines import say_training_speakers
@@ -120,13 +120,16 @@ def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) 
     folders = []
     for path, utterances in zip(paths, listed, strict=True):
         with log.bar(len(utterances), "utterances") as bar:
-            folder = cached_shards(
-                path,
-                utterances,
-                source,
-                speakers,
+            corpus = ListedCorpus(
+                list_path=path,
+                utterances=utterances,
+                source=source,
+                speakers=speakers,
                 rule=speaker_by_component(config.speaker_component),
-                cache_dir=config.cache_dir,
+            )
+            folder = cached_shards(
+                corpus,
+                config.cache_dir,
                 makes_it=accelerator.is_local_main_process,
                 say=log.line,
                 progress=shard_progress(bar),

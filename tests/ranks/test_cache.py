@@ -15,14 +15,14 @@ from shards.liveness import ProcessMark
 from shards.sources.fmatrix import write_fmatrix
 from shards.stores.cachedir import CacheFolder
 from spkid_dist.config import TrainConfig
-from spkid_dist.ranks.sharded_once import cached_shards, check_maker, maker_note
+from spkid_dist.ranks.sharded_once import ListedCorpus, cached_shards, check_maker, maker_note
 
 # A rank of a launch, its launcher being this test: argv are the corpus, whether it makes the shards, and how it ends.
 RANK = """
 import os, signal, sys
 from pathlib import Path
 from shards import FmatrixSource, SpkidError, find_speakers, read_list
-from spkid_dist.ranks.sharded_once import cached_shards
+from spkid_dist.ranks.sharded_once import ListedCorpus, cached_shards
 
 corpus, makes_it, end = Path(sys.argv[1]), sys.argv[2] == "makes it", sys.argv[3]
 utterances = read_list(corpus / "list")
@@ -33,9 +33,10 @@ def progress(*counts):
         os.kill(os.getpid(), signal.SIGKILL)
 
 try:
+    source = FmatrixSource(corpus / "mcp", "mcp")
+    listed = ListedCorpus(list_path=corpus / "list", utterances=utterances, source=source, speakers=["a", "b"])
     folder = cached_shards(
-        corpus / "list", utterances, FmatrixSource(corpus / "mcp", "mcp"), ["a", "b"], cache_dir=corpus / "cache",
-        makes_it=makes_it, say=lambda line: None, progress=progress,
+        listed, corpus / "cache", makes_it=makes_it, say=lambda line: None, progress=progress,
     )
     print(folder.name)
 except SpkidError as error:
@@ -133,9 +134,10 @@ def test_the_cache_is_where_xdg_says(monkeypatch, cache_home, expected):
 def cached(corpus, cache_dir):
     """Shard the corpus into the cache, in this process."""
     utterances = [Utterance(key, key.split("/")[1]) for key in (corpus / "list").read_text().split()]
+    source = FmatrixSource(corpus / "mcp", "mcp")
+    listed = ListedCorpus(list_path=corpus / "list", utterances=utterances, source=source, speakers=["a", "b"])
     return cached_shards(
-        corpus / "list", utterances, FmatrixSource(corpus / "mcp", "mcp"), ["a", "b"], cache_dir=cache_dir,
-        makes_it=True, say=lambda _: None, progress=lambda *_: None,
+        listed, cache_dir, makes_it=True, say=lambda _: None, progress=lambda *_: None,
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def placed_batches(data, most, until_epoch):
         steps = data.next_steps(most)
         assert 1 <= len(steps) <= most
         for step in range(len(steps)):
-            x, y = steps.batch(step, BatchMemory(data.input_dim, steps.ring.arena.dtype, None, reuse=False))
+            x, y = steps.batch(step, BatchMemory(data.in_features, steps.ring.arena.dtype, None, reuse=False))
             yield (x, y), data.state_dict() if step == len(steps) - 1 else None
 
 
@@ -160,7 +160,7 @@ def test_iterating_over_a_placed_dataset_yields_the_batches_of_the_host(corpora,
     for _ in range(2):
         assert [as_pairs(*batch) for batch in placed] == [as_pairs(*batch) for batch in host]
     assert placed.state_dict() == host.state_dict()
-    first = as_pairs(*placed.next_steps(1).batch(0, BatchMemory(placed.input_dim, torch.float32, None, reuse=False)))
+    first = as_pairs(*placed.next_steps(1).batch(0, BatchMemory(placed.in_features, torch.float32, None, reuse=False)))
     assert [first, *(as_pairs(*batch) for batch in placed.rest_of_epoch())] == [as_pairs(*batch) for batch in host]
     assert placed.epoch == 3
 
@@ -241,7 +241,7 @@ def late_batches(placed, until_epoch):
         device = placed._ring._copies
 
         def use(steps=steps):
-            memory = BatchMemory(placed.input_dim, torch.float32, None, reuse=False)
+            memory = BatchMemory(placed.in_features, torch.float32, None, reuse=False)
             found.extend(as_pairs(*steps.batch(k, memory)) for k in range(len(steps)))
 
         device.steps.append(use)
