@@ -1,7 +1,8 @@
-"""Sharding: feature files in, WebDataset tars with a manifest out, and the way back. Imports no torch.
+"""Convert feature files to WebDataset tars with a manifest, and read them back.
 
-Each public name is imported when it is first used, so that `shards.errors` alone loads no compiled loops.
-"""
+Imports no torch.
+
+Each public name is imported when it is first used, so that `shards.errors` alone loads no compiled loops."""
 
 from typing import TYPE_CHECKING
 

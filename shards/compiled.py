@@ -1,4 +1,4 @@
-"""How kernels are compiled: by numba, without the interpreter's lock, and kept on disk where there is a place for them.
+"""Compile kernels with numba, without the interpreter's lock, and keep them on disk where possible.
 
 numba keeps them beside the sources, or below the user's cache folder (NUMBA_CACHE_DIR and XDG_CACHE_HOME choose another). Where
 it may write to none of these it refuses to compile at all, and for a user without a home it makes a folder named "~". Here

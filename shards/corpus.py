@@ -1,4 +1,4 @@
-"""What a corpus is: an utterance list, and a map from speakers to classes.
+"""Read a corpus: an utterance list, and a map from speakers to classes.
 
 An utterance is named by its key, a line of the list such as ``BLOCK00/SES000/SA000S01``: a path below the feature
 folder without its extension. Its speaker is one of the key's components, or what another rule of `shards.speakers` says.

@@ -1,4 +1,4 @@
-"""An open dataset: manifest and tables, and its blocks read, checked against their checksums.
+"""Open a dataset: read its manifest, its tables and its blocks, and check their checksums.
 
 Where the bytes come from is the business of `shards.stores`: local shards are mapped, remote ones are read in ranges, several
 at a time.

@@ -1,4 +1,4 @@
-"""Libraries that only some sources, options and exports need: imported when one is used, not before."""
+"""Import libraries that only some sources, options and exports need, when one of them is used."""
 
 from importlib import import_module
 from typing import Any

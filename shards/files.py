@@ -1,4 +1,4 @@
-"""Files that are either whole or not there.
+"""Write files that are either whole or not there.
 
 Everything that others may read is written under a temporary name in the same folder, flushed to the disk, and renamed. Whoever
 writes such a file may be a library that looks neither at how much of its bytes was taken nor at a failure: the file takes all

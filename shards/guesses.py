@@ -1,4 +1,4 @@
-"""What the user may have meant: guesses for error messages, by what a file begins with and by what lies beside it.
+"""Guess what the user meant, for error messages: by what a file begins with and by what lies beside it.
 
 A guess is made where an error is certain, so it costs nothing elsewhere, and it never decides anything.
 """

@@ -1,4 +1,4 @@
-"""Hashes of keys and speakers, thousands at a time, by compiled loops; what a set of utterances is known by.
+"""Hash keys and speakers, thousands at a time, and identify a set of utterances by the sum of hashes.
 
 `shards.listing` has the arithmetic. The utterance table's hashes are others: `shards.layout.key_hash`.
 """

@@ -1,4 +1,4 @@
-"""A folder that one process holds while it writes there, so that another is refused instead of mixing its files in.
+"""Hold a folder while one process writes there, so that another is refused and mixes no files in.
 
 The holder has a file in the folder that names the holder (`Holder`), and keeps the system's lock (flock) on that file. Whoever
 finds the file asks whether its holder lives:

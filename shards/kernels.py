@@ -1,4 +1,4 @@
-"""The compiled loops of the sharder: plain functions on arrays that write into what the caller allocated.
+"""The compiled loops of sharding: plain functions on arrays that write into what the caller allocated.
 
 Shapes: T frames of an utterance, D features per frame. Each kernel has a NumPy twin in `tests/format/test_kernels.py`.
 """

@@ -1,4 +1,4 @@
-"""Public names of a package, imported when they are first used (PEP 562): importing the package costs nothing."""
+"""Import the public names of a package when they are first used (PEP 562), so that importing it costs nothing."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The lines of an utterance list, read some MB at a time: a list may be larger than memory.
+"""Read the lines of an utterance list a few MB at a time: a list may be larger than memory.
 
 A line ends with LF, CR or CRLF. ASCII white space around it is no part of it, and blank lines do not count.
 """

@@ -1,4 +1,4 @@
-"""Lists of utterances in their order of storage, without all of them in memory.
+"""Put lists of utterances into their order of storage, without holding them in memory.
 
 An utterance's place follows from a 64-bit hash of its key and the seed: the order of storage is that of (hash, key).
 `ListFile` reads a list of any length in pieces. The first scan counts the utterances of each of 2^16 prefixes of the

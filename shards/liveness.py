@@ -1,4 +1,4 @@
-"""Whether a process still lives, told from what it left in a file.
+"""Tell whether a process still lives, from what it left in a file.
 
 A process's number alone does not tell: another process may have the number by now, and in another container the number means
 another process. So a mark holds the kernel's boot, the namespace of the numbers, and when the process started. That time is in

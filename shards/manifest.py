@@ -1,4 +1,4 @@
-"""The manifest of a dataset: what describes all its shards, and the jobs that made them.
+"""The manifest of a dataset: it describes all shards, and the jobs that made them.
 
 What is read is compared with its fingerprint, and checked: types, names, totals. The tables are `shards.tables`'.
 """

@@ -1,4 +1,4 @@
-"""The bytes of a tar's members: ustar headers, and .npy arrays whose headers are compared or matched, never evaluated."""
+"""The bytes of a tar's members: ustar headers, and .npy headers that are compared or matched, never evaluated."""
 
 import io
 import math

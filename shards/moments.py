@@ -1,4 +1,4 @@
-"""Mean and variance per feature, joined from parts.
+"""Compute mean and variance per feature, joined from parts.
 
 Parts are joined by the pairwise formula of Chan, Golub and LeVeque (1979), in a fixed order: equal parts give equal
 bits, whoever computed them.

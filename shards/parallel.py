@@ -1,4 +1,4 @@
-"""Tasks by threads, results in order: for work that releases the interpreter's lock, or waits for others."""
+"""Run tasks on threads and give results in order, for work that releases the interpreter's lock or waits."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What this process was granted of its machine: CPUs by its affinity and control groups, memory by its control groups.
+"""Find what this process was granted of its machine: CPUs by its affinity and control groups, memory by its control groups.
 
 `taskset`, a batch system or a container may grant a process fewer CPUs than the machine has: by the CPUs that it may
 run on (its affinity), and by the CPU time that its control groups grant (a quota, as `docker run --cpus` sets it).

@@ -1,4 +1,4 @@
-"""Who speaks an utterance: rules that find the speaker's name by the utterance's key.
+"""Find an utterance's speaker: rules that derive the speaker's name from the utterance's key.
 
 A rule is a function from a key to a name. It raises InputError where it finds none; who calls it puts in front of the
 message where the key was listed, or does without a speaker.

@@ -1,4 +1,4 @@
-"""The block and the utterance table: mapped or in memory, their headers compared, and their rows with the manifest.
+"""Read the block table and the utterance table, mapped or in memory, and compare them with the manifest.
 
 B blocks, U utterances, S shards.
 """

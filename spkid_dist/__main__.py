@@ -1,4 +1,4 @@
-"""``python -m spkid_dist COMMAND [flags]``: the same as ``spkid COMMAND [flags]``."""
+"""Run ``python -m spkid_dist COMMAND [flags]``, which does the same as ``spkid COMMAND [flags]``."""
 
 from spkid_dist.commands.cli import main
 

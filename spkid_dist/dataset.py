@@ -1,4 +1,4 @@
-"""The stream of training batches: an IterableDataset that yields whole batches of stacked windows.
+"""Stream training batches: an IterableDataset that yields whole batches of stacked windows.
 
 ``for x, y in WindowDataset("data/train"): ...`` yields this rank's share of each global batch: x (B, C*D) float32 and
 y (B,) int64. An iteration is one epoch; the next iteration is the next epoch. It takes the place of a DataLoader:

@@ -1,4 +1,4 @@
-"""Keyed generators of random numbers, and permutations drawn from them: the same on every machine and version of NumPy.
+"""Draw random numbers and permutations from keyed generators: the same on every machine and version of NumPy.
 
 A generator is named by what it is for: (seed, domain, epoch, ...). Its key is arithmetic on these numbers, so nothing is kept
 between two draws, and a training that goes on draws what it would have drawn.

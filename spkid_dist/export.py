@@ -1,4 +1,4 @@
-"""The command `spkid export`: a trained model for programs that have nothing of ours.
+"""The command `spkid export`: write a trained model for programs that have nothing of this project.
 
 The folder holds the network in the formats asked for, and `model.json`, which says all that a caller needs: how frames become
 the network's inputs, and its outputs a speaker (`spkid_dist.scoring.modeljson`). The folder appears whole, or not at all.

@@ -1,4 +1,4 @@
-"""Several datasets as one stream, by weights: each keeps its own order, and goes round as often as its weight asks.
+"""Stream several datasets as one, by weights: each keeps its own order, and repeats as often as its weight asks.
 
 All is arithmetic again. Window n of the mixture, counted over all epochs, is of the dataset in whose part of a circle of M
 points ``n A mod M`` lies; the parts are as wide as the weights. A is M over the golden ratio, so the points spread evenly:

@@ -1,4 +1,4 @@
-"""The order of an epoch, as arithmetic.
+"""Define the order of an epoch, by arithmetic alone.
 
 Everything follows from (N windows, S streams, P windows a pool, seed) and two integers of state: the epoch e and i, the
 windows consumed so far by all ranks together. Nothing here is proportional to N.

@@ -1,4 +1,4 @@
-"""The command `spkid score`: whole utterances through the model, a speaker for each, by one process or many.
+"""The command `spkid score`: find the speaker of each utterance with a trained model, by one process or many.
 
 An utterance's speaker is the argmax of the sum of its windows' log-probabilities, in float64. Each process scores its share
 and the shares are joined once, at the end; rank 0 writes.

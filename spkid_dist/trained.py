@@ -1,4 +1,4 @@
-"""A trained model on disk: the options of its training (`train.opts`) and its weights, written and read.
+"""Read and write a trained model: the options of its training (`train.opts`) and its weights.
 
 Weights are the network's plain `state_dict`. The name of their training lies where only those who ask for it look: in the
 `_metadata` that torch keeps with a `state_dict`. The keys stay those of the layers (`0.weight`, ...), and the file loads into a

@@ -1,4 +1,4 @@
-"""What may be appended to a dataset: utterances that it lacks, of its kind, of its speakers or of more.
+"""Decide what may be appended to a dataset: new utterances of its kind, by its speakers or by more.
 
 New shards are numbered on from the old ones, which stay as they are. The tables are written anew, under names of their
 own, and the new manifest, which names them, takes the old one's place last: until then the old dataset is whole, and who

@@ -1,4 +1,4 @@
-"""Joins the records of all shards, in order and one at a time, to the tables' files and the manifest.
+"""Join the records of all shards, one at a time and in order, into the tables and the manifest.
 
 A table's file begins with the number of its rows, which is known at its end: the header is written over then, and the file
 read once more for its digest. Memory is that of a record and of the manifest.

@@ -1,4 +1,4 @@
-"""Collects utterances into blocks, checking each, and hands the blocks to the shard's writer."""
+"""Collect utterances into blocks, check each utterance, and hand the blocks to the shard's writer."""
 
 from dataclasses import asdict
 from typing import Any

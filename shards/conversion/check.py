@@ -1,4 +1,4 @@
-"""Finds the utterances at which a conversion would stop, by loading all of them once.
+"""Find the utterances at which a conversion would stop, by loading all of them once.
 
 A dataset then holds the others as if they alone had been listed: plan, bytes and identity follow from what is stored.
 """

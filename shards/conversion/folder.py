@@ -1,4 +1,4 @@
-"""Where a dataset is written: a local folder, or anything that fsspec writes to, such as ``s3://bucket/corpus``.
+"""Write a dataset to a local folder, or to anything that fsspec writes to, such as ``s3://bucket/corpus``.
 
 In either, a file is whole or not there: locally by renaming, remotely because an object appears when its upload ends. What
 is made piece by piece (a shard) lies in a local temporary file until it is uploaded.

@@ -1,4 +1,4 @@
-"""What an utterance's frames (T, D) must be, wherever they come from: at least one, of D features, all finite."""
+"""Check an utterance's frames (T, D), whatever their source: at least one, of D features, all finite."""
 
 import numpy as np
 from numpy.typing import NDArray

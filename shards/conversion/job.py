@@ -1,4 +1,4 @@
-"""The conversion job: carries out a plan, one shard a task, by this process or by any `concurrent.futures.Executor`.
+"""Carry out a plan, one shard per task, in this process or by any `concurrent.futures.Executor`.
 
 A task publishes its shard and then its record; the manifest is written when all records are there (`merging`). A job that was
 cut short continues: tasks with a record are not done again. A task's bytes follow from the plan alone, so it does not matter

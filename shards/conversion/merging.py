@@ -1,4 +1,4 @@
-"""The end of a job: the records of all tasks become tables and manifest, and the folder a dataset, or a larger one.
+"""End a job: the records of all tasks become the tables and the manifest of a dataset, or of a larger one.
 
 One pass over the records, a few of them in memory at a time: of 10^5 shards the manifest's part, 50 MB, stays.
 """

@@ -1,4 +1,4 @@
-"""How a corpus is cut into shards: a plan that depends on the list and the options alone, not on who carries it out.
+"""Plan how a corpus is cut into shards, from the list and the options alone, whoever carries it out.
 
 Utterances are shuffled by sorting them on a hash of (seed, key): the order needs no generator, and is the same for the
 same set of utterances however the list was sorted. A shard is an equal share of that order, so a task is known by two

@@ -1,4 +1,4 @@
-"""What a task leaves beside its shard: the shard's part of the manifest and of the tables."""
+"""Keep, beside each shard, its part of the manifest and of the tables."""
 
 import io
 import json

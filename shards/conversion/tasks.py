@@ -1,4 +1,4 @@
-"""Which share of a job this machine does, where several do it: given as i/N, or found from the scheduler."""
+"""Find which share of a job this machine does: given as i/N, or known to the scheduler."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Worker processes of a job: they end with the process that started them, and leave its signals to it."""
+"""Run the worker processes of a job: they end with the process that started them, and leave its signals to it."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Writes one shard: a tar of blocks, hashed as it is written.
+"""Write one shard: a tar of blocks, hashed as it is written.
 
 Headers are those of the standard library's `tarfile`, as webdataset's own writer takes them; webdataset itself is not
 used here because importing it imports torch, which this package must not.

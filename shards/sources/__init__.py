@@ -1,4 +1,4 @@
-"""Where frames come from: one small module a kind of source, all behind `Source`; `shards.sources.registry` lists them."""
+"""Read frames from files: one small module per kind of source, all behind `Source`; `shards.sources.registry` lists them."""
 
 from typing import Any, Protocol
 

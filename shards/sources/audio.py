@@ -1,4 +1,4 @@
-"""Audio files, wav, flac or ogg: decoded by soundfile, turned into frames by `shards.sources.features`.
+"""Read audio files (wav, flac, ogg): soundfile decodes them, `shards.sources.features` makes frames of them.
 
 libsndfile plays what is left of a file that was cut short; here that is an error.
 """

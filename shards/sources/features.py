@@ -1,4 +1,4 @@
-"""Features of audio: log mel filter banks or cepstra, as Kaldi computes them, through kaldi-native-fbank.
+"""Compute features of audio: log mel filter banks or cepstra, as Kaldi does, through kaldi-native-fbank.
 
 Everything that changes a value is an option here or a constant here, and nothing is drawn at random (no dither): the same
 samples and options give the same frames, in sharding as in scoring.

@@ -1,4 +1,4 @@
-"""Frames as the rest of the program takes them: float32, row by row, in the machine's byte order."""
+"""Bring frames to the form that the rest of the program takes: float32, row by row, in the machine's byte order."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""fmatrix feature files: two little-endian int32 (T, D), then T x D little-endian float32, row by row."""
+"""Read fmatrix feature files: two little-endian int32 (T, D), then T x D little-endian float32, row by row."""
 
 import struct
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Kaldi data folders: ``feats.scp`` names a matrix in an archive for each utterance, ``utt2spk`` its speaker.
+"""Read Kaldi data folders: ``feats.scp`` names a matrix in an archive per utterance, ``utt2spk`` its speaker.
 
 The matrices are decoded by kaldiio, after their headers were held against the archive's size here: kaldiio itself would
 run commands that an scp line names, and unpickle what an archive holds. As in Kaldi, relative paths in ``feats.scp``

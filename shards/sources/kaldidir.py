@@ -1,4 +1,4 @@
-"""The files of a Kaldi data folder besides feats.scp and utt2spk: which are not used, and what utt2num_frames says.
+"""Look at the other files of a Kaldi data folder: which of them are not used, and what utt2num_frames says.
 
 The formats: kaldi-asr.org/doc/data_prep.html.
 """

@@ -1,4 +1,4 @@
-"""NumPy files: a ``.npy`` array (T, D), or a ``.npz`` with one array or one of the name ``frames``.
+"""Read NumPy files: a ``.npy`` array (T, D), or a ``.npz`` with one array or one named ``frames``.
 
 The header is read here and not by `numpy.load`, which allocates what a header asks for before it looks at the file, and
 warns where we want an error. The format: numpy.lib.format, versions 1.0 to 3.0.

@@ -1,1 +1,1 @@
-"""Where a dataset's bytes come from: a local folder, a URL, a command, a cache."""
+"""Read a dataset's bytes from a local folder, a URL, a command, or a cache."""

@@ -1,4 +1,4 @@
-"""Downloaded bytes kept as files below a folder, up to a limit, shared by the processes of a machine.
+"""Keep downloaded bytes as files below a folder, up to a limit, shared by the processes of a machine.
 
 Nothing is locked between processes: a file appears whole by renaming, goes by unlinking, and who still reads it keeps
 reading it. What a killed process left unfinished is removed by whoever next makes room. All lies in a subfolder of our own,

@@ -1,4 +1,4 @@
-"""Files from a command: ``pipe:aws s3 cp s3://bucket/train/{name} -`` writes the file {name} to its standard output.
+"""Read files from a command: ``pipe:aws s3 cp s3://bucket/train/{name} -`` writes the file {name} to its standard output.
 
 Commands are what the user gave as a dataset's place, never what a manifest says: of a dataset come only file names, which
 the manifest's check has compared with the format's own.

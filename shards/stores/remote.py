@@ -1,4 +1,4 @@
-"""Files at a URL that fsspec knows, read whole or in part, with retries and time limits.
+"""Read files at a URL that fsspec knows, whole or in part, with retries and time limits.
 
 File systems are made when a process first needs one, for that process alone: they hold threads and connections, which do
 not survive a fork. Libraries repeat failed requests on their own account, which would multiply with ours (s3fs: 5 attempts

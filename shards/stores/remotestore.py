@@ -1,4 +1,4 @@
-"""The bytes of a dataset that is not a local folder: at a URL that fsspec reads, or behind a command.
+"""Read a dataset that is not a local folder: at a URL that fsspec reads, or behind a command.
 
 Blocks are read in ranges of exactly their bytes, and kept in a cache folder where one is given.
 """

@@ -1,4 +1,4 @@
-"""Requests to a store, repeated: exponential backoff with full jitter, up to a number of attempts and a total time.
+"""Repeat requests to a store: exponential backoff with full jitter, up to a number of attempts and a total time.
 
 Jitter keeps the readers of a job from coming back to a store all at once (M. Brooker, "Exponential Backoff And Jitter",
 AWS Architecture Blog, 2015).

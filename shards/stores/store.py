@@ -1,8 +1,9 @@
-"""Where an open dataset's bytes come from: the interface, and the local folder. `shards.stores.remotestore` has the rest.
+"""Define where an open dataset's bytes come from: the interface, and the local folder.
+
+`shards.stores.remotestore` has the rest.
 
 Local shards are mapped, so reading copies nothing. Whatever the store, bytes are compared with their checksums before they
-are handed on.
-"""
+are handed on."""
 
 import threading
 from abc import ABC, abstractmethod

@@ -1,1 +1,1 @@
-"""Whether a dataset's bytes are what was written, and its manifest and tables made again from the tars."""
+"""Check that a dataset's bytes are what was written, and rebuild its manifest and tables from the tars."""

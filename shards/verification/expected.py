@@ -1,4 +1,4 @@
-"""What a shard must hold, from the manifest and the tables alone.
+"""Compute what a shard must hold, from the manifest and the tables alone.
 
 Everything in a block but the frames' values is known beforehand: headers and padding follow from the block's record,
 lengths and labels from the utterance table, and the JSON from the keys, whose hashes the utterance table holds. So the

@@ -1,4 +1,4 @@
-"""Rebuilds manifest and tables from the tars alone, byte for byte what the conversion wrote.
+"""Rebuild the manifest and the tables from the tars alone, byte for byte as the conversion wrote them.
 
 Headers, lengths, labels and JSON must be as the writer makes them, and the job's identity, which covers every key,
 must be that which the tars name: a missing or exchanged shard is an error. What can't be told without the lost

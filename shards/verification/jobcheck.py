@@ -1,4 +1,4 @@
-"""Are these shards, read one by one, all those of the jobs that they say they are of?"""
+"""Check that these shards, read one by one, are all shards of the jobs that they name."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path

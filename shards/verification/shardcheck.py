@@ -1,4 +1,4 @@
-"""Reads one shard and names what is damaged in it, down to the member and its part."""
+"""Read one shard and name what is damaged in it, down to the member and its part."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Reads a shard's tar member by member, without manifest or tables: strictly as `ShardWriter` makes them.
+"""Read a shard's tar member by member, without manifest or tables: strictly as `ShardWriter` makes them.
 
 The standard library's reader follows extension headers of any size; this one takes plain members of expected names only.
 """

@@ -1,4 +1,4 @@
-"""Verifies a dataset: every byte of it against manifest, tables and checksums.
+"""Verify a dataset: compare every byte of it with the manifest, the tables and the checksums.
 
 The manifest comes first, by its own fingerprint and by its spelling; it has the digests of the tables and the shards. The
 tables are trusted only when their digests are right: otherwise shards are compared by their digests alone, so that one

@@ -1,4 +1,4 @@
-"""Processes that a stage starts: they find the same packages, end with this one, and their errors are shown."""
+"""Start the processes of a stage: they find the same packages, end with this one, and their errors are shown."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""The command `spkid bench`: stages measured one after the other, a table, the slowest of them, and JSON."""
+"""The command `spkid bench`: measure the stages in turn, and print a table, the slowest stage, and JSON."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The corpus that is measured on: one's own feature files, one's own dataset, or a synthetic one."""
+"""Prepare the corpus to measure on: your own feature files, your own dataset, or a synthetic one."""
 
 from collections.abc import Iterator
 from concurrent.futures import Executor

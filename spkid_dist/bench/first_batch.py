@@ -1,4 +1,4 @@
-"""A fresh process that opens a dataset, goes to a place of an epoch, takes a batch, and prints the seconds of that, as JSON.
+"""Time a fresh process that opens a dataset, goes to a place in an epoch, and takes a batch; the seconds are printed as JSON.
 
 python -m spkid_dist.bench.first_batch SHARDS PLACE IN_FRAMES BATCH_SIZE; PLACE is ``start``, or a share of the epoch that a
 state leads to. The interpreter's start and the imports are not counted.

@@ -1,4 +1,4 @@
-"""What this machine can do at most: memory, page cache, disk, bus, matrix products, and the network between ranks."""
+"""Measure what this machine can do at most: memory, page cache, disk, bus, matrix products, and the network between ranks."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""How everything is timed: runs in turn, medians with their spread, and the machine they ran on."""
+"""Time cases in turn, give medians with their spread, and name the machine that they ran on."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""One training of `scaling`: windows a second of training from the stream, by all processes of a launch.
+"""Run one training of the stage `scaling`: windows per second from the stream, by all processes of a launch.
 
 accelerate launch ... -m spkid_dist.bench.one_training OPTIONS; OPTIONS is a JSON object, of options of `BenchConfig`. Rank 0
 prints the rate, as JSON.

@@ -1,4 +1,4 @@
-"""What other programs do on this machine's CPUs while a stage is measured."""
+"""Watch what other programs do on this machine's CPUs while a stage is measured."""
 
 import time
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The picture of a report: each case's rate with its limit, and how trainings scale; PNG, drawn without a display."""
+"""Draw the picture of a report: each case's rate with its limit, and how trainings scale; PNG, without a display."""
 
 import io
 import math

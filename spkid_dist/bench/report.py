@@ -1,4 +1,4 @@
-"""The table of all stages, the slowest of them, and what to change."""
+"""Make the table of all stages, name the slowest of them, and say what to change."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Seconds to the first batch, from the start of an epoch and resumed within one, each of a fresh process.
+"""Measure the seconds to the first batch, from an epoch's start and resumed within it, each in a fresh process.
 
 The arithmetic of the order says that they are equal: a resume reads the pools in hand, and nothing of what was consumed.
 """

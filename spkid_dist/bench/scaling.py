@@ -1,7 +1,8 @@
-"""Training by 1, 2, 4, ... processes of this machine, started as users do, against as many times what one does.
+"""Measure how training scales with the number of processes on this machine.
 
-Each is a launch of `spkid_dist.bench.one_training`: the steps of a training on the stream, for an epoch or some
-seconds. Each process has as many threads, whatever the number of processes.
+There are 1, 2, 4, ... of them, started as users do, against as many times what one does. Each case is a launch of
+`spkid_dist.bench.one_training`: the steps of a training on the stream, for an epoch or some seconds. Each process has
+as many threads, whatever the number of processes.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Utterances to scores, from files and from shards, against the network alone on windows that are there already."""
+"""Measure scoring, from files and from shards, against the network alone on windows that are in memory already."""
 
 import time
 from collections.abc import Callable, Generator

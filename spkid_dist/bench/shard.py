@@ -1,4 +1,4 @@
-"""Feature files to shards, against `tar cf` of the same files, which only reads and writes.
+"""Measure sharding of feature files against `tar cf` of the same files, which only reads and writes.
 
 Everything is in the page cache and goes to the same file system. The start of the workers and the first call's compiling are
 left out, tar's start is in. Several ranks shard their shares of the files at once.

@@ -1,4 +1,4 @@
-"""A measuring that is told to stop leaves nothing behind: signals become exceptions, which remove what was made."""
+"""Leave nothing behind when measuring is stopped: signals become exceptions, which remove what was made."""
 
 import signal
 import threading

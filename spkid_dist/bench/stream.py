@@ -1,4 +1,4 @@
-"""Shards to shuffled windows: pools filled, windows stacked, and both together, against copying the bytes.
+"""Measure the stream: filling pools, stacking windows, and both together, against copying the bytes.
 
 Filling a pool is against reading as many bytes of the shards. Stacking, which a single thread does into the memory of the batch
 before, as trainings have it, is against one thread that copies as many bytes over one batch; the whole stream, which fills

@@ -1,4 +1,4 @@
-"""How long the stages will take: told beforehand, and corrected by how long they took.
+"""Estimate how long the stages will take: beforehand, and corrected by how long they took.
 
 What is expected follows from the options, from the rate of a few training steps, and from what other rates usually are (on one
 core of a server). It is right to a factor of two; the time left, during a stage, to some percent.

@@ -1,4 +1,4 @@
-"""Training from the stream, against the same steps on one batch that is there already, and those against the matrix rate.
+"""Measure training from the stream against the same steps on one cached batch, and those against the matrix rate.
 
 What a training does beside its steps (log lines, validation, checkpoints) is left out. All cases share one network and
 optimiser, in one process, in turn, with as many threads as a training has; one more takes the cached batch's steps with one

@@ -1,4 +1,4 @@
-"""What all stages measure with: options, corpus, device, and cases that all ranks of a launch run at once."""
+"""Hold what all stages measure with: options, corpus, device, and cases that all ranks of a launch run at once."""
 
 import itertools
 import time

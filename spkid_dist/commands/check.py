@@ -1,4 +1,4 @@
-"""The commands `spkid verify`, which compares every byte of a dataset with what was written, and `spkid index`."""
+"""The commands `spkid verify` (compare every byte of a dataset with what was written) and `spkid index` (rebuild its index)."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""The command `spkid demo`: the whole way on a small synthetic corpus, and where to look next."""
+"""The command `spkid demo`: shard, train and score a small synthetic corpus, and say where to look next."""
 
 import shutil
 import time

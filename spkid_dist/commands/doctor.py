@@ -1,4 +1,4 @@
-"""The command `spkid doctor`: what a job sees, before hours are spent on it.
+"""The command `spkid doctor`: show what a job sees, before hours are spent on it.
 
 Each process looks at its own machine (`spkid_dist.commands.rankfacts`), all of them together at what is between them:
 how fast an all-reduce is, and how far their clocks are apart. Rank 0 prints a line a process, what is wrong, and a

@@ -1,4 +1,4 @@
-"""The command `spkid info`: what is in a dataset."""
+"""The command `spkid info`: show what is in a dataset."""
 
 import json
 from typing import Any

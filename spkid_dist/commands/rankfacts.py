@@ -1,4 +1,4 @@
-"""What one process of a job has: its place, device, memory, disk, versions, and the shards that it sees."""
+"""Collect what one process of a job has: its place, device, memory, disk, versions, and the shards that it sees."""
 
 import os
 import platform

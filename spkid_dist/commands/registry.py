@@ -1,4 +1,4 @@
-"""The commands: the options of each, and the function that runs it.
+"""List the commands: the options of each, and the function that runs it.
 
 A command is a dataclass of `spkid_dist.config` and a function that is imported when it runs, so that sharding loads no torch.
 `spkid_dist.commands.cli` is what starts them.

@@ -1,4 +1,4 @@
-"""The command `spkid results`: one table of the trainings below a folder, such as those of a sweep."""
+"""The command `spkid results`: make one table of the trainings below a folder, such as those of a sweep."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The commands `spkid shard` and `spkid merge`: a list of feature files, or of audio, in; a dataset out."""
+"""The commands `spkid shard` and `spkid merge`: make a dataset of a list of feature files or audio files."""
 
 import json
 import time

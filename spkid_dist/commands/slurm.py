@@ -1,4 +1,4 @@
-"""Work by a Slurm array through submitit: submitted, waited for, and failures told with their logs.
+"""Submit a Slurm array through submitit, wait for it, and report failed tasks with their logs.
 
 Owns what is about the scheduler; what a task does is the caller's, and must be safe to do again: a task that failed is
 submitted anew by the next run. submitit is imported when an array is asked for, not before. Documented at

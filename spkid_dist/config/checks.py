@@ -1,4 +1,4 @@
-"""What all commands check of their values."""
+"""Check the options' values: what all commands have in common."""
 
 import dataclasses
 import math

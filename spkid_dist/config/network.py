@@ -1,4 +1,7 @@
-"""What describes the network, and the sizes that follow from it: parameters, operations, bytes. Arithmetic alone."""
+"""Describe the network, and compute the sizes that follow: parameters, operations, bytes.
+
+Arithmetic alone.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise

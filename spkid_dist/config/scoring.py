@@ -1,4 +1,4 @@
-"""What is done with a trained model: scoring and exporting."""
+"""The options of `spkid score` and `spkid export`."""
 
 from dataclasses import dataclass
 from pathlib import Path

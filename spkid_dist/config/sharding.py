@@ -1,4 +1,4 @@
-"""What goes before a training: sharding, merging, looking, verifying."""
+"""The options of `spkid shard` and `spkid merge`."""
 
 import re
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Training, and what is around it."""
+"""The options of `spkid train`."""
 
 import math
 import os

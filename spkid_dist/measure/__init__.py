@@ -1,1 +1,1 @@
-"""What measurements stand on: corpora to measure with, and training steps without a training around them."""
+"""Make what measurements need: synthetic corpora, and training steps without a training around them."""

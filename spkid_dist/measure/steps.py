@@ -1,4 +1,4 @@
-"""The steps of a training, alone: network, optimiser and engine as `spkid train` makes them, and nothing around them."""
+"""Take training steps alone: network, optimiser and engine as in `spkid train`, and nothing around them."""
 
 import torch
 from accelerate import Accelerator

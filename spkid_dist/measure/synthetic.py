@@ -1,4 +1,4 @@
-"""Synthetic corpora of any size, from a seed: for the demo, the tests and the benchmarks.
+"""Make synthetic corpora of any size, from a seed: for the demo, the tests and the benchmarks.
 
 An utterance is a chain of phone-like states. A state has a target in the cepstral domain, common to all speakers; a
 speaker has an offset of all states (the vocal tract) and a smaller one of each (the accent); an utterance has an offset of

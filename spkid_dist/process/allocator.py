@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process, for what it asks for next.
+"""Keep freed memory with the process, for what it allocates next.
 
 A step's intermediate tensors are some hundred kilobytes each. glibc maps memory of that size anew each time, or gives the end
 of its heap back to the system when it is freed, and the system hands it out again page by page, zeroed: 50 to 350 page

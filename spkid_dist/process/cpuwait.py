@@ -1,4 +1,4 @@
-"""Whether other programs use the cores that a training runs on: how long its thread has waited for one.
+"""Measure how long a training's thread waits for a CPU, which shows that other programs use the CPUs.
 
 The threads of a step meet after each of its some 60 operations. Where one of them waits for a core, the others wait for it, so
 a step beside busy programs can take ten times as long as alone, and nothing else tells why.

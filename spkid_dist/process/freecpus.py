@@ -1,4 +1,4 @@
-"""How many of this process's CPUs other programs leave free, watched while the process starts.
+"""Measure how many of this process's CPUs other programs leave free, while the process starts.
 
 The threads of a training step meet after each operation. A thread that shares its CPU with another program comes late to each
 of these meetings, so two threads beside two busy programs are slower than one. The time in which a process starts is long

@@ -1,4 +1,4 @@
-"""Signals that end a command: one clean end with a documented exit code, whenever they arrive.
+"""End a command cleanly when a signal arrives, with a documented exit code, whenever that is.
 
 Imports the standard library alone, so that a command can call `catch_signals` before its own imports, which take seconds.
 The first signal raises `Interrupted` where the main thread is, so that temporary files are removed and worker processes end,

@@ -1,4 +1,4 @@
-"""Memory: how much this process may still take, and one line where there is not enough."""
+"""Find how much memory this process may still take, and end in one line where it is not enough."""
 
 import errno
 import resource

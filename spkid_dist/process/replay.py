@@ -1,4 +1,4 @@
-"""Steps that a GPU goes through by itself: graphs of many steps, replayed by one call of the host.
+"""Record many steps of a GPU as one CUDA graph, and replay them by one call of the host.
 
 A step of this network is some dozens of small kernels, or a few fused ones; starting them one by one takes longer than they
 run. A CUDA graph starts those of STEPS_A_GRAPH steps at once. What differs from step to step stands in the `StepTable`, and

@@ -1,4 +1,4 @@
-"""What a call changes in its process, put back when it ends, however it ends: a notebook or a sweep goes on as before.
+"""Put back what a call changes in its process, however the call ends: a notebook or a sweep goes on as before.
 
 Kept: accelerate's shared states, torch's generators, threads and switches, environment variables, CPU affinity, and
 handlers of signals and logs. Not kept: the C library's memory settings (`spkid_dist.process.allocator`), which can't

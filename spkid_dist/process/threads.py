@@ -1,4 +1,4 @@
-"""How many threads a process takes: torch's, and those that fill its pools."""
+"""Choose the number of threads of a process: torch's, and those that fill its pools."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Versions of installed packages, ours too: it may run from its sources, without an installation."""
+"""Find the versions of installed packages, and our own, which may run from its sources without an installation."""
 
 from importlib.metadata import PackageNotFoundError, version
 

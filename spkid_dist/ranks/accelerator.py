@@ -1,4 +1,4 @@
-"""accelerate's Accelerator for a block of code: the launch's settings checked, its processes met, all put back afterwards."""
+"""Make accelerate's Accelerator for a block of code: check the launch, meet the other processes, put all back afterwards."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""What a run says: plain lines, to standard output and to a log file, and a live bar where there is a terminal."""
+"""Print plain lines to standard output and a log file, and a live bar where there is a terminal."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Whether the launcher started what it was told to: one process where several were meant trains by itself, as if all were well.
+"""Check that the launcher started as many processes as it was told to: one alone would train by itself, as if all were well.
 
 `accelerate launch` without a GPU, or with `--cpu`, starts a single process whatever `--num_processes` says, and tells it no
 number of processes; what gives it away is an address to meet others at (MASTER_ADDR, MASTER_PORT) that the launcher

@@ -1,4 +1,4 @@
-"""A GPU that fails while it works: one line instead of torch's page of C++.
+"""Report a GPU that fails while it works in one line, instead of torch's page of C++.
 
 After such an error (an Xid in the kernel's log) nothing that this process has on the GPU can be used, and all that touches it
 fails too, so it is caught around everything else.

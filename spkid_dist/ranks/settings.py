@@ -1,4 +1,4 @@
-"""What `accelerate config` and its environment variables ask for: done, refused, or said to be without effect.
+"""Check what `accelerate config` and its variables ask for: it is done, refused, or said to have no effect.
 
 accelerate reads some of them as they are, so a value that it does not know (`FP16`) means nothing to it, and others change
 what it wraps around a network. A training here has one way for each of these things, which its own flags choose.

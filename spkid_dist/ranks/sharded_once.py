@@ -1,4 +1,4 @@
-"""Feature files sharded once, on the way to training: a named folder that later runs use again.
+"""Shard feature files once, on the way to training, into a named folder that later runs use again.
 
 The folder's name holds a hash of all that decides its contents: the list, the speakers, and size and time of every
 feature file. It appears whole (made aside, then renamed), so processes wait for it by looking for it, never in a

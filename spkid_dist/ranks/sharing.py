@@ -1,4 +1,4 @@
-"""The processes of a launch as scoring needs them: which share is whose, on which device, and sums over all of them."""
+"""Give each process of a launch its share, its device, and sums over all processes; scoring needs no more."""
 
 import atexit
 import os

@@ -1,4 +1,4 @@
-"""What all ranks do as one: a call by rank 0 whose outcome everyone has, an error that everyone raises.
+"""Act together on all ranks: a call by rank 0 whose outcome everyone has, an error that everyone raises.
 
 An error that one rank alone raises ends that rank, and the others wait for it in their next collective call until the
 launcher ends them. Where all can know of it, all raise it, and one of them reports it.

@@ -1,4 +1,4 @@
-"""Error rates with their confidence, by length too, and who is taken for whom."""
+"""Compute error rates with confidence intervals, also by length, and who is taken for whom."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Layouts of utterances through the network on a device: batches of one size by a CUDA graph, results fetched one layout later.
+"""Put laid-out utterances through the network on a GPU: batches of one size by a CUDA graph, results fetched one layout later.
 
 Everything that a batch reads or adds to keeps its address, so one graph serves all batches; which batch it is follows from a
 number on the device. The last batch of a layout is filled up with windows whose outcome goes to a row that nobody reads.

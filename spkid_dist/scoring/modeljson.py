@@ -1,4 +1,4 @@
-"""What model.json says: all that a caller does from an utterance's file to its speaker, step by step, for programs to read.
+"""Write model.json: all that a caller does from an utterance's file to its speaker, step by step, for programs to read.
 
 The steps are those of `spkid score`. Whoever follows them in their order, with the network's file or with its layers as
 they are listed, gets the same decisions; `tests/score/test_export.py` has such a caller.

@@ -1,4 +1,4 @@
-"""The pictures of a scoring: confusions, error rate by length, DET curve; PNG, drawn without a display."""
+"""Draw the pictures of a scoring: confusions, error rate by length, DET curve; PNG, without a display."""
 
 import io
 from collections.abc import Callable, Sequence

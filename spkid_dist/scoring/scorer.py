@@ -1,4 +1,4 @@
-"""Utterances through the network: the sum of their windows' log-probabilities, on a processor or an accelerator.
+"""Put utterances through the network, and sum the log-probabilities of their windows, on a CPU or a GPU.
 
 Utterances are laid out together until they make some batches, so that the network sees thousands of windows at a time; a
 thread lays out the next ones meanwhile. Only frames go to an accelerator (`spkid_dist.scoring.devicescores`).

@@ -1,4 +1,4 @@
-"""Detection trials counted in bounded memory: DET curve and equal error rate of claimed speakers.
+"""Count detection trials in bounded memory: the DET curve and the equal error rate of claimed speakers.
 
 A trial is a pair of an utterance and a claimed speaker of the model, whose score is the mean, over the utterance's
 windows, of the claimed speaker's log-probability: the sum that identification compares, a window. It is a target trial

@@ -1,4 +1,4 @@
-"""Where the utterances to be scored come from: files of a list, or a sharded dataset.
+"""Load the utterances to score: from files of a list, or from a sharded dataset.
 
 Either deals its utterances to W ranks and yields them in groups, read ahead by threads. An utterance is known by its
 position in the results, which are in the order of the list, or of the dataset where there is no list.

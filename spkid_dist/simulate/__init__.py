@@ -1,1 +1,1 @@
-"""`spkid simulate`: what a cluster would make of a training, by arithmetic and the rates of this machine."""
+"""The command `spkid simulate`: predict a training on a cluster, by arithmetic and the rates of this machine."""

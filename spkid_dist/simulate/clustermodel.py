@@ -1,4 +1,4 @@
-"""What a cluster would make of a training: arithmetic on sizes and rates, before any of it is rented.
+"""Predict what a cluster would make of a training: arithmetic on sizes and rates, before any of it is rented.
 
 A step takes each rank its overhead + windows / rate of compute + of stacking + the all-reduce, one after the other; filling
 pools, their way over the bus as frames, and reading the store go on beside it, and limit it where they are slower.

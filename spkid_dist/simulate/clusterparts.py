@@ -1,4 +1,7 @@
-"""What a prediction is of: a corpus, a network and its training, a cluster. Sizes with their units; nothing is measured."""
+"""Describe what a prediction is about: a corpus, a stream, a cluster.
+
+Sizes with their units; nothing is measured.
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The command `spkid simulate`: what a cluster would make of a training, before it is rented.
+"""The command `spkid simulate`: print the prediction, its limits, and which one is reached first.
 
 The arithmetic is in `spkid_dist.simulate.clustermodel`; here the options become its plan, and the prediction a table.
 """

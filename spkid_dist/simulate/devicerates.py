@@ -1,7 +1,8 @@
-"""How fast one device and its host are, for `spkid_dist.simulate.clustermodel`: presets with their source. Arithmetic alone.
+"""Give the rates of one device and its host: presets with their source, and what is fitted to measurements.
 
-P parameters, B windows, C*D inputs.
-"""
+Arithmetic alone.
+
+P parameters, B windows, C*D inputs."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The rates of this machine, measured in some seconds: a real stream, real training steps, a real all-reduce.
+"""Measure the rates of this machine in some seconds: a real stream, real training steps, a real all-reduce.
 
 As many processes as a node is to have, as far as this machine has cores or devices, do the same side by side, so that what they
 share (cores, memory) is shared as in a training. A process measures, in this order: its first batch; stacking, out of pools

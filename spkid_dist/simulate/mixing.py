@@ -1,4 +1,4 @@
-"""How many utterances a batch is of, expected: of pools, and of a permutation of all windows.
+"""Compute how many utterances a batch is expected to mix: from pools, and from a permutation of all windows.
 
 A batch takes k windows of each stream's pool, a random sample of it without replacement, and a pool is P neighbouring
 positions of the line, on which an utterance's m windows are neighbours too. A pool that lies anywhere with equal chance

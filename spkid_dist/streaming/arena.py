@@ -1,4 +1,4 @@
-"""Blocks read, and their windows laid out as rows of an arena, by several threads.
+"""Read blocks, and lay out their windows as rows of an arena, by several threads.
 
 How many rows each segment takes follows from the utterance table, so that threads lay out segments side by side, and where a
 window lies depends on neither their number nor their pace.

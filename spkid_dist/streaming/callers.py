@@ -1,4 +1,4 @@
-"""Who iterates over a stream: wrappers of other libraries that would change its batches are refused."""
+"""Refuse wrappers of other libraries that would change a stream's batches."""
 
 import inspect
 from collections.abc import Iterator

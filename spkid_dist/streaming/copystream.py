@@ -1,4 +1,4 @@
-"""Copies from the host to a device, beside the device's work.
+"""Copy from the host to a device, beside the device's work.
 
 A GPU copies asynchronously from pinned memory alone. Pinning memory, and freeing it, takes as long as copying it does and waits
 for the device, so a few buffers are pinned once and used in turn, each when its last copy is done.

@@ -1,4 +1,4 @@
-"""What of a dataset is kept on a device: all of it where that fits the memory allowed, or else the pools in use and the next.
+"""Decide what of a dataset stays on a device: all of it where it fits the memory allowed, else the pools in use and the next.
 
 A resident dataset takes no frames over the bus after the first generation, so it is chosen wherever it fits.
 """

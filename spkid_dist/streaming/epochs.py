@@ -1,4 +1,4 @@
-"""Which epoch an iteration is of: agreed on by a dataset and its copies in a DataLoader's workers.
+"""Count epochs: a dataset and its copies in a DataLoader's workers agree on which one an iteration is.
 
 Each iteration over a dataset is the next epoch. A DataLoader with workers iterates over copies, which live for one epoch, or
 for all of them (`persistent_workers=True`), and it tells neither them nor the dataset that an epoch begins. So the count lies

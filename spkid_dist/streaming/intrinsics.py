@@ -1,4 +1,4 @@
-"""Two machine operations that Python has no words for: prefetch a cache line, copy a stretch of memory.
+"""Define two machine operations that Python has no words for: prefetch a cache line, copy a stretch of memory.
 
 Both are for compiled loops only (`kernels`), and check nothing: an index out of range is undefined behaviour.
 """

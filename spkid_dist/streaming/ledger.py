@@ -1,4 +1,4 @@
-"""The ledger of an epoch: which windows were consumed, in three numbers that add up over ranks and restarts.
+"""Account for an epoch: which windows were consumed, in three numbers that add up over ranks and restarts.
 
 A window's id is its number in the order of storage, so a whole epoch's sums are known beforehand: a window that was lost,
 or came twice, is an error when the epoch ends, not a slightly worse model.

@@ -1,4 +1,4 @@
-"""Features brought to mean 0 and deviation 1, so that no feature outweighs another by its scale.
+"""Bring features to mean 0 and deviation 1, so that no feature outweighs another by its scale.
 
 ``global`` takes mean and deviation of the whole training set. They are part of the network (its layer ``normalize``) and of
 its weights file, so whatever runs the network normalises too. The layer sees finished windows: the zero frames of

@@ -1,4 +1,4 @@
-"""The pools that a rank has in memory, and how they are filled.
+"""Fill the pools that a rank has in memory.
 
 A generation's pools lie in one arena of frame rows in which every window is C consecutive rows, so that stacking a batch is
 one gather of stretches of memory. The windows' places are kept in their order of use: a batch is a slice of that table. The

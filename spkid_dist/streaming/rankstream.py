@@ -1,4 +1,4 @@
-"""A rank's windows in their order of use, epoch after epoch: one pool in use, the next being filled."""
+"""Yield a rank's windows in their order of use, epoch after epoch: one pool in use, the next being filled."""
 
 from collections.abc import Callable, Iterator
 

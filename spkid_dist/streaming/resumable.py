@@ -1,4 +1,4 @@
-"""What all streams of batches have in common: two integers of state, the turns of a DataLoader's workers, and the ledger.
+"""Give all streams of batches their common part: two integers of state, the turns of a DataLoader's workers, and the ledger.
 
 A stream yields this rank's share of global batch after global batch. Its state is the epoch and the position: the windows of
 the epoch that all ranks together have consumed. So a state that was saved by W ranks is good for any other number, for any

@@ -1,4 +1,4 @@
-"""A rank's windows on a device: tensors that keep their addresses while the stream goes through them, round and round.
+"""Keep a rank's windows on a device, in tensors that keep their addresses while the stream goes round and round.
 
 A graph of many training steps is captured once and reads its windows from the same addresses for ever. So the device holds one
 arena of frame rows and two tables, the first row and the class of each window in the order of use; the stream only changes

@@ -1,4 +1,4 @@
-"""Puts generation after generation of a rank's windows into a ring on its device, each in the place of one that is left.
+"""Put generation after generation of a rank's windows into a ring on its device, each in the place of one that was used up.
 
 The windows of a generation follow those of the one before it in the ring's tables, which have room for as many generations as
 there are slots. So generation n lies on what generation n - slots had, and its copies wait for the event that was recorded when

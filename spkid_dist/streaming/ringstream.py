@@ -1,4 +1,4 @@
-"""A rank's windows on its device in their order of use, epoch after epoch: some generations there, the next on its way.
+"""Yield a rank's windows on its device in their order of use, epoch after epoch: some generations there, the next on its way.
 
 Steps are handed out before they are launched. What they use may be overwritten when the next steps are asked for: by then they
 were launched, so an event tells when they are done.

@@ -1,4 +1,4 @@
-"""Which utterances of a dataset are taken, and how often: a choice of speakers or utterances, and balance among speakers.
+"""Choose which utterances of a dataset are taken, and how often: by speaker, by utterance, or balanced among speakers.
 
 A choice is an integer an utterance, its *repeats*: 0 leaves it out, 1 takes it, 3 takes its windows three times an epoch. All
 else (the order, the pools, the ledger, a resume) follows from the counts of windows as ever, so nothing is sharded anew,

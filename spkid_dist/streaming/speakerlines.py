@@ -1,4 +1,4 @@
-"""Lines on the speakers of datasets that a person should read before a training: what can't be learnt, or can't be measured.
+"""Warn about speakers before a training: those that can't be learnt, and those that can't be measured.
 
 None of it is an error: there are good reasons for each. Nothing of it shows in the loss.
 """

@@ -1,4 +1,4 @@
-"""Batches out of a pool on the host: a compiled loop copies each window's C*D values, which lie in a row.
+"""Stack batches from a pool on the host: a compiled loop copies each window's C*D values, which lie in a row.
 
 On a device they are gathered from a ring of windows (`spkid_dist.streaming.ring`). Both yield the same bits.
 """

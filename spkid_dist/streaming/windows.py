@@ -1,4 +1,4 @@
-"""How many windows a dataset has, for a context size, an edge rule and a choice of utterances; how many bytes pools take."""
+"""Count the windows of a dataset, for a context size, an edge rule and a choice of utterances; and the bytes of pools."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

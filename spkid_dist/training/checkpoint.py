@@ -1,4 +1,4 @@
-"""Checkpoints on disk: folders that are whole or not there, verified when they are read.
+"""Write checkpoints to disk: folders that are whole or not there, and are verified when read.
 
     SAVE_PATH/checkpoints/000017-epoch3/state.pt       weights, optimiser and the like; holds tensors and plain values only
                                        /training.json  where the training stands, its statistics, its options and data

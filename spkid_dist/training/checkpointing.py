@@ -1,4 +1,4 @@
-"""When checkpoints of a running training are written, and when all its ranks stop.
+"""Decide when a running training writes checkpoints, and when all its ranks stop.
 
 Its methods are called by all ranks at the same places of the loop.
 """

@@ -1,4 +1,4 @@
-"""A step of the training: forward, backward and the optimiser, for a rank's share of a global batch.
+"""Make the engine that does a step of the training: forward, backward and optimiser, for a rank's share of a global batch.
 
 Three engines do the same arithmetic. ``eager`` goes through accelerate's wrappers and does all that the options ask for.
 ``graph`` keeps every tensor of a step in its place, so that a GPU replays many steps as one graph, and joins the ranks'

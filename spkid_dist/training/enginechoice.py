@@ -1,4 +1,4 @@
-"""Which engine does the steps of a training: the fastest one that can do all that the options ask for."""
+"""Choose the engine of a training: the fastest one that can do all that the options ask for."""
 
 import importlib.util
 from dataclasses import dataclass

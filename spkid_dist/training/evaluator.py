@@ -1,4 +1,4 @@
-"""Mean loss and accuracy of a network on a whole set; on a GPU by graphs of many steps, as in training.
+"""Compute mean loss and accuracy of a network on a whole set; on a GPU by graphs of many steps, as in training.
 
 Shapes: B windows of a rank's share, C*D inputs.
 """

@@ -1,4 +1,4 @@
-"""The coming steps of an epoch, as engines take them: one batch at a time, or many steps whose windows lie on a device."""
+"""Hand the coming steps of an epoch to an engine: one batch at a time, or many steps whose windows lie on a device."""
 
 from collections.abc import Iterator
 from typing import Protocol

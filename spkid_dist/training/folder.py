@@ -1,4 +1,4 @@
-"""The folder of a training (`save_path`): held by one training at a time, and what is in it is all of one training.
+"""Keep the folder of a training (`save_path`): one training at a time holds it, and all files in it are of one training.
 
 `open` takes the folder before anything else is done. `begin` makes it the new training's when the training is sure to start:
 what an earlier training left is removed (--overwrite), cut back to the checkpoint that this training goes on from, or brought

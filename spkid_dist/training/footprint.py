@@ -1,4 +1,4 @@
-"""The memory that a training takes, by arithmetic before it begins, and which option makes most of it.
+"""Compute the memory that a training takes, before it begins, and which option decides most of it.
 
 Counted is what every step needs; what libraries take besides is not. Shapes: B windows of a part of a rank's share, C*D inputs,
 H units of a hidden layer, K speakers, P parameters.

@@ -1,4 +1,4 @@
-"""What a process of a training has from its start to its end, and the data that it trains and validates on."""
+"""Hold what a process of a training has from start to end, and the data that it trains and validates on."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

@@ -1,4 +1,4 @@
-"""What learns, and all that changes while it does: network, optimiser, learning rate, sums and losses of recent steps.
+"""Hold what learns, and all that changes while it does: network, optimiser, learning rate, sums and losses of recent steps.
 
 Generators of random numbers are not among it: the windows' order, and whatever else is drawn while training, is arithmetic on
 the seed and the place in the training, so it is the same after a resume.

@@ -1,4 +1,4 @@
-"""How the weights are moved: loss, optimiser, and the learning rate over time.
+"""Define how the weights are updated: loss, optimiser, and the learning rate over time.
 
 The rate of a step is arithmetic on the step's number, so a continued training needs no state for it, except under
 `plateau`, which follows the validation loss. torch's schedulers keep a count of calls instead, and accelerate steps a

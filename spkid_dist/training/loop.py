@@ -1,4 +1,4 @@
-"""The loop of a training: epochs of global batches, each followed by a validation and a checkpoint.
+"""Run the loop of a training: epochs of global batches, each followed by a validation and a checkpoint.
 
 Every rank takes its share of each global batch, and the loss is weighted so that the gradient is the mean over the global
 batch, whatever the shares' sizes: W ranks learn what one learns.

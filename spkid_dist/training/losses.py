@@ -1,4 +1,4 @@
-"""What a training does with the losses of its steps: sums for the lines of the log, and a stop where one is not finite.
+"""Sum the losses of steps for the log, and stop a training whose loss is not finite.
 
 A loss that is not finite stops the training on all ranks before the optimiser moves. Such a loss makes all of its
 rank's gradient NaN (`weigh`), and the mean over ranks carries that to all of them: each sees it in the gradient of

@@ -1,4 +1,4 @@
-"""The files that a training leaves in its folder, all by their names: finding, removing and bringing them.
+"""Find, remove and copy the files that a training leaves in its folder, all by their names.
 
 Not among them are `train.log` and `STOP`, which a training that was refused may leave too. Nor is what trackers other than
 TensorBoard write: they keep each run in a folder of its own.

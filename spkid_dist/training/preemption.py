@@ -1,4 +1,4 @@
-"""How a training is told to stop, and how its ranks agree on it at the same step.
+"""Take requests to stop a training, and let its ranks agree on the same step.
 
 SIGTERM, SIGHUP or SIGUSR1 to any of the processes, or a file STOP in `save_path`. A signal that the process ignored before,
 as SIGHUP under `nohup`, stays ignored. Until `hold`, while nothing is trained yet that could be lost, a signal ends the

@@ -1,4 +1,4 @@
-"""A profile of a training's first steps: what each of them spends its time on, by torch.profiler."""
+"""Profile a training's first steps with torch.profiler."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The files that a training leaves beside its weights: options, statistics, curves."""
+"""Write the files that a training leaves beside its weights: statistics, curves, summary."""
 
 import math
 from dataclasses import asdict, dataclass, field

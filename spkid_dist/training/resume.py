@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from, and whether it may.
+"""Find the checkpoint that a training continues from, and check that it may.
 
 It must be of the same data, told by the fingerprints, and of the same options, except for those that describe the machine or
 where things lie (`spkid_dist.trained.MAY_CHANGE`).

@@ -1,4 +1,4 @@
-"""What comes before the first batch: the process's place, its data, and that all ranks mean the same training."""
+"""Prepare a training up to the first batch: its folder, its data, and that all ranks mean the same training."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""What a checkpoint carries of a training: where each part is taken from, and where it is put back."""
+"""Collect the state of a training for a checkpoint, and put it back."""
 
 import io
 from collections.abc import Mapping, Sequence

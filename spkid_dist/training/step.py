@@ -1,4 +1,4 @@
-"""The steps of an epoch, and what does them.
+"""Define the steps of an epoch, and the interface of what does them.
 
 Shapes: B windows of a rank's share, G of the global batch, C*D inputs.
 """

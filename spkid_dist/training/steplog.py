@@ -1,4 +1,4 @@
-"""The lines of the log about training steps: loss, accuracy, rate, and the time that is left.
+"""Log the training steps: loss, accuracy, rate, and the time that is left.
 
 Sums are read from a GPU while it goes on: a line is asked for after a step (`note`), and said (`say`) when the device has been
 given the steps after that. On a CPU it is said at once.

@@ -1,4 +1,4 @@
-"""What changes from step to step, as numbers on the device: the steps of a CUDA graph differ in nothing else.
+"""Keep on the device what changes from step to step: the steps of a CUDA graph differ in nothing else.
 
 The host writes a row for each coming step and sends them in one copy; a step finds its row by a cursor, which it moves on
 when it is done. Until the next rows are sent, the host has nothing to do for these steps.

@@ -1,4 +1,4 @@
-"""How fast a run is, where its time goes, and how long the training still takes: of this process, since it began or went on."""
+"""Measure how fast a run is, where its time goes, and how long the training still takes."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""Curves for those who watch: scalars that rank 0 gives to a tracker of accelerate.
+"""Send curves to a tracker of accelerate: scalars, by rank 0.
 
 Whether a tracker talks to a server, and to which, is said by its own settings (WANDB_MODE, MLFLOW_TRACKING_URI, ...). Said
 here is what accelerate leaves open: the project, the training's name, and where files go that have no place of their own.

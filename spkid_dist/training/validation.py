@@ -1,4 +1,4 @@
-"""What follows an epoch's batches: the validation, its weights, the curves."""
+"""Validate after an epoch, and write its weights and the curves."""
 
 import math
 from collections.abc import Callable

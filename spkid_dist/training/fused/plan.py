@@ -1,4 +1,4 @@
-"""What a fused step computes, by which path, in tiles of which sizes, and the memory that it takes; needs no Triton.
+"""Plan a fused step: its path, its tiles, and the memory that it takes; needs no Triton.
 
 Tile sizes come from a fixed table by precision, batch size and widths, never from timing, so that a training has the same
 bits each time. Two paths:

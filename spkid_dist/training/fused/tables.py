@@ -1,4 +1,4 @@
-"""What the kernels of a step read, and what they leave, beside the parameters: the windows' ring, and a row for each step."""
+"""Name what the kernels of a step read and write beside the parameters: the windows' ring, and a row for each step."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
