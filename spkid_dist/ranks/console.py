@@ -18,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from shards.conversion.job import Progress as ShardProgress
@@ -117,16 +118,24 @@ class RunLog:
         """A live bar over `total` units, shown on a terminal only."""
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            DescriptionColumn(),
             BarColumn(),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn(unit),
-            RateColumn(),
-            TimeRemainingColumn(),
+            RateColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
         )
         hidden = not (self.shown and self.console.is_terminal)
         with Progress(*columns, console=self.console, disable=hidden, transient=True) as progress:
             yield Bar(progress, total)
+
+
+class DescriptionColumn(ProgressColumn):
+    """What the bar is at. On a narrow terminal this text and the bar give way, counts and rate stay whole."""
+
+    def render(self, task: Task) -> Text:
+        """The description in one line, cut where there is no room."""
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 class RateColumn(ProgressColumn):

@@ -1,11 +1,14 @@
 """What a run shows while it works."""
 
 import contextlib
+import io
 import resource
 import sys
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
+from rich.text import Text
 
 from shards import InputError
 from spkid_dist.ranks.console import RateColumn, RunLog
@@ -73,3 +76,15 @@ def test_where_standard_output_can_not_be_written_the_log_file_is_enough(with_fi
         log.close()
         with contextlib.suppress(OSError):
             full.close()
+
+
+def test_a_narrow_terminal_cuts_the_description_and_not_the_counts_and_the_rate(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    screen = io.StringIO()
+    log = RunLog(shown=True)
+    log.console = Console(file=screen, force_terminal=True, width=80)
+    with log.bar(12_345_678, "utterances") as bar:
+        bar.describe("TRAINING: 20/1234 epoch 0 loss: 1.2345 acc: 0.5678 lr: 0.001 left: at most 0:12:34")
+        bar.advance(1_234_567)
+    last = Text.from_ansi(screen.getvalue()).plain.split("\r")
+    assert any("TRAINING" in line and "… " in line and " 1234567/12345678 utterances" in line for line in last)
