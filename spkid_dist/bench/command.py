@@ -1,6 +1,5 @@
 """The command `spkid bench`: measure the stages in turn, and print a table, the slowest stage, and JSON."""
 
-import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from shards.errors import InputError, SpkidError
-from shards.files import plain_json, write_atomic, write_json
+from shards.files import write_atomic, write_json
 from shards.holding import FolderHold
 from shards.resources import available_cpus
 from spkid_dist.bench.corpus import Corpus, open_corpus
@@ -60,9 +59,9 @@ MEASURES: dict[str, Callable[[Workbench], Findings]] = {
 
 
 def bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure what `config` asks for and print it, a stage at a time; the same as JSON is the last line, and returned.
+    """Measure what `config` asks for and print it, a stage at a time; returns the same as JSON values.
 
-    Called by every process of a launch; rank 0 prints and writes.
+    Called by every process of a launch; rank 0 prints and writes. Its last line is that JSON (`RunLog.summary`).
 
     Raises:
         InputError: corpus or dataset missing or damaged, a process that was started failed, or --out can't be written.
@@ -218,7 +217,7 @@ class Report:
             self._log.line(line)
         if self._out is not None:
             self._log.line(f"report: {self._out}/report.md")
-        self._log.line(json.dumps(plain_json(result)))
+        self._log.summary(result, self._bench.config.json)
         return result
 
     def _write(self, complete: bool) -> tuple[dict[str, Any], list[str]]:

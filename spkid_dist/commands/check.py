@@ -1,6 +1,5 @@
 """The commands `spkid verify` (compare every byte of a dataset with what was written) and `spkid index` (rebuild its index)."""
 
-import json
 import time
 from collections.abc import Sequence
 
@@ -16,7 +15,7 @@ BESIDE_SHARDS = 3  # manifest and two tables
 
 
 def verify(config: VerifyConfig) -> Report:
-    """Verify the dataset in `config.folder`: a line for each defect; the last line printed is a JSON summary.
+    """Verify the dataset in `config.folder`: a line for each defect, then a JSON summary (`RunLog.summary`).
 
     Raises:
         InputError: there is no such folder, or there are defects.
@@ -44,14 +43,14 @@ def verify(config: VerifyConfig) -> Report:
     }
     if not config.quick:
         summary["gigabytes_per_second"] = round(num_bytes / seconds / 1e9, 3)
-    log.line(json.dumps(summary))
+    log.summary(summary, config.json)
     if report.defects:
         raise InputError(f"{config.folder}: damaged (defects: {len(report.defects)}, named above); do not train on it")
     return report
 
 
 def index(config: IndexConfig) -> Manifest:
-    """Rebuild the index of the shards in `config.folder`; the last line printed is a JSON summary.
+    """Rebuild the index of the shards in `config.folder`, and print a JSON summary (`RunLog.summary`).
 
     Raises:
         InputError: a shard is damaged, missing or of another dataset; nothing was written then.
@@ -71,5 +70,5 @@ def index(config: IndexConfig) -> Manifest:
         "fingerprint": manifest.fingerprint,
         "seconds": round(seconds, 3),
     }
-    log.line(json.dumps(summary))
+    log.summary(summary, config.json)
     return manifest

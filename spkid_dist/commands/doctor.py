@@ -1,13 +1,12 @@
 """The command `spkid doctor`: show what a job sees, before hours are spent on it.
 
 Each process looks at its own machine (`spkid_dist.commands.rankfacts`), all of them together at what is between them:
-how fast an all-reduce is, and how far their clocks are apart. Rank 0 prints a line a process, what is wrong, and a
-JSON object as the last line. Start it as the training will be started:
+how fast an all-reduce is, and how far their clocks are apart. Rank 0 prints a line per process, what is wrong, and a JSON
+summary (`RunLog.summary`). Start it as the training will be started:
 
     accelerate launch --config_file ... -m spkid_dist doctor --shards data/train
 """
 
-import json
 import statistics
 import time
 from contextlib import ExitStack
@@ -22,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.errors import InputError, SpkidError
-from shards.files import plain_json
 from spkid_dist.commands.rankfacts import Vitals, look_at_this_process
 from spkid_dist.config import DoctorConfig
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.accelerator import make_accelerator
+from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.together import explain_lost_ranks
 
 ROUNDS = 7
@@ -49,7 +48,7 @@ def doctor(config: DoctorConfig) -> None:
         try:
             accelerator = stack.enter_context(make_accelerator(precision=None, timeout_minutes=config.timeout_minutes))
         except SpkidError as error:
-            _report([], [str(error)], {})
+            _report([], [str(error)], {}, config.json)
             raise UnhealthyError(str(error)) from None
         with explain_lost_ranks(accelerator, config.timeout_minutes):
             everyone: list[Vitals] = gather_object([look_at_this_process(config, accelerator)])
@@ -57,7 +56,7 @@ def doctor(config: DoctorConfig) -> None:
         is_main = accelerator.is_main_process
     problems = find_problems(everyone, between["clock_seconds"])
     if is_main:
-        _report(everyone, problems, between)
+        _report(everyone, problems, between, config.json)
     if problems:
         unhealthy = UnhealthyError(
             problems[0] if len(problems) == 1 else f"{problems[0]} (and {len(problems) - 1} more)"
@@ -128,7 +127,7 @@ def _shared_devices(everyone: list[Vitals]) -> list[str]:
     return problems
 
 
-def _report(everyone: list[Vitals], problems: list[str], between: dict[str, Any]) -> None:
+def _report(everyone: list[Vitals], problems: list[str], between: dict[str, Any], as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if everyone:
         console.print(_table(everyone, between["clock_seconds"]))
@@ -145,7 +144,8 @@ def _report(everyone: list[Vitals], problems: list[str], between: dict[str, Any]
     for problem in problems:
         console.print(f"wrong: {problem}")
     found = {"healthy": not problems, "processes": len(everyone), "problems": problems}
-    print(json.dumps(plain_json(found | between | {"ranks": [asdict(vitals) for vitals in everyone]})), flush=True)
+    ranks = {"ranks": [asdict(vitals) for vitals in everyone]}
+    RunLog(shown=True).summary(found | between | ranks, as_json)
 
 
 def _table(everyone: list[Vitals], clock_seconds: list[float]) -> Table:

@@ -1,6 +1,5 @@
 """The commands `spkid shard` and `spkid merge`: make a dataset of a list of feature files or audio files."""
 
-import json
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -43,7 +42,7 @@ DEFAULT_LIST = Path("cfg/all.train")
 
 
 def shard(config: ShardConfig) -> Manifest | None:
-    """Shard the utterances of a list into `config.out`; the last line printed is a JSON summary.
+    """Shard the utterances of a list into `config.out`, and print a JSON summary of the work (`RunLog.summary`).
 
     Returns the manifest; None where this was one of several tasks, which `spkid merge` joins.
 
@@ -58,6 +57,7 @@ def shard(config: ShardConfig) -> Manifest | None:
     plan, source, num_skipped = _plan(config, log)
     out = open_folder(config.out)
     manifest = claim_folder(plan.job, out)
+    summary = None
     if manifest is not None:
         log.line(f"{config.out}: finished already; nothing was read or written")
     else:
@@ -66,12 +66,14 @@ def shard(config: ShardConfig) -> Manifest | None:
         else:
             done = _convert_by_array(plan, out, config, config.slurm_array, log)
         seconds = time.perf_counter() - began
-        log.line(json.dumps({"skipped": num_skipped} | _summary(done, plan.job.layout, seconds)))
+        summary = {"skipped": num_skipped} | _summary(done, plan.job.layout, seconds)
     if share.count > 1:
         log.line(f"task {share.index} of {share.count} is done; when all are: spkid merge {config.out}")
-        return manifest
-    manifest = manifest or merge_job(out)
-    _say_done(log, config.out, manifest)
+    else:
+        manifest = manifest or merge_job(out)
+        _say_done(log, config.out, manifest)
+    if summary is not None:
+        log.summary(summary, config.json)
     return manifest
 
 

@@ -14,9 +14,10 @@ What = Literal["limits", "shard", "stream", "train", "score", "resume", "scaling
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(SpeakerFlags):
-    """Measure every stage against this machine's limits; also under `accelerate launch -m spkid_dist bench`.
+    """Measure every stage against this machine's limits.
 
     Without --shards and --db_path it makes a synthetic corpus.
+    For several processes, start it with `accelerate launch -m spkid_dist bench` and the same flags.
     """
 
     what: Annotated[What, tyro.conf.Positional] = "report"
@@ -28,7 +29,7 @@ class BenchConfig(SpeakerFlags):
     list_file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
     """List of utterances below --db_path: one per line, without extension. Default: cfg/all.train."""
     spk2idx: Path = Path("cfg/spk2idx.json")
-    """Speaker map (JSON) of --db_path: speaker name -> class index. Default: the speakers of the list, sorted."""
+    """Speaker map (JSON) of --db_path: speaker name -> class index. Without it, the speakers of the list, sorted."""
     ext: str = "mcp"
     """Extension of the feature files."""
     frames: int = 587_000
@@ -65,6 +66,8 @@ class BenchConfig(SpeakerFlags):
     """Folder for temporary files, on the disk to be measured. Default: the system's temporary folder."""
     out: Path | None = None
     """Folder for report.md and report.json, rewritten after each stage, and report.png at the end."""
+    json: bool = False
+    """Print the JSON summary on a terminal as well. Elsewhere (a pipe, a file) it is always the last line."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges and what goes together; raises UsageError."""

@@ -34,7 +34,7 @@ class InfoConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig(Options):
-    """Compare every byte of a dataset with what was written, and name what is damaged."""
+    """Compare every byte of a dataset with what was written."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of a dataset."""
@@ -42,6 +42,8 @@ class VerifyConfig(Options):
     """Number of shards to read at the same time. Default: one per CPU of this process."""
     quick: bool = False
     """Compare only sizes and headers."""
+    json: bool = False
+    """Print the JSON summary on a terminal as well. Elsewhere (a pipe, a file) it is always the last line."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -57,6 +59,8 @@ class IndexConfig(Options):
     """Folder of shards."""
     workers: int = field(default_factory=available_cpus)
     """Number of shards to read at the same time. Default: one per CPU of this process."""
+    json: bool = False
+    """Print the JSON summary on a terminal as well. Elsewhere (a pipe, a file) it is always the last line."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -66,7 +70,7 @@ class IndexConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ResultsConfig(Options):
-    """Make one table of the trainings below a folder, from the best validation loss on."""
+    """Compare the trainings below a folder in one table, the best first."""
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder whose subfolders are the --save_path of trainings; the table is written there as results.tsv."""
@@ -74,7 +78,10 @@ class ResultsConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(Options):
-    """Look at what a job would see: ranks, devices, speed between them, shards, clocks; for `accelerate launch` too."""
+    """Check what a training would find: devices, network, disk, dataset.
+
+    For several processes or machines, start it with `accelerate launch -m spkid_dist doctor` and the same flags.
+    """
 
     shards: str | None = None
     """Dataset of `spkid shard` that every process should see: a folder or a URL."""
@@ -82,6 +89,8 @@ class DoctorConfig(Options):
     """Folder where a training would write its files."""
     timeout_minutes: float = 2.0
     """Minutes that a process waits for the others."""
+    json: bool = False
+    """Print the JSON summary on a terminal as well. Elsewhere (a pipe, a file) it is always the last line."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
@@ -92,7 +101,7 @@ class DoctorConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Options):
-    """Make a small synthetic corpus, then shard it, train on it and score it."""
+    """Shard, train on and score a small synthetic corpus."""
 
     out: Path = Path("demo")
     """Folder for the corpus and the results; replaced on each run."""

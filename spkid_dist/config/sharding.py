@@ -85,7 +85,10 @@ class SlurmFlags(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardConfig(SpeakerFlags):
-    """Shard features or audio: write a dataset of tar shards, manifest and utterance table."""
+    """Write features or audio as a dataset of shards.
+
+    A dataset is a folder of tar files (the shards), a manifest and a table of utterances.
+    """
 
     db_path: Path = Path("mcp")
     """Folder of the feature or audio files, or a Kaldi data folder."""
@@ -121,6 +124,8 @@ class ShardConfig(SpeakerFlags):
     """Submit this many tasks as a Slurm array, wait for them, and join their shards."""
     slurm: SlurmFlags = field(default_factory=SlurmFlags)
     """How the Slurm array is submitted."""
+    json: bool = False
+    """Print the JSON summary on a terminal as well. Elsewhere (a pipe, a file) it is always the last line."""
 
     def __post_init__(self) -> None:
         """Check the source and the flags that go with it; raises UsageError."""

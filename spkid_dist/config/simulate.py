@@ -38,7 +38,10 @@ class RateFlags(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig(RateFlags):
-    """Predict a training on a cluster by arithmetic: speed, memory, shuffle, time, price, and what breaks first."""
+    """Predict a training on a cluster: speed, memory, time and price.
+
+    It is arithmetic on rates that are measured here or known of a device; nothing is trained.
+    """
 
     shards: str | None = None
     """Corpus given as a sharded dataset: its folder or URL. Otherwise give its size with the following flags."""
@@ -57,7 +60,7 @@ class SimulateConfig(RateFlags):
     block_frames: int | None = None
     """Frames per block. Default: 8192."""
     shard_bytes: int | None = None
-    """Bytes per shard. Default: 256000000."""
+    """Bytes per shard. Default: 256_000_000."""
 
     nodes: int = 1
     """Number of machines."""
@@ -91,6 +94,8 @@ class SimulateConfig(RateFlags):
 
     device: Literal["here", "h100"] = "here"
     """Where the rates come from: measured on this machine in a few seconds (here), or from a data sheet (h100)."""
+    json: bool = False
+    """Print the JSON summary on a terminal as well. Elsewhere (a pipe, a file) it is always the last line."""
 
     def __post_init__(self) -> None:
         """Check the values; raises UsageError."""

@@ -1,11 +1,13 @@
 """Print plain lines to standard output and a log file, and a live bar where there is a terminal."""
 
 import contextlib
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,6 +25,7 @@ from rich.text import Text
 
 from shards.conversion.job import Progress as ShardProgress
 from shards.errors import InputError
+from shards.files import plain_json
 
 
 class LogFile:
@@ -71,6 +74,11 @@ def _print_whole(text: str) -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
+def _number(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item()
+
+
 class RunLog:
     """Prints lines and bars of the process that is to be seen; the others' calls do nothing."""
 
@@ -112,6 +120,11 @@ class RunLog:
         except OSError as error:
             if self._file is None:
                 raise InputError(f"standard output can't be written: {error.strerror}; free room") from None
+
+    def summary(self, facts: Mapping[str, Any], asked: bool) -> None:
+        """Say `facts` as a line of JSON, for scripts: where `asked`, and wherever standard output is no terminal."""
+        if asked or not sys.stdout.isatty():
+            self.line(json.dumps(plain_json(facts), default=_number))
 
     @contextmanager
     def bar(self, total: int, unit: str) -> Iterator["Bar"]:

@@ -3,7 +3,6 @@
 The arithmetic is in `spkid_dist.simulate.clustermodel`; here the options become its plan, and the prediction a table.
 """
 
-import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,10 +12,10 @@ from rich.table import Table
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
-from shards.files import plain_json
 from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.config.network import NetworkOptions
 from spkid_dist.config.simulate import RateFlags, SimulateConfig
+from spkid_dist.ranks.console import RunLog
 from spkid_dist.simulate.clustermodel import Plan, Prediction, plan_facts, predict
 from spkid_dist.simulate.clusterparts import Cluster, Corpus, Stream, stored_bytes
 from spkid_dist.simulate.devicerates import PRESETS, DeviceRates
@@ -42,7 +41,7 @@ RATE_FIELDS = {
 
 
 def simulate(config: SimulateConfig) -> None:
-    """Predict, and print a table and a JSON object as the last line.
+    """Predict, and print a table and a JSON summary (`RunLog.summary`).
 
     Raises:
         InputError: no dataset at --shards, or measuring failed.
@@ -50,7 +49,7 @@ def simulate(config: SimulateConfig) -> None:
     """
     plan = make_plan(config)
     prediction = predict(plan)
-    _report(plan, prediction)
+    _report(plan, prediction, config.json)
 
 
 def make_plan(config: SimulateConfig) -> Plan:
@@ -156,7 +155,7 @@ def _rates(
     return replace(rates, **changed, source=source)
 
 
-def _report(plan: Plan, prediction: Prediction) -> None:
+def _report(plan: Plan, prediction: Prediction, as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for name, value in _lines(plan, prediction):
         console.print(f"{name:<12} {value}")
@@ -170,7 +169,7 @@ def _report(plan: Plan, prediction: Prediction) -> None:
     if not prediction.fits_memory:
         console.print("does not fit: the nodes' memory is less than the pools and processes take")
     facts = asdict(prediction) | {"breaks_first": first.name, "plan": plan_facts(plan)}
-    print(json.dumps(plain_json(facts), default=_json_number))
+    RunLog(shown=True).summary(facts, as_json)
 
 
 def shuffle_windows_for(plan: Plan, prediction: Prediction) -> int | None:
@@ -187,10 +186,6 @@ def shuffle_windows_for(plan: Plan, prediction: Prediction) -> int | None:
             break
         shuffle_windows *= 2
     return shuffle_windows
-
-
-def _json_number(value: Any) -> Any:
-    return value.item()
 
 
 def _lines(plan: Plan, prediction: Prediction) -> list[tuple[str, str]]:
