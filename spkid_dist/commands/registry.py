@@ -13,8 +13,16 @@ from typing import Any
 
 import tyro
 
-from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped
+from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped, UsageError
 from spkid_dist import config as configs
+from spkid_dist.commands.help import (
+    HELP_WORDS,
+    asks_for_help,
+    check_command,
+    check_flags,
+    print_command,
+    print_overview,
+)
 from spkid_dist.process.versions import installed_version
 
 # command: (its options, the module and the function that run it)
@@ -33,6 +41,12 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "simulate": (configs.SimulateConfig, "spkid_dist.simulate.command", "simulate"),
     "demo": (configs.DemoConfig, "spkid_dist.commands.demo", "demo"),
 }
+COMPLETION_WORDS = {
+    "completion": "--tyro-print-completion",
+    "--tyro-print-completion": "--tyro-print-completion",
+    "--tyro-write-completion": "--tyro-write-completion",
+}
+SHELLS = ("bash", "zsh", "fish")
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 
 
@@ -43,30 +57,53 @@ def run_arguments(arguments: Sequence[str]) -> int:
         return EXIT_DONE
     if list(arguments[:1]) == ["help"]:
         arguments = [*arguments[1:2], "--help"]
-    return _parse_and_run(lambda: _parse_any(arguments))
+    return _parse_and_run(lambda: _parse(arguments))
 
 
 def run_flags(command: str) -> int:
     """Run `command` with the process's arguments as its flags, and return the exit code."""
-    options, prog = COMMANDS[command][0], f"spkid {command}"
-    return _parse_and_run(lambda: tyro.cli(options, prog=prog, config=STYLE, use_underscores=True))
+    return run_arguments([command, *sys.argv[1:]])
 
 
-def _parse_any(arguments: Sequence[str]) -> Any:
+def _parse(arguments: Sequence[str]) -> Any:
+    """The options of the command that `arguments` begin with; None where they ask for help, which is printed then.
+
+    Raises:
+        UsageError: there is no such command, or it has no such flag.
+    """
+    command, *rest = arguments or ["--help"]
+    if command in HELP_WORDS:
+        return print_overview(COMMANDS)
+    if command in COMPLETION_WORDS:
+        return _write_completion([COMPLETION_WORDS[command], *rest])
+    check_command(command, COMMANDS)
+    options = COMMANDS[command][0]
+    if asks_for_help(rest):
+        return print_command(command, options)
+    check_flags(command, options, rest)
+    return tyro.cli(options, prog=f"spkid {command}", args=rest, config=STYLE, use_underscores=True)
+
+
+def _write_completion(arguments: Sequence[str]) -> None:
+    """Print or write a shell's completion script. Raises UsageError where it is no shell that has one."""
+    shell = "".join(arguments[1:2])
+    if shell not in SHELLS:
+        raise UsageError(
+            f"{shell or 'completion'}: expected a shell, one of {', '.join(SHELLS)}: spkid completion bash"
+        )
     commands: dict[str, Callable[..., Any]] = {name: options for name, (options, _, _) in COMMANDS.items()}
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
-        prog="spkid",
-        description="Speaker identification trained at memory speed.",
-        args=arguments,
-        config=STYLE,
-        use_underscores=True,
-    )
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="spkid", args=arguments, config=STYLE, use_underscores=True)
+    except SystemExit as end:  # tyro ends the process when it has printed the script
+        if end.code:
+            raise
 
 
 def _parse_and_run(parse: Callable[[], Any]) -> int:
     try:
         config = parse()
+        if config is None:
+            return EXIT_DONE
         module, function = next((module, run) for options, module, run in COMMANDS.values() if type(config) is options)
         getattr(import_module(module), function)(config)
     except SpkidError as error:

@@ -13,13 +13,14 @@ from spkid_dist.config.choices import EXPORT_FORMATS
 from spkid_dist.config.sharding import SpeakerFlags
 
 # The help of --no_pictures: a switch that is on by default is a flag of the opposite, so it needs the opposite's help.
-NO_PICTURES = "draw no pictures of confusions, errors by length and the DET curve"
+NO_PICTURES = "draw no pictures of confusions, errors by length and the DET curve."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(SpeakerFlags):
-    """Score utterances with a trained model: the speaker of each, and error rates where the speakers are known.
+    """Name the speaker of each utterance with a trained model.
 
+    Where the true speakers are known, error rates are computed as well.
     Under `accelerate launch -m spkid_dist.score` each process scores a share.
     """
 
@@ -72,7 +73,10 @@ class ScoreConfig(SpeakerFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(Options):
-    """Export a trained model for other programs: its weights or graph, and a model.json of all that a caller needs."""
+    """Export a trained model for other programs.
+
+    The folder holds the weights or the graph, and a model.json with all that a caller needs.
+    """
 
     weights_ckpt: Path
     """Weights file, such as ckpt/bestval_e19_weights.ckpt."""

@@ -25,7 +25,10 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Options):
-    """Train the context-window MLP; the same as `accelerate launch -m spkid_dist.train`."""
+    """Train the network that tells speakers apart.
+
+    For several processes or machines, start it with `accelerate launch -m spkid_dist.train` and the same flags.
+    """
 
     db_path: Path = Path("mcp")
     """Folder of the feature files."""

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 import spkid_dist
 from shards.layout import MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
-from spkid_dist.commands.registry import COMMANDS, STYLE
+from spkid_dist.commands.registry import COMMANDS
 
 
 @pytest.fixture
@@ -141,7 +140,7 @@ def test_a_missing_map_is_made_of_the_list_sorted(corpus, spkid):
 
 
 USAGE = {
-    "unknown flag": (["train", "--batchsize", "3"], "Unrecognized options: --batchsize"),
+    "unknown flag": (["train", "--batchsize", "3"], "--batchsize: no such flag of spkid train"),
     "unknown command": (["trian"], "trian"),
     "no window": (["train", "--in_frames", "0"], "--in_frames 0: a window has at least 1 frame"),
     "no batch": (["train", "--batch_size", "0"], "--batch_size 0: expected 1 or more"),
@@ -216,18 +215,12 @@ def switches_off(options):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_flag_that_turns_something_off_says_so(command, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "250")
-    options = COMMANDS[command][0]
-    with pytest.raises(SystemExit):
-        tyro.cli(options, args=["--help"], config=STYLE, use_underscores=True)
-    printed = capsys.readouterr().out
-    flags = switches_off(options)
-    assert printed.count("--no_") - printed.count("--no_|") >= len(flags)
+def test_the_help_of_a_flag_that_turns_something_off_says_so(command, spkid):
+    printed = spkid(command, "--help")[1]
+    flags = switches_off(COMMANDS[command][0])
     for flag in flags:
-        line = re.search(rf"--{re.escape(flag)}\s+[^\w\n]*((do not|draw no|leave out|without)\b.*)", printed)
+        line = re.search(rf"--{re.escape(flag)}\s+((do not|draw no|leave out|without)\b.*)", printed, re.IGNORECASE)
         assert line is not None, printed
-        assert "(default: True)" not in line[1]  # it is not this flag that is on by default
     assert len(re.findall(r"^\W*--(?:\w+\.)?no_\w+", printed, re.M)) == len(flags)  # none is overlooked
 
 

@@ -1,4 +1,4 @@
-"""README's tree is the tree."""
+"""README's examples are typed."""
 
 import re
 import subprocess
@@ -9,24 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_the_tree_names_every_module_once():
-    text = (ROOT / "README.md").read_text()
-    named, folders = [], []
-    for line in text[text.index("## The tree") :].splitlines():
-        if not (match := re.match(r"    ( *)(\S.*?)(?:  +|$)", line)):
-            continue
-        depth, names = len(match[1]) // 2, match[2].split()
-        folders = folders[:depth]
-        if names[0].endswith("/"):
-            folders.append(names[0])
-        else:
-            named += ["".join(folders) + name for name in names if name.endswith(".py")]
-    there = [path.relative_to(ROOT) for package in ("shards", "spkid_dist") for path in (ROOT / package).rglob("*.py")]
-    expected = {str(path) for path in there if not path.name.startswith("__")}
-    assert len(named) == len(set(named))
-    assert set(named) == expected
 
 
 @pytest.mark.parametrize("heading", ["## From Python", "## In your own loop"])

@@ -1,0 +1,96 @@
+"""The order in which the help shows commands and flags: by subject, and in each from the usual to the rare.
+
+A command that is not among `SECTIONS` has few flags, which stand in the order of its fields.
+"""
+
+# subject: (its commands, an example)
+COMMAND_GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
+    "Start here": (("demo",), "spkid demo --out demo"),
+    "Data": (
+        ("shard", "merge", "info", "verify", "index"),
+        "spkid shard --db_path mcp --list cfg/all.train --out data/train",
+    ),
+    "Training": (
+        ("train", "results", "doctor"),
+        "spkid train --tr_shards data/train --va_shards data/test --save_path ckpt",
+    ),
+    "Models": (
+        ("score", "export"),
+        "spkid score --te_shards data/test --weights_ckpt ckpt/bestval_e19_weights.ckpt",
+    ),
+    "Measuring": (("bench", "simulate"), "spkid bench --out report"),
+}
+
+# An example of the commands whose group has another one.
+EXAMPLES = {
+    "merge": "spkid merge data/train",
+    "info": "spkid info data/train",
+    "verify": "spkid verify data/train",
+    "index": "spkid index data/train",
+    "results": "spkid results sweep",
+    "doctor": "spkid doctor --shards data/train",
+    "export": "spkid export --weights_ckpt ckpt/bestval_e19_weights.ckpt --out exported --format onnx",
+    "simulate": (
+        "spkid simulate --frames 1_000_000_000 --mean_frames 300 --speakers 5000 --nodes 2 --gpus 8 --network_gbits 100 "
+        "--device h100"
+    ),
+}
+
+SPEAKER_RULES = "speaker_component speaker_regex speaker_tsv utt2spk"
+TRAIN = {
+    "Data": (
+        "tr_shards va_shards db_path tr_list_file va_list_file ext spk2idx speaker_component tr_speakers tr_utterances "
+        "balance_speakers on_bad_block cache_dir shard_cache shard_cache_bytes"
+    ),
+    "Network": "in_frames edge normalize hsize num_layers activation batch_norm dropout",
+    "Optimisation": (
+        "epoch batch_size lr optimizer patience schedule warmup step_factor step_epochs weight_decay momentum "
+        "clip_grad_norm label_smoothing seed shuffle_windows num_streams"
+    ),
+    "Run": "save_path overwrite log_freq log_with profile",
+    "Checkpoints": "resume checkpoint_steps checkpoint_minutes keep_checkpoints",
+    "Machine": "mixed_precision engine tf32 accumulation device_memory compile timeout_minutes",
+}
+SHARD = {
+    "Data": "db_path list source ext spk2idx out append skip_bad",
+    "Speakers": SPEAKER_RULES,
+    "Audio": (
+        "features.kind features.sample_rate features.num_bins features.num_ceps features.window_ms features.shift_ms "
+        "features.channel"
+    ),
+    "Format": "dtype shard_bytes block_frames seed",
+    "Machine": "workers task json",
+    "Slurm": ("slurm_array slurm.partition slurm.timeout_min slurm.mem_gb slurm.sbatch slurm.log_dir slurm.cluster"),
+}
+SCORE = {
+    "Model": "weights_ckpt train_cfg",
+    "Data": "te_shards db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
+    "Speakers": SPEAKER_RULES,
+    "Results": "log_file verbose no_pictures",
+    "Machine": "batch_size workers mixed_precision",
+}
+BENCH = {
+    "What": "what",
+    "Data": "shards db_path list ext spk2idx",
+    "Speakers": SPEAKER_RULES,
+    "Synthetic corpus": "frames speakers mean_frames num_features",
+    "Network": "in_frames batch_size hsize num_layers",
+    "Run": "out json repeats folder buffer_bytes",
+    "Machine": "threads processes mixed_precision engine tf32",
+}
+SIMULATE = {
+    "Data": "shards frames utterances mean_frames speakers num_features dtype block_frames shard_bytes",
+    "Cluster": "nodes gpus network_gbits store_gbytes store_gbytes_in_all memory_gb price",
+    "Training": "in_frames edge batch_size hsize num_layers num_streams shuffle_windows",
+    "Rates": (
+        "device step_overhead_us compute_windows stack_windows fill_windows bus_gbytes allreduce_us first_batch_seconds"
+    ),
+    "Run": "json",
+}
+# command: section -> names of its flags
+SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    command: {title: tuple(names.split()) for title, names in sections.items()}
+    for command, sections in {
+        "train": TRAIN, "shard": SHARD, "score": SCORE, "bench": BENCH, "simulate": SIMULATE
+    }.items()
+}  # fmt: skip
