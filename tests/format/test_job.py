@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import random
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from shards import (
     InputError,
     Layout,
     ShardDataset,
-    UsageError,
     claim_folder,
     convert,
     make_plan,
@@ -36,11 +33,9 @@ from shards import (
 from shards.conversion.check import find_bad
 from shards.conversion.folder import LocalFolder
 from shards.conversion.job import convert_shard
-from shards.conversion.record import ShardRecord, record_name
-from shards.conversion.tasks import TaskShare, parse_share
 from shards.conversion.workers import process_pool
 from shards.files import writer_name
-from shards.layout import BLOCK_DTYPE, MANIFEST_NAME
+from shards.layout import MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.dataset import WindowDataset
 
@@ -100,97 +95,6 @@ def test_tasks_of_several_machines_are_merged(corpus, reference, tmp_path):
     assert folder_bytes(out) == reference
     merge(LocalFolder(out))
     assert folder_bytes(out) == reference
-
-
-def test_records_that_are_not_of_the_job_are_refused(corpus, tmp_path):
-    plan, source = plan_of(corpus)
-    out = tmp_path / "out"
-    claim_folder(plan.job, LocalFolder(out))
-    for shard in range(plan.job.num_shards):
-        convert_shard(plan.task(shard), source, LocalFolder(out))
-    extra = out / record_name(plan.job.num_shards)
-    extra.write_bytes((out / record_name(0)).read_bytes())
-    with pytest.raises(InputError, match=r"a record of a shard that this job of \d+ shards lacks"):
-        merge(LocalFolder(out))
-    extra.unlink()
-    whole = (out / record_name(1)).read_bytes()
-    (out / record_name(1)).write_bytes(whole[:-40])
-    with pytest.raises(InputError, match=r"shard-000001\.npz: this record is damaged"):
-        merge(LocalFolder(out))
-    other, _ = plan_of(corpus, seed=1)
-    data = (out / record_name(0)).read_bytes()
-    record = ShardRecord.parse(data, "0", plan.job.identity)
-    with pytest.raises(InputError, match=r"a record of job .*expected"):
-        ShardRecord.parse(data, "0", other.job.identity)
-    assert record.info.name == "shard-000000.tar"
-    assert not (out / MANIFEST_NAME).exists()
-
-
-def rewritten(data, **members):
-    """The .npz file `data` with some members' bytes exchanged."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, old in contents.items():
-            archive.writestr(name, members.get(name.removesuffix(".npy"), old))
-    return buffer.getvalue()
-
-
-def npy_bytes(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def lying_header(rows):
-    buffer = io.BytesIO()
-    header = {"descr": np.lib.format.dtype_to_descr(BLOCK_DTYPE), "fortran_order": False, "shape": (rows,)}
-    np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
-
-
-DAMAGED_RECORDS = {
-    "an empty file": lambda _: b"",
-    "text": lambda _: b"nothing of the kind",
-    "a header that asks for terabytes": lambda data: rewritten(data, blocks=lying_header(10**12)),
-    "blocks of another type": lambda data: rewritten(data, blocks=npy_bytes(np.ones(3))),
-    "blocks that are missing": lambda data: rewritten(data, blocks=npy_bytes(np.zeros(0, BLOCK_DTYPE))),
-    "moments of other features": lambda data: rewritten(data, mean=npy_bytes(np.ones(3))),
-    "a head that is no JSON": lambda data: rewritten(data, head=npy_bytes(np.zeros(3, np.uint8))),
-    "brackets nested too deep": lambda data: rewritten(data, head=npy_bytes(np.full(99_999, ord("["), np.uint8))),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGED_RECORDS)
-def test_a_damaged_record_is_an_input_error(corpus, tmp_path, case):
-    plan, _ = unfinished_job(corpus, tmp_path)
-    path = tmp_path / record_name(0)
-    path.write_bytes(DAMAGED_RECORDS[case](path.read_bytes()))
-    with pytest.raises(InputError, match=r"shard-000000\.npz: this record is damaged .*run its task again"):
-        ShardRecord.parse(path.read_bytes(), str(path), plan.job.identity)
-
-
-DAMAGED_JOBS = {
-    "no JSON": lambda _: "{",
-    "a list": lambda _: "[]",
-    "brackets nested too deep": lambda _: "[" * 99_999,
-    "shards of another type": lambda job: json.dumps(job | {"num_shards": "3"}),
-    "no shards' number": lambda job: json.dumps({name: value for name, value in job.items() if name != "num_shards"}),
-    "more shards than utterances": lambda job: json.dumps(job | {"num_shards": 10**15}),
-    "speakers that are no names": lambda job: json.dumps(job | {"speakers": [1]}),
-    "a layout that can't be": lambda job: json.dumps(job | {"layout": job["layout"] | {"dtype": "int8"}}),
-    "a seed of another type": lambda job: json.dumps(job | {"layout": job["layout"] | {"seed": 1.5}}),
-}
-
-
-@pytest.mark.parametrize("case", DAMAGED_JOBS)
-def test_a_damaged_job_is_an_input_error(corpus, tmp_path, case):
-    unfinished_job(corpus, tmp_path)
-    path = tmp_path / "job.json"
-    path.write_text(DAMAGED_JOBS[case](json.loads(path.read_text())))
-    with pytest.raises(InputError, match=r"job\.json: damaged \(.*\); delete the folder and shard again"):
-        merge(LocalFolder(tmp_path))
 
 
 def test_a_workers_error_reaches_the_user(corpus, tmp_path):
@@ -364,48 +268,6 @@ def test_of_two_jobs_that_claim_a_folder_at_the_same_moment_one_gets_it(corpus, 
         assert "holds an unfinished job of another list" in failed[0]
 
 
-SLURM_STEP = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}
-SLURM_ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_STEP": "2"}
-
-
-@pytest.mark.parametrize(
-    ("text", "environment", "share"),
-    [
-        ("0/1", {}, (0, 1)),
-        ("3/8", SLURM_STEP, (3, 8)),
-        ("auto", SLURM_STEP, (2, 8)),
-        ("auto", SLURM_STEP | SLURM_ARRAY | {"SLURM_ARRAY_TASK_COUNT": "4"}, (2, 4)),
-        ("auto/5", {"JOB_COMPLETION_INDEX": "4"}, (4, 5)),
-    ],
-)
-def test_a_share_is_given_or_found(text, environment, share):
-    assert parse_share(text, environment) == TaskShare(*share)
-
-
-@pytest.mark.parametrize(
-    ("text", "environment", "message"),
-    [
-        ("5/3", {}, r"--task 5/3: task 5 of 3: expected i from 0 to 2"),
-        ("3/3", {}, r"task 3 of 3"),
-        ("0/0", {}, r"task 0 of 0"),
-        ("-1/3", {}, r"--task -1/3: expected i/N"),
-        ("2", {}, r"--task 2: expected i/N"),
-        ("auto", {}, r"found none of SLURM_ARRAY_TASK_ID"),
-        ("auto", {"JOB_COMPLETION_INDEX": "4"}, r"give --task auto/N"),
-        ("auto/3", {"JOB_COMPLETION_INDEX": "4"}, r"task 4 of 3"),
-    ],
-)
-def test_a_share_that_can_not_be_is_refused(text, environment, message):
-    with pytest.raises(UsageError, match=message):
-        parse_share(text, environment)
-
-
-@pytest.mark.parametrize("count", [1, 3, 10, 20])
-def test_shares_are_disjoint_and_complete(count):
-    shards = [shard for index in range(count) for shard in TaskShare(index, count).shards(10)]
-    assert shards == list(range(10))
-
-
 def test_float16_stores_the_nearest_values_and_reports_the_largest_error(corpus, tmp_path):
     arguments = command(corpus, tmp_path / "half", "--dtype", "float16")
     printed = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout
@@ -499,24 +361,6 @@ def test_a_job_is_not_continued_with_other_features(corpus, tmp_path):
     done = subprocess.run(command(copy, tmp_path / "out"), capture_output=True, text=True)
     assert done.returncode == 1
     assert "holds an unfinished job of another list, other options or other features" in done.stderr
-    assert not (tmp_path / "out" / MANIFEST_NAME).exists()
-
-
-def test_a_shard_that_vanished_is_made_again(corpus, reference, tmp_path):
-    plan, source = unfinished_job(corpus, tmp_path / "out")
-    (tmp_path / "out/shard-000000.tar").unlink()
-    convert(plan, source, tmp_path / "out")
-    assert folder_bytes(tmp_path / "out") == reference
-
-
-def test_a_shard_that_was_truncated_is_not_merged(corpus, tmp_path):
-    plan, source = unfinished_job(corpus, tmp_path / "out")
-    path = tmp_path / "out/shard-000000.tar"
-    path.write_bytes(path.read_bytes()[:-512])
-    with pytest.raises(
-        InputError, match=r"shard-000000\.tar: \d+ bytes, but \d+ were written; delete .*npz, run its task"
-    ):
-        convert(plan, source, tmp_path / "out")
     assert not (tmp_path / "out" / MANIFEST_NAME).exists()
 
 

@@ -11,21 +11,17 @@ import sys
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 
 import fsspec
 import numpy as np
 import pytest
 import torch
-import xxhash
 from conftest import make_corpus
 from http_store import serve
 from torch.utils.data import DataLoader
 
 from shards import InputError, RetryPolicy, ShardDataset, StoreOptions, UsageError
 from shards.layout import BLOCKS_NAME, UTTERANCES_NAME, BlockArrays
-from shards.manifest import Manifest
-from shards.members import table_header
 from spkid_dist.config import TrainConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.train import train_model
@@ -75,6 +71,11 @@ def kept(folder):
 @pytest.fixture(scope="module")
 def expected(corpus):
     return batches(corpus.folder / "shards")
+
+
+def python(code, *arguments):
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("place", ["http", "memory", "file"])
@@ -236,144 +237,6 @@ def test_an_open_dataset_is_pickled_with_its_options(corpus):
 # The cache
 
 
-def test_cached_blocks_are_not_downloaded_again(corpus, expected, tmp_path):
-    cached = options(cache_dir=tmp_path / "cache")
-    with serve(corpus.folder / "shards") as store:
-        assert_same(batches(store.url, cached), expected)
-        store.requests.clear()
-        assert_same(batches(store.url, cached), expected)
-        assert {name for name, _ in store.requests} == {"manifest.json"}
-    assert (tmp_path / "cache/spkid-shard-cache/CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172")
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: bytes(len(data)), lambda _data: b""])
-def test_a_damaged_file_of_the_cache_is_fetched_again(corpus, expected, tmp_path, damage):
-    cached = options(cache_dir=tmp_path / "cache")
-    with serve(corpus.folder / "shards") as store:
-        batches(store.url, cached)
-        files = kept(tmp_path / "cache")
-        whole = {path: path.read_bytes() for path in files}
-        for path, data in whole.items():
-            path.write_bytes(damage(data))
-        assert_same(batches(store.url, cached), expected)
-    assert {path: path.read_bytes() for path in kept(tmp_path / "cache")} == whole
-
-
-READ_ALL = """
-import sys
-from pathlib import Path
-import numpy as np
-from shards import ShardDataset, StoreOptions
-url, local, cache, limit, order = sys.argv[1:]
-expected = ShardDataset(local)
-data = ShardDataset(url, StoreOptions(cache_dir=Path(cache), cache_bytes=int(limit), readers=2))
-most = 0
-for _ in range(3):
-    blocks = np.random.default_rng(int(order)).permutation(len(data.blocks)).tolist()
-    for block, arrays in zip(blocks, data.try_blocks(blocks), strict=True):
-        assert arrays.frames.tobytes() == expected.read_block(block).frames.tobytes()
-        sizes = []
-        for path in Path(cache, "spkid-shard-cache").glob("*/*"):
-            try:
-                sizes.append(path.stat().st_size)
-            except FileNotFoundError:
-                pass
-        most = max(most, sum(sizes))
-print(most)
-"""
-
-
-def python(code, *arguments):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_two_processes_share_a_cache_that_is_smaller_than_the_dataset(corpus, tmp_path):
-    shards = corpus.dataset.manifest.shards
-    largest = int(corpus.dataset.blocks["extent_bytes"].max())
-    limit = sum(shard.bytes for shard in shards) // 2
-    cache = tmp_path / "cache"
-    names = ("mine.tar", "spkid-shard-cache/notes.txt", "spkid-shard-cache/00/precious", "spkid-shard-cache/01/x.tmp-y")
-    foreign = [cache / name for name in names]
-    for path in foreign:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x" * 10 * limit)
-        os.utime(path, (0, 0))  # unread for longest
-    with serve(corpus.folder / "shards") as store:
-        both = [python(READ_ALL, store.url, corpus.folder / "shards", cache, limit, order) for order in (1, 2)]
-        outcomes = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outcomes
-    foreign_bytes = 2 * 10 * limit  # of those that lie where the processes looked
-    most = max(int(out) for out, _ in outcomes) - foreign_bytes
-    assert limit // 2 < most <= limit + 4 * largest  # a file in flight for each reader
-    assert all(path.read_bytes() == b"x" * 10 * limit for path in foreign)
-    files = [path for path in kept(cache) if path not in foreign]
-    assert sum(path.stat().st_size for path in files) <= limit
-
-
-def test_the_longest_unread_goes_first(corpus, tmp_path):
-    data = corpus.dataset
-    with serve(corpus.folder / "shards") as store:
-        sizes = [int(size) for size in data.blocks["extent_bytes"]]
-        tables = sum(info.bytes for info in data.manifest.tables.values())
-        limit = 4 * (tables + sum(sizes[:4]))
-        remote = ShardDataset(store.url, options(cache_dir=tmp_path / "cache", cache_bytes=limit))
-        for block in (0, 1, 2, 3):
-            remote.read_block(block)
-        for rest in range(4, len(sizes)):
-            remote.read_block(rest)
-            remote.read_block(1)
-        store.requests.clear()
-        remote.read_block(1)
-        assert store.requests == []
-        remote.read_block(0)
-        assert len(store.requests) == 1
-
-
-OPEN_AND_READ = """
-import sys
-from pathlib import Path
-from shards import ShardDataset, StoreOptions
-ShardDataset(sys.argv[1], StoreOptions(cache_dir=Path(sys.argv[2]))).read_block(0)
-"""
-
-
-def test_what_a_killed_process_left_blocks_nothing_and_goes(corpus, expected, tmp_path):
-    cache = tmp_path / "cache"
-    with serve(corpus.folder / "shards", ranges=False) as store:
-        in_the_middle = threading.Event()
-
-        def stall(name, wanted):
-            if name.endswith(".tar") and wanted is None:
-                in_the_middle.set()
-                store.stopping.wait(20)
-
-        store.before_body = stall
-        process = python(OPEN_AND_READ, store.url, cache)
-        assert in_the_middle.wait(60)
-        process.kill()
-        process.communicate()
-        left = [path for path in kept(cache) if ".tmp-" in path.name]
-        assert left
-        store.before_body = None
-        assert_same(batches(store.url, options(cache_dir=cache)), expected)
-        assert [path for path in kept(cache) if ".tmp-" in path.name] == []
-
-
-def test_a_cache_smaller_than_a_shard_is_refused_where_whole_shards_are_needed(corpus, tmp_path):
-    limit = max(info.bytes for info in corpus.dataset.manifest.tables.values())
-    with serve(corpus.folder / "shards", ranges=False) as store:
-        data = ShardDataset(store.url, options(cache_dir=tmp_path / "cache", cache_bytes=limit))
-        with pytest.raises(InputError, match=r"does not fit the limit of .* give a larger --shard_cache_bytes"):
-            data.read_block(0)
-
-
-def test_a_cache_that_can_not_be_made_is_one_clear_error(corpus, tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match=r"file/spkid-shard-cache: can't create this folder"):
-        ShardDataset(f"file://{corpus.folder}/shards", options(cache_dir=tmp_path / "file"))
-
-
 # Commands
 
 
@@ -405,80 +268,6 @@ def test_a_command_needs_a_place_for_the_name_and_a_cache(tmp_path):
 
 
 # Manifests that lie
-
-
-def lie(folder, changed_tables, **changes):
-    """Write tables and a manifest that fit each other and are not the truth."""
-    manifest = Manifest.load(folder)
-    tables = dict(manifest.tables)
-    for name, table in changed_tables.items():
-        data = table_header(table.dtype, table.shape) + table.tobytes()
-        (folder / name).write_bytes(data)
-        tables[name] = replace(tables[name], bytes=len(data), digest=xxhash.xxh3_128_hexdigest(data))
-    (folder / "manifest.json").write_bytes(replace(manifest, tables=tables, **changes).to_bytes())
-
-
-@pytest.mark.parametrize("name", ["../shard-000000.tar", "/etc/passwd", "pipe:reboot {name}", "http://elsewhere/x.tar"])
-def test_a_manifest_names_nothing_outside_its_folder(copy, name):
-    shards = Manifest.load(copy).shards
-    lie(copy, {}, shards=[replace(shards[0], name=name), *shards[1:]])
-    with serve(copy) as store, pytest.raises(InputError, match=r"shard 0 is named .*, expected 'shard-000000\.tar'"):
-        ShardDataset(store.url, options(QUICK))
-    assert {name for name, _ in store.requests} == {"manifest.json"}
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("frames", 2**30),
-        ("utterances", 2**30),
-        ("utterances", -1),
-        ("first_utterance", 2**40),
-        ("shard", 7),
-        ("shard", -1),
-    ],
-)
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_block_table_that_lies_is_refused(copy, corpus, column, value, remote):
-    blocks = np.array(corpus.dataset.blocks)
-    blocks[column][3] = value
-    lie(copy, {BLOCKS_NAME: blocks})
-    place = f"file://{copy}" if remote else copy
-    with pytest.raises(InputError, match=rf"{BLOCKS_NAME}: damaged: its|{BLOCKS_NAME}: damaged: it has"):
-        ShardDataset(place, options())
-
-
-@pytest.mark.parametrize(("column", "value"), [("speaker", 2), ("speaker", -1), ("frames", 0), ("frames", 2**30)])
-def test_an_utterance_table_that_lies_is_refused(copy, corpus, column, value):
-    utterances = np.array(corpus.dataset.utterances)
-    utterances[column][3] = value
-    lie(copy, {UTTERANCES_NAME: utterances})
-    with pytest.raises(InputError, match=rf"{UTTERANCES_NAME}: damaged: it"):
-        ShardDataset(f"file://{copy}", options())
-
-
-OUTSIDE = [("payload_offset", 0), ("payload_offset", 2**50), ("extent_bytes", -5), ("extent_bytes", 2**63 - 1)]
-
-
-@pytest.mark.parametrize(("column", "value"), OUTSIDE)
-def test_a_block_outside_its_shard_is_never_asked_for(copy, corpus, monkeypatch, column, value):
-    blocks = np.array(corpus.dataset.blocks)
-    blocks[column][3] = value
-    lie(copy, {BLOCKS_NAME: blocks})
-    with serve(copy) as store:
-        with pytest.raises(InputError, match=rf"{BLOCKS_NAME}: damaged: its blocks do not lie within their shards"):
-            ShardDataset(store.url, options())
-        assert store.count(".tar") == 0
-    monkeypatch.setattr("shards.stores.store.CHECKED_TABLE_BYTES", 0)  # as if the tables were too large to look at
-    with pytest.raises(InputError, match=rf"{BLOCKS_NAME}: damaged: row 3 is of bytes"):
-        ShardDataset(copy).read_block(3)
-
-
-def test_a_manifest_of_nothing_is_refused(copy, corpus):
-    tables = {BLOCKS_NAME: corpus.dataset.blocks[:0], UTTERANCES_NAME: corpus.dataset.utterances[:0]}
-    lie(copy, tables, shards=[], num_utterances=0, num_frames=0)
-    with pytest.raises(InputError, match=r"manifest\.json: damaged: 0 shards, but its jobs say \[4\]"):
-        ShardDataset(f"file://{copy}")
 
 
 # Local shards

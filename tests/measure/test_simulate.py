@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_corpus
 
 from shards.errors import InputError, UsageError
@@ -134,6 +135,8 @@ def test_parameters_and_operations_are_those_of_the_network(num_layers):
     network = NetworkOptions(input_dim=40, in_frames=21, num_spks=157, num_layers=num_layers)
     layers = model_from_options(vars(network))
     assert network.num_parameters == sum(parameter.numel() for parameter in layers.parameters())
+    weights = [layer.weight.numel() for layer in layers if isinstance(layer, torch.nn.Linear)]
+    assert network.flops_per_window == 6 * sum(weights) - 2 * weights[0]  # the first layer's inputs need no gradient
     normalised = model_from_options(vars(network) | {"batch_norm": True})
     assert replace(network, batch_norm=True).num_parameters == sum(p.numel() for p in normalised.parameters())
     if num_layers == 3:  # 122 M windows/s at 67 TFLOP/s

@@ -1,6 +1,5 @@
 """Scoring equals the plain computation, and says what it does not know."""
 
-import itertools
 import json
 
 import numpy as np
@@ -19,7 +18,6 @@ from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.model import build_model
 from spkid_dist.ranks.sharing import Processes
 from spkid_dist.score import open_utterances, score_utterances
-from spkid_dist.scoring.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
 from spkid_dist.scoring.scorer import Scorer
 from spkid_dist.trained import load_trained
 
@@ -377,73 +375,3 @@ def test_features_of_another_size_are_refused(model, config, tmp_path):
     torch.save(build_model(12, 16, 5).state_dict(), tmp_path / "w.ckpt")
     with pytest.raises(InputError, match=r"spk0000_0006\.mcp: 8 features per frame, but the model was trained on 4"):
         score_utterances(ScoreConfig(**config))
-
-
-def test_wilson_interval_has_its_published_values():
-    # Newcombe, Statistics in Medicine 17, 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    published = [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)]
-    for errors, trials, low, high in published:
-        assert wilson_interval(errors, trials) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_ratio_interval_covers_the_truth_as_often_as_it_says():
-    draw = np.random.default_rng(0)
-    covered = 0
-    for _ in range(400):
-        trials = draw.integers(50, 300, size=80)
-        rates = draw.beta(2, 18, size=80)  # utterances differ, frames of one are alike
-        low, high = ratio_interval(draw.binomial(trials, rates), trials)
-        covered += low <= 0.1 <= high
-    assert 0.92 <= covered / 400 <= 0.97
-
-
-def test_worst_pairs_come_first():
-    true, found = np.array([0, 0, 1, 1, 1, 2]), np.array([1, 1, 0, 1, 0, 0])
-    assert worst_pairs(true, found) == [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
-
-
-def test_groups_of_lengths_are_disjoint_complete_and_of_equal_size():
-    frames = np.random.default_rng(0).integers(10, 400, size=1000)
-    groups = rates_by_length(frames, frames < 50)
-    assert sum(group.utterances.total for group in groups) == 1000
-    assert sum(group.utterances.errors for group in groups) == (frames < 50).sum()
-    assert all(a.last < b.first for a, b in itertools.pairwise(groups))
-    assert all(110 <= group.utterances.total <= 140 for group in groups)
-    assert [group.utterances.errors for group in groups][1:] == [0] * 7
-
-
-def test_utterances_of_one_length_are_one_group():
-    assert [(group.first, group.last) for group in rates_by_length(np.full(5, 30), np.zeros(5, bool))] == [(30, 30)]
-
-
-def test_nothing_of_an_earlier_scoring_stands_beside_new_results(model, config, synthetic, tmp_path):
-    """Neither where the new one draws none, nor where it knows no true speaker; what is somebody else's stays."""
-    model(3, "zero")
-    beside = {"results.log", "results.json", "results.confusion.png", "results.lengths.png", "results.det.png"}
-    (tmp_path / "results.notes.png").write_bytes(b"mine")
-
-    def files():
-        return {path.name for path in tmp_path.glob("results.*")} - {"results.notes.png"}
-
-    score_utterances(ScoreConfig(**config))
-    assert files() == beside
-    score_utterances(ScoreConfig(**config, pictures=False))
-    assert files() == {"results.log", "results.json"}
-    score_utterances(ScoreConfig(**config))
-    (tmp_path / "db").mkdir()
-    (tmp_path / "db/flat.mcp").write_bytes((synthetic / "mcp/SYN/spk0000/spk0000_0000.mcp").read_bytes())
-    (tmp_path / "list").write_text("flat\n")
-    score_utterances(ScoreConfig(**(config | {"db_path": tmp_path / "db", "te_list_file": tmp_path / "list"})))
-    assert files() == {"results.log", "results.json"}
-    assert "utterance_errors" not in json.loads((tmp_path / "results.json").read_text())
-    assert (tmp_path / "results.notes.png").read_bytes() == b"mine"
-
-
-def test_a_picture_of_an_earlier_scoring_that_cannot_be_removed_is_named_before_results_change(model, config):
-    model(3, "zero")
-    config["log_file"].write_text("old")
-    in_the_way = config["log_file"].with_suffix(".det.png")
-    in_the_way.mkdir()
-    with pytest.raises(InputError, match=r"results\.det\.png: this file of an earlier scoring can't be removed"):
-        score_utterances(ScoreConfig(**config))
-    assert config["log_file"].read_text() == "old"

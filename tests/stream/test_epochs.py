@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-def mixture(corpus, **options):  # noqa: F811
+def mixture(corpus, **options):
     return MixedDataset([stream(corpus), stream(corpus, seed=8)], [2, 1], batch_size=11, **options)
 
 
@@ -42,7 +42,7 @@ def windows(epoch):
 
 
 @KINDS
-def test_taking_just_the_batches_of_an_epoch_leaves_the_next_one_whole(corpus, make):  # noqa: F811
+def test_taking_just_the_batches_of_an_epoch_leaves_the_next_one_whole(corpus, make):
     expected = epochs_of(make(corpus), 4)
     data = make(corpus)
     for epoch, batches in enumerate(expected):
@@ -51,7 +51,7 @@ def test_taking_just_the_batches_of_an_epoch_leaves_the_next_one_whole(corpus, m
 
 
 @KINDS
-def test_an_iteration_that_was_left_is_followed_by_the_next_epoch(corpus, make):  # noqa: F811
+def test_an_iteration_that_was_left_is_followed_by_the_next_epoch(corpus, make):
     expected = epochs_of(make(corpus), 3)
     data = make(corpus)
     assert first_values(itertools.islice(data, 2)) == expected[0][:2]
@@ -59,7 +59,7 @@ def test_an_iteration_that_was_left_is_followed_by_the_next_epoch(corpus, make):
     assert epochs_of(data, 2) == expected[1:]
 
 
-def test_a_validation_set_is_always_whole(corpus):  # noqa: F811
+def test_a_validation_set_is_always_whole(corpus):
     data = stream(corpus, shuffle=False)
     whole = first_values(data)
     assert first_values(itertools.islice(data, 1)) == whole[:1]
@@ -67,7 +67,7 @@ def test_a_validation_set_is_always_whole(corpus):  # noqa: F811
 
 
 @KINDS
-def test_the_rest_of_an_epoch_is_had_by_asking_for_it(corpus, make):  # noqa: F811
+def test_the_rest_of_an_epoch_is_had_by_asking_for_it(corpus, make):
     expected = epochs_of(make(corpus), 2)
     data = make(corpus)
     next(iter(data))
@@ -76,7 +76,7 @@ def test_the_rest_of_an_epoch_is_had_by_asking_for_it(corpus, make):  # noqa: F8
     assert first_values(data.rest_of_epoch()) == expected[1]
 
 
-def test_the_ledger_is_checked_after_the_rest_of_an_epoch(corpus):  # noqa: F811
+def test_the_ledger_is_checked_after_the_rest_of_an_epoch(corpus):
     data = stream(corpus)
     next(iter(data))
     list(data.rest_of_epoch())
@@ -84,7 +84,7 @@ def test_the_ledger_is_checked_after_the_rest_of_an_epoch(corpus):  # noqa: F811
 
 
 @KINDS
-def test_every_place_is_gone_on_from_for_two_more_epochs(corpus, make):  # noqa: F811
+def test_every_place_is_gone_on_from_for_two_more_epochs(corpus, make):
     data = make(corpus)
     straight, states = [], [data.state_dict()]
     for _ in range(3):
@@ -101,7 +101,7 @@ def test_every_place_is_gone_on_from_for_two_more_epochs(corpus, make):  # noqa:
 
 
 @KINDS
-def test_a_place_whose_past_is_not_known_is_gone_on_from_for_two_more_epochs(corpus, make):  # noqa: F811
+def test_a_place_whose_past_is_not_known_is_gone_on_from_for_two_more_epochs(corpus, make):
     straight = list(itertools.chain(*epochs_of(make(corpus), 3)))
     for batches in range(len(make(corpus)) + 1):
         again = make(corpus)
@@ -120,13 +120,13 @@ def test_a_place_whose_past_is_not_known_is_gone_on_from_for_two_more_epochs(cor
         pytest.param({"num_workers": 2, "multiprocessing_context": "spawn"}, marks=pytest.mark.long),
     ],
 )
-def test_a_dataloader_yields_epoch_after_epoch_without_being_told(corpus, make, loader):  # noqa: F811
+def test_a_dataloader_yields_epoch_after_epoch_without_being_told(corpus, make, loader):
     expected = epochs_of(make(corpus), 3)
     assert len({str(epoch) for epoch in expected}) == 3
     assert epochs_of(DataLoader(make(corpus), batch_size=None, **loader), 3) == expected
 
 
-def test_loaders_whose_seeds_are_alike_have_epochs_of_their_own(corpus):  # noqa: F811
+def test_loaders_whose_seeds_are_alike_have_epochs_of_their_own(corpus):
     expected = epochs_of(stream(corpus), 3)
     data = stream(corpus)
     for batches in expected:
@@ -134,7 +134,7 @@ def test_loaders_whose_seeds_are_alike_have_epochs_of_their_own(corpus):  # noqa
         assert first_values(DataLoader(data, batch_size=None, num_workers=2, generator=generator)) == batches
 
 
-def test_two_loaders_at_the_same_time_have_an_epoch_each(corpus):  # noqa: F811
+def test_two_loaders_at_the_same_time_have_an_epoch_each(corpus):
     expected = epochs_of(stream(corpus), 2)
     data = stream(corpus)
     loaders = [DataLoader(data, batch_size=None, num_workers=2) for _ in range(2)]
@@ -143,7 +143,7 @@ def test_two_loaders_at_the_same_time_have_an_epoch_each(corpus):  # noqa: F811
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_workers_learn_what_the_dataset_is_told(corpus, persistent):  # noqa: F811
+def test_workers_learn_what_the_dataset_is_told(corpus, persistent):
     expected = epochs_of(stream(corpus), 4)
     data = stream(corpus)
     loader = DataLoader(data, batch_size=None, num_workers=2, persistent_workers=persistent)
@@ -159,7 +159,7 @@ def test_workers_learn_what_the_dataset_is_told(corpus, persistent):  # noqa: F8
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("epochs", "batches"), [(0, 0), (0, 1), (0, 8), (0, 9), (1, 0), (1, 3)])
-def test_torchdatas_loader_goes_on_for_two_more_epochs(corpus, workers, epochs, batches):  # noqa: F811
+def test_torchdatas_loader_goes_on_for_two_more_epochs(corpus, workers, epochs, batches):
     straight = list(itertools.chain(*epochs_of(stream(corpus), 4)))
     loader = StatefulDataLoader(stream(corpus), batch_size=None, num_workers=workers)
     assert len(loader) == 9
@@ -177,7 +177,7 @@ def test_torchdatas_loader_goes_on_for_two_more_epochs(corpus, workers, epochs, 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_state_of_torchdatas_loader_between_two_epochs_is_followed_by_a_whole_epoch(corpus, workers):  # noqa: F811
+def test_a_state_of_torchdatas_loader_between_two_epochs_is_followed_by_a_whole_epoch(corpus, workers):
     expected = epochs_of(stream(corpus), 4)
     loader = StatefulDataLoader(stream(corpus), batch_size=None, num_workers=workers)
     assert epochs_of(loader, 1) == expected[:1]
@@ -187,12 +187,12 @@ def test_a_state_of_torchdatas_loader_between_two_epochs_is_followed_by_a_whole_
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_dataloader_that_would_stack_batches_is_refused(corpus, workers):  # noqa: F811
+def test_a_dataloader_that_would_stack_batches_is_refused(corpus, workers):
     with pytest.raises(UsageError, match="make it with batch_size=None"):
         next(iter(DataLoader(stream(corpus), num_workers=workers)))
 
 
-def test_an_iteration_is_over_when_another_begins(corpus):  # noqa: F811
+def test_an_iteration_is_over_when_another_begins(corpus):
     data = stream(corpus)
     first = iter(data)
     next(first)
@@ -206,7 +206,7 @@ def test_an_iteration_is_over_when_another_begins(corpus):  # noqa: F811
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda data: pickle.loads(pickle.dumps(data))])  # noqa: S301
-def test_a_copy_counts_its_epochs_itself(corpus, copied):  # noqa: F811
+def test_a_copy_counts_its_epochs_itself(corpus, copied):
     expected = epochs_of(stream(corpus), 3)
     data = stream(corpus)
     list(data)
@@ -221,7 +221,7 @@ def put_epochs(data, found):
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
-def test_processes_that_are_no_workers_count_their_epochs_themselves(corpus, method):  # noqa: F811
+def test_processes_that_are_no_workers_count_their_epochs_themselves(corpus, method):
     expected = epochs_of(stream(corpus), 3)
     data = stream(corpus)
     list(data)
@@ -244,7 +244,7 @@ class SlowWindows(WindowDataset):
         return super()._load(epoch, generation)
 
 
-def test_workers_that_are_forked_while_a_pool_is_filled_go_on(corpus):  # noqa: F811
+def test_workers_that_are_forked_while_a_pool_is_filled_go_on(corpus):
     expected = epochs_of(stream(corpus), 2)
     data = SlowWindows(corpus.folder / "shards", **OPTIONS, rank=0, world_size=1)
     list(data)
@@ -277,7 +277,7 @@ def meet_and_iterate(rank, place, sets, found):
     torch.distributed.destroy_process_group()
 
 
-def test_a_dataset_that_was_opened_before_the_processes_met_is_refused(corpus, tmp_path):  # noqa: F811
+def test_a_dataset_that_was_opened_before_the_processes_met_is_refused(corpus, tmp_path):
     early = WindowDataset(corpus.folder / "shards", **OPTIONS)
     sets = [early, MixedDataset([early], [1]), stream(corpus)]
     context = multiprocessing.get_context("fork")
