@@ -75,6 +75,15 @@ def fsdd() -> Path:
     return FSDD
 
 
+DIGITS = Path(__file__).parent / "corpora" / "digits"
+
+
+@pytest.fixture(scope="session")
+def digits() -> Path:
+    """Folder of a small part of the same dataset: recordings, features, lists, speaker map; in every checkout."""
+    return DIGITS
+
+
 @pytest.fixture(scope="session")
 def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small synthetic corpus: feature files, lists, speaker map."""

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,6 @@ from spkid_dist.commands.shard import shard
 from spkid_dist.config import ScoreConfig, ShardConfig, TrainConfig
 from spkid_dist.score import score_utterances
 from spkid_dist.train import train_model
-
-FSDD = Path(__file__).parents[3] / "shared" / "corpora" / "fsdd"
 
 
 def test_every_source_is_rebuilt_from_its_description(tmp_path: Path) -> None:
@@ -168,6 +165,7 @@ def train_and_score(folder: Path, db_path: Path, lists: dict[str, Path], **flags
             in_frames=11,
             batch_size=50,
             lr=0.003,
+            normalize="global",
             cache_dir=folder,
         )
     )
@@ -210,16 +208,9 @@ def test_scoring_audio_computes_the_features_of_the_training(tmp_path: Path) -> 
     assert error_rate == 0
 
 
-def test_digits_are_sharded_trained_and_scored_from_their_recordings(tmp_path: Path) -> None:
-    if not (FSDD / "recordings.tar").exists():
-        pytest.skip(f"the recordings of the corpus fsdd are not at {FSDD}")
-    with tarfile.open(FSDD / "recordings.tar") as archive:
-        names = [
-            f"{digit}_{name}_{i}" for name in ("george", "jackson", "lucas") for digit in (1, 7) for i in range(15)
-        ]
-        for name in names:
-            archive.extract(f"recordings/{name}.wav", tmp_path, filter="data")
-    test = [f"recordings/{name}" for name in names if int(name.split("_")[-1]) < 5]
-    lists = write_lists(tmp_path, [f"recordings/{name}" for name in names if f"recordings/{name}" not in test], test)
-    _, error_rate = train_and_score(tmp_path, tmp_path, lists, speaker_regex=r"\d_(.+)_\d+$", features=options())
-    assert error_rate <= 0.1
+def test_digits_are_sharded_trained_and_scored_from_their_recordings(digits: Path, tmp_path: Path) -> None:
+    lists = {name: digits / f"cfg/all.{name}" for name in ("train", "test")}
+    _, error_rate = train_and_score(
+        tmp_path, digits / "wav", lists, speaker_regex="^FSDD/(.+)/", features=options(num_bins=20)
+    )
+    assert error_rate <= 0.15  # the worst of 8 seeds: 5 of 60

@@ -14,7 +14,8 @@ from torch import nn
 from training import LAUNCH, environment, statistics
 from training import run as run_training
 
-from spkid_dist.config import TrainConfig
+from spkid_dist.config import ScoreConfig, TrainConfig
+from spkid_dist.score import score_utterances
 from spkid_dist.train import train_model
 from spkid_dist.trained import read_options
 from spkid_dist.training.report import TrainStatistics
@@ -49,23 +50,48 @@ def wrong_utterances(corpus, weights, log_file):
     return sum(key.split("/")[1] != speaker for key, speaker in (line.split("\t") for line in lines))
 
 
-@pytest.fixture(scope="module")
-def fsdd_runs(fsdd, tmp_path_factory):
-    """The same training on real speech by one process and by two."""
-    root = tmp_path_factory.mktemp("fsdd")
+def learn_by_one_and_by_two(corpus, root, *options):
+    """The same training on real speech by one process and by two, in folders `1` and `2` of `root`."""
 
     def learn(processes):
         cache, save_path = root / "cache", root / f"{processes}"
-        arguments = (*features(fsdd), "--in_frames", 11, "--cache_dir", cache, "--save_path", save_path)
-        run(*arguments, processes=processes)
+        arguments = (*features(corpus), "--in_frames", 11, "--cache_dir", cache, "--save_path", save_path)
+        run(*arguments, *options, processes=processes)
 
     with ThreadPoolExecutor(2) as both:  # beside each other, also while the shards are made
         list(both.map(learn, (1, 2)))
     return root
 
 
+@pytest.fixture(scope="module")
+def digits_runs(digits, tmp_path_factory):
+    root = tmp_path_factory.mktemp("digits")
+    return learn_by_one_and_by_two(digits, root, "--batch_size", 100, "--epoch", 8)
+
+
+@pytest.fixture(scope="module")
+def fsdd_runs(fsdd, tmp_path_factory):
+    return learn_by_one_and_by_two(fsdd, tmp_path_factory.mktemp("fsdd"))
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-def test_real_speech_is_learnt(fsdd, fsdd_runs, processes, tmp_path):
+def test_real_speech_is_learnt(digits, digits_runs, processes, tmp_path):
+    """Over 8 seeds the worst were a loss of 0.164, an accuracy of 0.946, and 2 of 60 utterances."""
+    folder = digits_runs / f"{processes}"
+    found = statistics(folder)
+    best = int(np.argmin(found["va_loss"]))
+    assert found["va_loss"][best] <= 0.2
+    assert found["va_acc"][best] >= 0.93
+    weights = {"weights_ckpt": best_weights(folder), "train_cfg": folder / "train.opts"}
+    files = {"db_path": digits / "mcp", "te_list_file": digits / "cfg/all.test", "log_file": tmp_path / "results.log"}
+    scores = score_utterances(ScoreConfig(**weights, **files, pictures=False))
+    assert len(scores.keys) == 60
+    assert (scores.found != scores.true).sum() <= 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
+def test_much_real_speech_is_learnt(fsdd, fsdd_runs, processes, tmp_path):
     folder = fsdd_runs / f"{processes}"
     found = statistics(folder)
     best = int(np.argmin(found["va_loss"]))
@@ -74,13 +100,22 @@ def test_real_speech_is_learnt(fsdd, fsdd_runs, processes, tmp_path):
     assert wrong_utterances(fsdd, best_weights(folder), tmp_path / "results.log") <= 1
 
 
-def test_two_processes_learn_what_one_learns(fsdd_runs):
-    one, two = (statistics(fsdd_runs / f"{processes}") for processes in (1, 2))
+def check_that_two_learn_what_one_learns(runs):
+    one, two = (statistics(runs / f"{processes}") for processes in (1, 2))
     first_epoch = len(one["tr_loss"]) // len(one["va_loss"])
     np.testing.assert_allclose(two["tr_loss"][0], one["tr_loss"][0], rtol=1e-5)
     # Adam makes the sums' last bits grow: to 4e-4 at the end of an epoch, in the worst of 8 runs.
     np.testing.assert_allclose(two["tr_loss"][:first_epoch], one["tr_loss"][:first_epoch], rtol=2e-3)
     np.testing.assert_allclose(two["va_loss"][0], one["va_loss"][0], rtol=2e-3)
+
+
+def test_two_processes_learn_what_one_learns(digits_runs):
+    check_that_two_learn_what_one_learns(digits_runs)
+
+
+@pytest.mark.long
+def test_two_processes_learn_what_one_learns_of_much_speech(fsdd_runs):
+    check_that_two_learn_what_one_learns(fsdd_runs)
 
 
 def test_the_known_command_line_works_as_it_is(synthetic, tmp_path):
