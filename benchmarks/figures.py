@@ -1,9 +1,10 @@
-"""All that is asked of the project's speed, measured by one command, and README's table of it.
+"""Measure all that is asked of the project's speed by one command, and write the tables and the picture of it.
 
     python benchmarks/figures.py [--only shard train] [--render]
 
 Runs the benchmarks one after the other, keeps the JSON line of each in `benchmarks/results`, and writes the tables between the
-marks in README.md. `--render` only writes the tables, from the results that are there. Every figure is a ratio of one run, or
+marks in docs/explanation/measurements.md and README.md, and docs/pictures/speed.svg. `--render` only writes these, from the
+results that are there. Every figure is a ratio of one run, or
 seconds and bytes asked for as such. Ends with 1 where a benchmark failed; a figure that falls short stays in the table, and so
 does a system that is faster. The comparison of systems (peers) needs the environment that `make bench-peers` sets up.
 """
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ import gpu_results
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs/explanation/measurements.md"
 README = HERE.parent / "README.md"
+PICTURE = HERE.parent / "docs/pictures/speed.svg"
 BEGIN, END = "<!-- figures: written by benchmarks/figures.py -->", "<!-- end of figures -->"
 PEERS = "peers"
 PEERS_PYTHON = HERE.parent / ".venv-peers/bin/python"
@@ -95,41 +98,49 @@ def of_shards(what: str) -> Callable[[Result], float]:
 
 SECONDS, PERCENT, MB = "{:.2f} s", "{:.1%}", "{:.0f} MB"
 FIGURES = (
-    Figure("shard", "sharding by 2 workers, of `tar cf`", ratio("2 workers", "of tar"), (">=", 0.5)),
-    Figure("shard", "the same by one process", ratio("1 process", "of tar"), (">=", 0.5)),
-    Figure("shard", "by 2 workers, times webdataset's ShardWriter", ratio("2 workers", "times"), (">=", 5.0)),
-    Figure("shard_memory", "memory for 5 GB, times that for 500 MB", ratio("1 workers"), ("<=", 1.2)),
-    Figure("stream", "streaming, all in memory, of copying the bytes", ratio("resident", "of the limit"), (">=", 0.7)),
-    Figure("stream", "the same, times the best of DataLoader and webdataset", ratio("resident", "times"), (">=", 15.0)),
-    Figure("stream", "with pools of a twentieth, of copying the bytes", ratio("pools", "of the limit"), None),
-    Figure("stream", "the same, times the best of them", ratio("pools", "times"), (">=", 15.0)),
-    Figure("shuffle", "utterances in a batch, of a uniform permutation's", utterances_of_uniform, None),
-    Figure("resume", "first batch after the imports", median("seconds", "from the start"), ("<=", 1.0), SECONDS),
-    Figure("resume", "a resume at any place, of a start, at most", largest_ratio, None),
-    Figure("train", "training in fp32, of the step on a cached batch", ratio("fp32", "cached"), (">=", 0.95)),
-    Figure("train", "waiting for data in it", median("waiting", "ours, fp32"), ("<=", 0.03), PERCENT),
-    Figure("train", "times a plain DataLoader program", ratio("fp32", "plain"), (">=", 3.5)),
-    Figure("train", "training in bf16, of the step on a cached batch", ratio("bf16", "cached"), (">=", 0.95)),
-    Figure("train", "waiting for data in it", median("waiting", "ours, bf16"), ("<=", 0.03), PERCENT),
-    Figure("train", "times the plain program", ratio("bf16", "plain"), (">=", 5.0)),
+    Figure("shard", "Sharding rate, 2 workers (share of `tar cf`)", ratio("2 workers", "of tar"), (">=", 0.5)),
+    Figure("shard", "Sharding rate, 1 process (share of `tar cf`)", ratio("1 process", "of tar"), (">=", 0.5)),
+    Figure("shard", "Sharding rate, 2 workers (times webdataset's ShardWriter)", ratio("2 workers", "times"), (">=", 5.0)),
+    Figure("shard_memory", "Memory of sharding 5 GB (times that of 500 MB)", ratio("1 workers"), ("<=", 1.2)),
+    Figure("stream", "Streaming rate, dataset in memory (share of memory-copy rate)", ratio("resident", "of the limit"), (">=", 0.7)),
+    Figure("stream", "Streaming rate, dataset in memory (times the best of DataLoader and webdataset)", ratio("resident", "times"), (">=", 15.0)),
+    Figure("stream", "Streaming rate, pools of a twentieth (share of memory-copy rate)", ratio("pools", "of the limit"), None),
+    Figure("stream", "Streaming rate, pools of a twentieth (times the best of DataLoader and webdataset)", ratio("pools", "times"), (">=", 15.0)),
+    Figure("shuffle", "Utterances per batch (share of a uniform permutation's)", utterances_of_uniform, None),
+    Figure("resume", "Time to the first batch, after the imports", median("seconds", "from the start"), ("<=", 1.0), SECONDS),
+    Figure("resume", "Time to resume at any place, at most (times that of a start)", largest_ratio, None),
+    Figure("train", "Training rate, fp32 (share of the same steps on a cached batch)", ratio("fp32", "cached"), (">=", 0.95)),
+    Figure("train", "Time waiting for data, fp32", median("waiting", "ours, fp32"), ("<=", 0.03), PERCENT),
+    Figure("train", "Training rate, fp32 (times a plain DataLoader program)", ratio("fp32", "plain"), (">=", 3.5)),
+    Figure("train", "Training rate, bf16 (share of the same steps on a cached batch)", ratio("bf16", "cached"), (">=", 0.95)),
+    Figure("train", "Time waiting for data, bf16", median("waiting", "ours, bf16"), ("<=", 0.03), PERCENT),
+    Figure("train", "Training rate, bf16 (times a plain DataLoader program)", ratio("bf16", "plain"), (">=", 5.0)),
     Figure(
-        "score", "scoring files, times a loop of one utterance at a time", ratio("files", "plain loop"), (">=", 5.0)
+        "score", "Scoring rate from files (times a loop over single utterances)", ratio("files", "plain loop"), (">=", 5.0)
     ),
-    Figure("score", "the same, times a loop that stacks by a view", ratio("files", "careful loop"), None),
-    Figure("score", "scoring shards, of the network alone", ratio("shards", "network alone"), None),
+    Figure("score", "Scoring rate from files (times a loop that stacks by a view)", ratio("files", "careful loop"), None),
+    Figure("score", "Scoring rate from shards (share of the network alone)", ratio("shards", "network alone"), None),
     Figure(
         "order",
-        "planning 10^12 windows for one of 4,096 ranks, and seeking",
+        "Time to plan 10^12 windows for one of 4,096 ranks, and to seek",
         of_shards("seconds"),
         ("<=", 1.0),
         "{:.3f} s",
     ),
-    Figure("order", "memory of it, beyond the imports", of_shards("megabytes"), ("<=", 200.0), MB),
-    Figure("simulate", "a training by one process, of what `spkid simulate` predicts", ratio("windows/s, 1"), None),
-    Figure("simulate", "by two processes", ratio("windows/s, 2"), None),
-    Figure("simulate", "its first batch: seconds, of what is predicted", ratio("first batch, s, 1"), None),
-    Figure("simulate", "memory of the stream, of what is predicted", ratio("stream, bytes, 1"), None),
+    Figure("order", "Memory of that plan, beyond the imports", of_shards("megabytes"), ("<=", 200.0), MB),
+    Figure("simulate", "Training rate of 1 process (share of what `spkid simulate` predicts)", ratio("windows/s, 1"), None),
+    Figure("simulate", "Training rate of 2 processes (share of the prediction)", ratio("windows/s, 2"), None),
+    Figure("simulate", "Time to the first batch (times the prediction)", ratio("first batch, s, 1"), None),
+    Figure("simulate", "Memory of the stream (times the prediction)", ratio("stream, bytes, 1"), None),
 )
+IN_README = {
+    ("shard", "Sharding rate, 2 workers (share of `tar cf`)"),
+    ("stream", "Streaming rate, dataset in memory (times the best of DataLoader and webdataset)"),
+    ("stream", "Streaming rate, dataset in memory (share of memory-copy rate)"),
+    ("train", "Training rate, fp32 (times a plain DataLoader program)"),
+    ("train", "Training rate, fp32 (share of the same steps on a cached batch)"),
+    ("resume", "Time to resume at any place, at most (times that of a start)"),
+}
 COMPARE = {">=": operator.ge, "<=": operator.le}
 
 
@@ -144,13 +155,19 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="run nothing, write the table")
     options = parser.parse_args()
     failed = [] if options.render else [name for name in options.only if not run(name)]
-    text = README.read_text()
-    head, _, rest = text.partition(BEGIN)
+    write_between_marks(PAGE, f"{table(FIGURES)}\n{peers_table()}{gpu_table()}")
+    write_between_marks(README, table([figure for figure in FIGURES if (figure.benchmark, figure.what) in IN_README]))
+    draw_speed()
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+def write_between_marks(path: Path, text: str) -> None:
+    """Put `text` between the marks of a page. Ends with 1 where it has no marks."""
+    head, _, rest = path.read_text().partition(BEGIN)
     _, mark, tail = rest.partition(END)
     if not mark:
-        sys.exit(f"{README}: has no marks {BEGIN} and {END} in this order")
-    README.write_text(f"{head}{BEGIN}\n{table()}\n{peers_table()}{gpu_table()}{END}{tail}")
-    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+        sys.exit(f"{path}: has no marks {BEGIN} and {END} in this order")
+    path.write_text(f"{head}{BEGIN}\n{text}{END}{tail}")
 
 
 def run(name: str) -> bool:
@@ -171,11 +188,11 @@ def run(name: str) -> bool:
     return True
 
 
-def table() -> str:
-    """The table of all figures whose results are there."""
-    lines = ["", "| | found | asked | by |", "|---|---|---|---|"]
+def table(figures: Sequence[Figure]) -> str:
+    """The table of those figures whose results are there."""
+    lines = ["", "| what | found | asked | benchmark |", "|---|---|---|---|"]
     machines = {}
-    for figure in FIGURES:
+    for figure in figures:
         path = RESULTS / f"{figure.benchmark}.json"
         if not path.exists():
             continue
@@ -213,7 +230,7 @@ def peers_table() -> str:
         return ""
     result = json.loads(path.read_text())
     lines = ["Streaming shuffled windows, as each system's documentation recommends it (`bench_peers.py`):", ""]
-    lines += ["| | thousand windows/s | ours, times it |", "|---|---|---|"]
+    lines += ["| system | thousand windows/s | spkid-dist, times it |", "|---|---|---|"]
     times = {name.split(", times ")[1]: f"{value:,.1f}" for name, value in result["ratios"].items()}
     seconds = {name: statistics.median(values) for name, values in result["seconds_per_batch"].items()}
     for name in sorted(seconds, key=seconds.__getitem__):
@@ -221,6 +238,30 @@ def peers_table() -> str:
     lines += [f"| {name} | {reason} | |" for name, reason in result["unavailable"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return "\n".join([*lines, "", f"({versions}; {machine_of(result)}.)", "", ""])
+
+
+def draw_speed() -> None:
+    """Draw each system's best rate of streaming shuffled windows as a bar; nothing where they were not measured."""
+    path = RESULTS / f"{PEERS}.json"
+    if not path.exists():
+        return
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure as Drawing
+
+    best: dict[str, float] = {}
+    for name, values in json.loads(path.read_text())["seconds_per_batch"].items():
+        system = ", ".join(part for part in name.split(", ") if "worker" not in part)
+        best[system] = max(best.get(system, 0.0), BATCH / statistics.median(values))
+    names = sorted(best, key=best.__getitem__)
+    with rc_context({"svg.hashsalt": "speed", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        drawing = Drawing(figsize=(8, 3.2), layout="constrained")
+        axes = drawing.subplots()
+        colors = ["#00796b" if name == "spkid-dist" else "#90a4ae" for name in names]
+        bars = axes.barh(names, [best[name] for name in names], color=colors)
+        axes.bar_label(bars, [f" {best[name] / 1e3:,.0f}" for name in names])
+        axes.set(xscale="log", xlim=(1e3, 3e7), title="Shuffled context windows per second, in thousands (log scale)")
+        axes.spines[["top", "right"]].set_visible(False)
+        drawing.savefig(PICTURE, metadata={"Date": None}, facecolor="white")
 
 
 if __name__ == "__main__":
