@@ -1,5 +1,5 @@
-# make demo   set up .venv, then shard, train and score a small synthetic corpus
-# make test   set up .venv, then what CI runs: ruff, mypy, pytest
+# make demo   set up .venv with what users need, then shard, train and score a small synthetic corpus
+# make test   set up .venv with all that the tests need, then what CI runs: ruff, mypy, pytest
 # make test-long  the tests that draw random moments, with many of them
 # make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
 # make test-frameworks  Lightning, the Trainer of transformers and ignite over the stream; installs them
@@ -10,11 +10,12 @@
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
+USER_STAMP := .venv/.user-installed
 STAMP := .venv/.installed
 
 .PHONY: demo test test-long test-cluster test-frameworks fuzz bench bench-peers recipes lint format clean
 
-demo: $(STAMP)
+demo: $(USER_STAMP)
 	$(BIN)/spkid demo
 
 test: lint
@@ -65,10 +66,14 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-$(STAMP): pyproject.toml requirements/tested.txt
+$(STAMP): $(USER_STAMP) requirements/tested.txt
+	$(BIN)/python -m pip install --quiet -r requirements/tested.txt
+	touch $@
+
+$(USER_STAMP): pyproject.toml requirements/user.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12), (3, 13)) else "Python 3.11, 3.12 or 3.13 is needed, found %d.%d: make PYTHON=python3.11" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -r requirements/tested.txt
+	$(BIN)/python -m pip install --quiet -r requirements/user.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -1,9 +1,25 @@
 """Import libraries that only some sources, options and exports need, when one of them is used."""
 
+import shlex
+import sys
 from importlib import import_module
 from typing import Any
 
 from shards.errors import UsageError
+
+# What an extra of the project brings, as pyproject.toml has it.
+REQUIREMENTS = {
+    "audio": ("kaldi-native-fbank>=1.23", "soundfile>=0.13"),
+    "kaldi": ("kaldiio>=2.18",),
+    "onnx": ("onnx>=1.17", "onnxscript>=0.5"),
+    "slurm": ("submitit>=1.5",),
+    "tensorboard": ("tensorboard>=2.16",),
+}
+
+
+def install_command(*requirements: str) -> str:
+    """The command that installs `requirements` for the Python that runs, wherever this project was installed from."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *requirements])
 
 
 def import_extra(module: str, extra: str, needed_by: str = "this source") -> Any:
@@ -16,5 +32,5 @@ def import_extra(module: str, extra: str, needed_by: str = "this source") -> Any
         return import_module(module)
     except (ImportError, OSError) as error:  # OSError: soundfile without its C library
         raise UsageError(
-            f"{module} can't be imported ({error}), and {needed_by} needs it: run pip install 'spkid-dist[{extra}]'"
+            f"{module} can't be imported ({error}), and {needed_by} needs it: run {install_command(*REQUIREMENTS[extra])}"
         ) from None

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from shards.errors import InputError, UsageError, first_line
-from shards.extras import import_extra
+from shards.extras import import_extra, install_command
 from spkid_dist.config import TrainConfig
 from spkid_dist.ranks.together import by_main
 from spkid_dist.trained import options_of
@@ -31,7 +31,7 @@ def check_tracker(name: str | None) -> None:
     if name == "tensorboard":
         import_extra("torch.utils.tensorboard", "tensorboard", f"--log_with {name}")
         return
-    install = f"run pip install {name}"
+    install = f"run {install_command(name)}"
     try:
         import_module(name)
     except Exception as error:  # noqa: BLE001 - a library of many, which may not fit the others

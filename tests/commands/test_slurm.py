@@ -179,12 +179,12 @@ def test_flags_that_do_not_go_together_are_used_wrongly(monkeypatch, capsys, arg
     assert message in capsys.readouterr().err
 
 
-def test_without_submitit_the_extra_is_named(corpus, tmp_path):
+def test_without_submitit_the_command_that_installs_it_is_named(corpus, tmp_path):
     arguments = by_array(corpus, tmp_path / "out", 2)
     arguments[2] = f"import sys; sys.modules['submitit'] = None; {arguments[2]}"
     failed = subprocess.run(arguments, capture_output=True, text=True)
     assert failed.returncode == 2
-    assert "and --slurm_array needs it: run pip install 'spkid-dist[slurm]'" in failed.stderr
+    assert f"and --slurm_array needs it: run {sys.executable} -m pip install 'submitit>=1.5'" in failed.stderr
 
 
 def test_neither_sharding_nor_submitit_imports_torch():

@@ -58,18 +58,22 @@ def test_damaged_description_of_features_is_an_error(features: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "kind", "extra"),
-    [("kaldiio", "kaldi", "kaldi"), ("soundfile", "audio", "audio"), ("kaldi_native_fbank", "audio", "audio")],
+    ("module", "kind", "packages"),
+    [
+        ("kaldiio", "kaldi", "'kaldiio>=2.18'"),
+        ("soundfile", "audio", "'kaldi-native-fbank>=1.23' 'soundfile>=0.13'"),
+        ("kaldi_native_fbank", "audio", "'kaldi-native-fbank>=1.23' 'soundfile>=0.13'"),
+    ],
 )
 def test_missing_library_names_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, module: str, kind: str, extra: str
+    monkeypatch: pytest.MonkeyPatch, module: str, kind: str, packages: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError) as raised:
         source_from_description({"kind": kind, "features": {}}, Path())
     assert str(raised.value) == (
-        f"{module} can't be imported (import of {module} halted; None in sys.modules), and this source needs it: run pip "
-        f"install 'spkid-dist[{extra}]'"
+        f"{module} can't be imported (import of {module} halted; None in sys.modules), and this source needs it: run "
+        f"{sys.executable} -m pip install {packages}"
     )
 
 

@@ -126,6 +126,33 @@ def test_a_package_of_the_user_that_hides_ours_is_named_in_one_line(what, tmp_pa
     assert f"Python finds {other} first; rename that, or start from another folder" in done.stderr
 
 
+@pytest.mark.long
+def test_a_wheel_installs_in_a_fresh_environment_and_works_from_another_folder(
+    sources, folder, not_installed, tmp_path
+):
+    build("wheel", sources, tmp_path).close()
+    (wheel,) = tmp_path.glob("*.whl")
+    assert python("-m", "venv", "--without-pip", tmp_path / "fresh", cwd=tmp_path).returncode == 0
+    (site,) = (tmp_path / "fresh/lib").glob("python3*/site-packages")
+    (site / "dependencies.pth").write_text(not_installed["PYTHONPATH"] + "\n")
+    pip = ("-m", "pip", "--python", tmp_path / "fresh/bin/python", "install", "--quiet", "--no-deps", "--no-index")
+    done = python(*pip, wheel, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lists = ("--list", "corpus/cfg/all.train", "--spk2idx", "corpus/cfg/spk2idx.json")
+    for words in (
+        ("version",),
+        ("help", "train"),
+        ("shard", "--db_path", "corpus/mcp", *lists, "--out", tmp_path / "data"),
+        ("train", "--tr_shards", tmp_path / "data", "--va_shards", tmp_path / "data", "--in_frames", "3", "--epoch", "1",
+         "--batch_size", "8", "--save_path", tmp_path / "ckpt"),
+    ):  # fmt: skip
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+        command = [tmp_path / "fresh/bin/spkid", *words]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ckpt/train.opts").exists()
+
+
 @pytest.fixture(scope="module")
 def not_installed(tmp_path_factory):
     """Variables of a Python that has all that is installed here, but not this project."""

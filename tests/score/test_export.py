@@ -340,7 +340,9 @@ def test_weights_of_another_shape_leave_no_folder(trained, config, tmp_path):
 def test_a_missing_extra_is_named_and_leaves_no_folder(trained, config, tmp_path, monkeypatch):
     trained()
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UsageError, match=r"onnxscript can't be imported .*pip install 'spkid-dist\[onnx\]'"):
+    with pytest.raises(
+        UsageError, match=r"onnxscript can't be imported .*-m pip install 'onnx>=1.17' 'onnxscript>=0.5'"
+    ):
         export_model(ExportConfig(**config, format="safetensors,onnx"))
     assert {path.name for path in tmp_path.iterdir()} == {"w.ckpt", "train.opts"}
 

@@ -93,7 +93,7 @@ def test_curves_go_on_after_a_resume(options, tmp_path):
 def test_a_missing_tracker_is_named(options, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(
-        UsageError, match=r"--log_with tensorboard needs it: run pip install 'spkid-dist\[tensorboard\]'"
+        UsageError, match=r"--log_with tensorboard needs it: run .*/python.* -m pip install 'tensorboard>=2.16'"
     ):
         train_model(TrainConfig(**options, save_path=tmp_path, log_with="tensorboard"))
 

@@ -65,7 +65,8 @@ def test_options_are_values_that_every_tracker_takes():
 def test_a_tracker_that_is_not_installed_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
-        UsageError, match=rf"^--log_with {name}: {name} can't be imported \(.*\): run pip install {name}$"
+        UsageError,
+        match=rf"^--log_with {name}: {name} can't be imported \(.*\): run .*/python.* -m pip install {name}$",
     ):
         check_tracker(name)
 
