@@ -43,6 +43,9 @@ def verify(config: VerifyConfig) -> Report:
     }
     if not config.quick:
         summary["gigabytes_per_second"] = round(num_bytes / seconds / 1e9, 3)
+    if not report.defects:
+        what = "sizes and headers" if config.quick else "every byte"
+        log.line(f"{config.folder}: no damage found; {what} of {len(shards)} shards compared in {seconds:.1f} s")
     log.summary(summary, config.json)
     if report.defects:
         raise InputError(f"{config.folder}: damaged (defects: {len(report.defects)}, named above); do not train on it")

@@ -143,6 +143,8 @@ def _report(everyone: list[Vitals], problems: list[str], between: dict[str, Any]
             console.print(f"note: rank {vitals.rank} on {vitals.host}: {note}")
     for problem in problems:
         console.print(f"wrong: {problem}")
+    if not problems:
+        console.print("healthy: nothing is wrong")
     found = {"healthy": not problems, "processes": len(everyone), "problems": problems}
     ranks = {"ranks": [asdict(vitals) for vitals in everyone]}
     RunLog(shown=True).summary(found | between | ranks, as_json)

@@ -199,7 +199,9 @@ def dataset(tmp_path_factory):
 def test_json_is_printed_to_a_pipe_and_to_a_terminal_only_if_asked(dataset, spkid):
     piped = spkid("verify", dataset)[1]
     assert json.loads(piped.splitlines()[-1])["defects"] == 0
-    assert "{" not in on_terminal("verify", dataset)
+    seen = on_terminal("verify", dataset)
+    assert "{" not in seen
+    assert "no damage found; every byte of " in seen
     assert '{"defects": 0' in on_terminal("verify", dataset, "--json")
 
 
