@@ -5,6 +5,7 @@ A command is a dataclass of `spkid_dist.config` and a function that is imported 
 """
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -41,11 +42,8 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "simulate": (configs.SimulateConfig, "spkid_dist.simulate.command", "simulate"),
     "demo": (configs.DemoConfig, "spkid_dist.commands.demo", "demo"),
 }
-COMPLETION_WORDS = {
-    "completion": "--tyro-print-completion",
-    "--tyro-print-completion": "--tyro-print-completion",
-    "--tyro-write-completion": "--tyro-write-completion",
-}
+TYRO_COMPLETION = "--tyro-print-completion"
+COMPLETION_WORDS = ("completion", TYRO_COMPLETION)
 SHELLS = ("bash", "zsh", "fish")
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 
@@ -75,7 +73,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     if command in HELP_WORDS:
         return print_overview(COMMANDS)
     if command in COMPLETION_WORDS:
-        return _write_completion([COMPLETION_WORDS[command], *rest])
+        return _print_completion("".join(rest[:1]))
     check_command(command, COMMANDS)
     options = COMMANDS[command][0]
     if asks_for_help(rest):
@@ -84,19 +82,19 @@ def _parse(arguments: Sequence[str]) -> Any:
     return tyro.cli(options, prog=f"spkid {command}", args=rest, config=STYLE, use_underscores=True)
 
 
-def _write_completion(arguments: Sequence[str]) -> None:
-    """Print or write a shell's completion script. Raises UsageError where it is no shell that has one."""
-    shell = "".join(arguments[1:2])
+def _print_completion(shell: str) -> None:
+    """Print a shell's completion script. Raises UsageError where it is no shell that has one."""
     if shell not in SHELLS:
         raise UsageError(
             f"{shell or 'completion'}: expected a shell, one of {', '.join(SHELLS)}: spkid completion bash"
         )
     commands: dict[str, Callable[..., Any]] = {name: options for name, (options, _, _) in COMMANDS.items()}
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="spkid", args=arguments, config=STYLE, use_underscores=True)
-    except SystemExit as end:  # tyro ends the process when it has printed the script
-        if end.code:
-            raise
+    asked, script = [TYRO_COMPLETION, shell], io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):  # tyro prints it, and ends the process
+        tyro.extras.subcommand_cli_from_dict(commands, prog="spkid", args=asked, config=STYLE, use_underscores=True)
+    print(
+        script.getvalue().replace("{None}|", "").replace("{None,", "{").replace(" (default: None)", "")
+    )  # as the help shows flags
 
 
 def _parse_and_run(parse: Callable[[], Any]) -> int:

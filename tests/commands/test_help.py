@@ -147,6 +147,8 @@ def test_a_completion_script_names_all_commands_and_flags(shell, spkid):
         assert re.search(rf"\b{command}\b", script)
     for flag in ("--tr_shards", "--features.num_bins", "--quick"):
         assert flag.lstrip("-") in script
+    assert "{None}" not in script
+    assert spkid("--tyro-print-completion", shell)[0] == 0
 
 
 def test_bash_completes_commands_and_flags(spkid, tmp_path):
