@@ -7,13 +7,14 @@
 # make bench  the benchmarks: against other systems, and each stage against this machine's limits
 # make bench-peers  streaming by other systems, installed into .venv-peers (benchmarks/peers/README.md)
 # make recipes  utterance errors of training recipes, on a synthetic corpus
+# make docs   the documentation as a site, in site/; links are checked
 # make format rewrite the sources as ruff formats them
 PYTHON ?= python3
 BIN := .venv/bin
 USER_STAMP := .venv/.user-installed
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long test-cluster test-frameworks fuzz bench bench-peers recipes lint format clean
+.PHONY: demo test test-long test-cluster test-frameworks fuzz bench bench-peers recipes docs lint format clean
 
 demo: $(USER_STAMP)
 	$(BIN)/spkid demo
@@ -57,6 +58,16 @@ bench-peers: .venv-peers/.installed
 recipes: $(STAMP)
 	$(BIN)/python -W ignore benchmarks/recipes.py
 
+docs: $(STAMP) .venv-docs/.installed
+	$(BIN)/python docs/generate.py
+	.venv-docs/bin/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+.venv-docs/.installed: requirements/docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet -r requirements/docs.txt
+	touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -78,4 +89,4 @@ $(USER_STAMP): pyproject.toml requirements/user.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-peers .venv-docs site demo .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -78,7 +78,7 @@ def python_page() -> str:
 
 
 def _public(package: str, name: str, thing: Any) -> Iterator[str]:
-    yield from (f"### {name}", "", "```python", f"from {package} import {name}", "")
+    yield from (f"### {name}", "", "```text", f"from {package} import {name}", "")
     yield from (_signature(name, thing), "```", "", *_prose(inspect.getdoc(thing) or ""))
     if dataclasses.is_dataclass(thing) and thing.__name__.endswith("Config"):
         command = next((known for known, (options, _, _) in COMMANDS.items() if options is thing), None)
@@ -96,7 +96,7 @@ def _signature(name: str, thing: Any) -> str:
         text = str(inspect.signature(thing))
     except (TypeError, ValueError):
         return name
-    text = re.sub(r"<factory>", "...", re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Za-z_])", "", text))
+    text = re.sub(r"<[^<>]*>", "...", re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Za-z_])", "", text))
     if len(name + text) <= 100:
         return name + text
     inside, _, result = text[1:].rpartition(")")
