@@ -60,7 +60,7 @@ recipes: $(STAMP)
 
 docs: $(STAMP) .venv-docs/.installed
 	$(BIN)/python docs/generate.py
-	.venv-docs/bin/mkdocs build --strict --quiet
+	.venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
 .venv-docs/.installed: requirements/docs.txt
