@@ -26,7 +26,7 @@ JOINED = "\N{NO-BREAK SPACE}"  # where a line is not to be broken; printed as a 
 OTHER_WORDS = {
     "spkid COMMAND --help": "Print the flags of a command.",
     "spkid version": "Print the version.",
-    "spkid completion SHELL": "Print the completion script for bash or zsh.",
+    "spkid completion SHELL": "Print the completion script for bash, zsh or fish.",
 }
 
 Commands = Mapping[str, tuple[type[Any], str, str]]  # as `spkid_dist.commands.registry.COMMANDS`

@@ -92,9 +92,8 @@ def _print_completion(shell: str) -> None:
     asked, script = [TYRO_COMPLETION, shell], io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):  # tyro prints it, and ends the process
         tyro.extras.subcommand_cli_from_dict(commands, prog="spkid", args=asked, config=STYLE, use_underscores=True)
-    print(
-        script.getvalue().replace("{None}|", "").replace("{None,", "{").replace(" (default: None)", "")
-    )  # as the help shows flags
+    text = script.getvalue()
+    print(text.replace("{None}|", "").replace("{None,", "{").replace(" (default: None)", ""))  # as the help shows flags
 
 
 def _parse_and_run(parse: Callable[[], Any]) -> int:
