@@ -1,7 +1,7 @@
 """Write model.json: all that a caller does from an utterance's file to its speaker, step by step, for programs to read.
 
 The steps are those of `spkid score`. Whoever follows them in their order, with the network's file or with its layers as
-they are listed, gets the same decisions; `tests/score/test_export.py` has such a caller.
+they are listed, gets the same decisions; `examples/onnx_caller.py` is such a caller.
 
 Shapes: T frames of an utterance, D features, C frames of a window, N windows, K speakers.
 """

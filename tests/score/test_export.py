@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -20,59 +21,19 @@ from spkid_dist.export import export_model
 from spkid_dist.model import ACTIVATIONS, build_model, model_from_options, set_moments
 from spkid_dist.score import score_utterances
 
-# A whole caller, written from model.json alone: it follows the steps in their order, whatever the model. Each job is the
-# folder of a model, the folder of the files and the format of the network to use; a line of JSON for each.
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+# The caller of the examples, which is written from model.json alone, with the exported networks of all formats. Each job
+# is the folder of a model, the folder of the files, the list and the format of the network; a line of JSON for each.
 CALLER = r"""
-import importlib, json, math, sys
+import json, math, sys
 import numpy as np
+sys.path.insert(0, sys.argv[2])
+from onnx_caller import identify, open_onnx
 
-def read_frames(step, folder, key):
-    if step["kind"] == "kaldi":
-        import kaldiio
-        places = dict(line.split(maxsplit=1) for line in open(f"{folder}/feats.scp"))
-        return np.array(kaldiio.load_mat(places[key].strip()), np.float32)
-    path = f"{folder}/{key}.{step['ext']}"
-    if step["kind"] == "fmatrix":
-        T, D = np.fromfile(path, "<i4", 2)
-        return np.fromfile(path, "<f4", offset=8).reshape(T, D)
-    if step["kind"] == "npy":
-        return np.load(path).astype(np.float32)
-    import kaldi_native_fbank, soundfile
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    assert rate == step["sample_rate"]
-    samples = samples[:, (step["channel"] or 1) - 1] * np.float32(step["sample_scale"])
-    options = dict(step["options"])
-    options["frame_opts"] = kaldi_native_fbank.FrameExtractionOptions(**options["frame_opts"])
-    options["mel_opts"] = kaldi_native_fbank.MelBanksOptions(**options["mel_opts"])
-    name = step["features"].capitalize()
-    extractor = getattr(kaldi_native_fbank, f"Online{name}")(getattr(kaldi_native_fbank, f"{name}Options")(**options))
-    extractor.accept_waveform(rate, samples)
-    extractor.input_finished()
-    return np.stack([extractor.get_frame(t) for t in range(extractor.num_frames_ready)])
-
-def normalize(step, x):
-    if not step["by_caller"]:
-        return x
-    x = x.astype(step["compute_dtype"])
-    mean = x.sum(axis=0) / len(x)
-    deviation = np.sqrt(((x - mean) ** 2).sum(axis=0) / (len(x) - step["ddof"]))
-    varies = deviation > step["constant_ratio"] * np.abs(mean)
-    normal = (x - mean) / np.where(varies, deviation + step["epsilon"], 1)
-    return np.where(varies, normal, step["constant_value"]).astype(step["result_dtype"])
-
-def pad(step, x, size):
-    if step["utterances"] == "shorter_than_in_frames" and len(x) >= size:
-        return x
-    around = ((step["frames_before"], step["frames_after"]), (0, 0))
-    return np.pad(x, around, "constant" if step["values"] == "zero" else "edge")
-
-def cut(step, x):
-    size, shift = step["size"], step["shift"]
-    return np.stack([x[n : n + size].reshape(-1) for n in range(0, len(x) - size + 1, shift)])
-
-def by_layers(model, path):
+def open_layers(folder, model):
     from safetensors.numpy import load_file
-    state = load_file(path)
+    state = load_file(f"{folder}/{model['files']['safetensors']}")
     def run(x):
         for layer in model["layers"]:
             tensors = {name: state.get(value) for name, value in layer.items() if isinstance(value, str)}
@@ -104,40 +65,16 @@ def by_layers(model, path):
         return x
     return run
 
-def by_onnx(model, path):
-    import onnxruntime
-    session = onnxruntime.InferenceSession(path)
-    return lambda x: session.run([model["output"]["name"]], {model["input"]["name"]: x})[0]
-
-def by_torch(model, path):
+def open_program(folder, model):
     import torch
-    program = torch.export.load(path).module()
+    program = torch.export.load(f"{folder}/{model['files']['torch_export']}").module()
     return lambda x: program(torch.from_numpy(x)).numpy(force=True)
 
 for folder, db_path, list_path, form in json.loads(sys.argv[1]):
     model = json.load(open(f"{folder}/model.json"))
-    open_network = {"safetensors": by_layers, "onnx": by_onnx, "torch_export": by_torch}[form]
-    network = open_network(model, f"{folder}/{model['files'][form]}")
-    results = []
-    for key in open(list_path).read().split():
-        x = None
-        for step in model["steps"]:
-            if step["step"] == "frames":
-                x = read_frames(step, db_path, key)
-            elif step["step"] == "normalize":
-                x = normalize(step, x)
-            elif step["step"] == "pad":
-                x = pad(step, x, model["in_frames"])
-            elif step["step"] == "windows":
-                x = cut(step, x)
-            elif step["step"] == "network":
-                x = network(x)
-            elif step["step"] == "decide":
-                score = x.astype(step["sum_dtype"]).sum(axis=0) / len(x)
-                results.append((key, model["speakers"][score.argmax()], score.max()))
-            else:
-                raise ValueError(step)
-    print(json.dumps(results))
+    open_network = {"safetensors": open_layers, "onnx": open_onnx, "torch_export": open_program}[form]
+    network = open_network(folder, model)
+    print(json.dumps([(key, *identify(model, network, db_path, key)) for key in open(list_path).read().split()]))
 assert not {"shards", "spkid_dist"} & set(sys.modules)
 assert "torch" not in sys.modules or any(job[3] == "torch_export" for job in json.loads(sys.argv[1]))
 """
@@ -205,7 +142,7 @@ def random_model(folder, **changes):
 def compare_with_score(jobs):
     """Run the caller on (paths of the model, folder of the export, source's folder, list, format) each; as `spkid score`."""
     arguments = [[str(out), str(db_path), str(listed), form] for _, out, db_path, listed, form in jobs]
-    command = [sys.executable, "-I", "-c", CALLER, json.dumps(arguments)]
+    command = [sys.executable, "-I", "-c", CALLER, json.dumps(arguments), str(EXAMPLES)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]

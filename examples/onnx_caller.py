@@ -1,0 +1,143 @@
+"""Name the speaker of each utterance with an exported ONNX file, without spkid-dist and without torch.
+
+    python onnx_caller.py EXPORTED DB_PATH LIST
+
+EXPORTED is the folder that `spkid export --format onnx` wrote. DB_PATH is the folder of the feature files or recordings.
+LIST has one utterance per line. The program prints one line per utterance: UTTERANCE, SPEAKER and the mean logarithm of
+the speaker's probability, separated by tabs.
+
+It needs numpy and onnxruntime. A model of recordings needs soundfile and kaldi-native-fbank too, and a model of Kaldi
+files needs kaldiio. The program does what `model.json` says, step by step, and knows nothing else of the model.
+
+Shapes: T frames of an utterance, D features, C frames of a window, N windows, K speakers.
+"""
+
+import argparse
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+
+
+def read_frames(step, db_path, key):
+    """The frames of an utterance, (T, D) float32."""
+    if step["kind"] == "kaldi":
+        return read_kaldi(db_path, key)
+    path = f"{db_path}/{key}.{step['ext']}"
+    if step["kind"] == "audio":
+        return compute_features(step, path)
+    if step["kind"] == "npy":
+        return np.load(path).astype(np.float32)
+    if step["kind"] == "fmatrix":
+        T, D = np.fromfile(path, "<i4", 2)
+        return np.fromfile(path, "<f4", offset=8).reshape(T, D)
+    raise ValueError(f"model.json: unknown kind of file {step['kind']!r}")
+
+
+def read_kaldi(folder, key):
+    """The matrix of an utterance in a Kaldi data folder, (T, D) float32."""
+    import kaldiio
+
+    return np.array(kaldiio.load_mat(kaldi_places(folder)[key].strip()), np.float32)
+
+
+@functools.cache
+def kaldi_places(folder):
+    """Where the matrix of each utterance lies: the lines of feats.scp, which is read once."""
+    lines = Path(folder, "feats.scp").read_text().splitlines()
+    return dict(line.split(maxsplit=1) for line in lines)
+
+
+def compute_features(step, path):
+    """The features of a recording, (T, D) float32."""
+    import kaldi_native_fbank
+    import soundfile
+
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    if rate != step["sample_rate"]:
+        raise ValueError(f"{path}: its sample rate is {rate} Hz, expected {step['sample_rate']} Hz")
+    channel = (step["channel"] or 1) - 1
+    samples = samples[:, channel] * np.float32(step["sample_scale"])
+    options = dict(step["options"])
+    options["frame_opts"] = kaldi_native_fbank.FrameExtractionOptions(**options["frame_opts"])
+    options["mel_opts"] = kaldi_native_fbank.MelBanksOptions(**options["mel_opts"])
+    name = step["features"].capitalize()  # Fbank or Mfcc
+    all_options = getattr(kaldi_native_fbank, f"{name}Options")(**options)
+    extractor = getattr(kaldi_native_fbank, f"Online{name}")(all_options)
+    extractor.accept_waveform(rate, samples)
+    extractor.input_finished()
+    return np.stack([extractor.get_frame(t) for t in range(extractor.num_frames_ready)])
+
+
+def normalize(step, x):
+    """Bring each feature of the utterance to mean 0 and deviation 1, where this is left to the caller."""
+    if not step["by_caller"]:
+        return x
+    x = x.astype(step["compute_dtype"])
+    mean = x.sum(axis=0) / len(x)
+    deviation = np.sqrt(((x - mean) ** 2).sum(axis=0) / (len(x) - step["ddof"]))
+    varies = deviation > step["constant_ratio"] * np.abs(mean)
+    normal = (x - mean) / np.where(varies, deviation + step["epsilon"], 1)
+    return np.where(varies, normal, step["constant_value"]).astype(step["result_dtype"])
+
+
+def pad(step, x, in_frames):
+    """Put frames before and after those of the utterance."""
+    if step["utterances"] == "shorter_than_in_frames" and len(x) >= in_frames:
+        return x
+    around = ((step["frames_before"], step["frames_after"]), (0, 0))
+    return np.pad(x, around, "constant" if step["values"] == "zero" else "edge")
+
+
+def cut(step, x):
+    """All windows of the frames, (N, C*D)."""
+    size, shift = step["size"], step["shift"]
+    return np.stack([x[n : n + size].reshape(-1) for n in range(0, len(x) - size + 1, shift)])
+
+
+def open_onnx(folder, model):
+    """The network as a function: windows (N, C*D) to logarithms of probabilities (N, K)."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(f"{folder}/{model['files']['onnx']}")
+    return lambda x: session.run([model["output"]["name"]], {model["input"]["name"]: x})[0]
+
+
+def identify(model, network, db_path, key):
+    """The speaker of an utterance, and the mean logarithm of the speaker's probability over the windows."""
+    x, score = None, None
+    for step in model["steps"]:
+        if step["step"] == "frames":
+            x = read_frames(step, db_path, key)
+        elif step["step"] == "normalize":
+            x = normalize(step, x)
+        elif step["step"] == "pad":
+            x = pad(step, x, model["in_frames"])
+        elif step["step"] == "windows":
+            x = cut(step, x)
+        elif step["step"] == "network":
+            x = network(x)
+        elif step["step"] == "decide":
+            score = x.astype(step["sum_dtype"]).sum(axis=0) / len(x)
+        else:
+            raise ValueError(f"model.json: unknown step {step['step']!r}")
+    return model["speakers"][score.argmax()], float(score.max())
+
+
+def main():
+    """Print the speaker of each utterance of a list."""
+    parser = argparse.ArgumentParser(description="Name the speaker of each utterance with an exported ONNX file.")
+    parser.add_argument("exported", help="folder that `spkid export --format onnx` wrote")
+    parser.add_argument("db_path", help="folder of the feature files or recordings")
+    parser.add_argument("list", type=Path, help="list of utterances, one per line")
+    arguments = parser.parse_args()
+    model = json.loads(Path(arguments.exported, "model.json").read_text())
+    network = open_onnx(arguments.exported, model)
+    for key in filter(None, map(str.strip, arguments.list.read_text().splitlines())):
+        speaker, score = identify(model, network, arguments.db_path, key)
+        print(f"{key}\t{speaker}\t{score:.4f}")
+
+
+if __name__ == "__main__":
+    main()
