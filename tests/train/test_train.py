@@ -74,15 +74,16 @@ def fsdd_runs(fsdd, tmp_path_factory):
     return learn_by_one_and_by_two(fsdd, tmp_path_factory.mktemp("fsdd"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_real_speech_is_learnt(digits, digits_runs, processes, tmp_path):
+def test_real_speech_is_learnt(digits, tmp_path, monkeypatch):
     """Over 8 seeds the worst were a loss of 0.164, an accuracy of 0.946, and 2 of 60 utterances."""
-    folder = digits_runs / f"{processes}"
-    found = statistics(folder)
-    best = int(np.argmin(found["va_loss"]))
-    assert found["va_loss"][best] <= 0.2
-    assert found["va_acc"][best] >= 0.93
-    weights = {"weights_ckpt": best_weights(folder), "train_cfg": folder / "train.opts"}
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    lists = {"tr_list_file": digits / "cfg/all.train", "va_list_file": digits / "cfg/all.test"}
+    places = {"spk2idx": digits / "cfg/spk2idx.json", "cache_dir": tmp_path, "save_path": tmp_path / "ckpt"}
+    sizes = {"in_frames": 11, "batch_size": 100, "epoch": 8}
+    trained = train_model(TrainConfig(db_path=digits / "mcp", **lists, **places, **sizes))
+    assert trained.va_loss <= 0.2
+    assert trained.va_acc >= 0.93
+    weights = {"weights_ckpt": trained.best_weights, "train_cfg": tmp_path / "ckpt/train.opts"}
     files = {"db_path": digits / "mcp", "te_list_file": digits / "cfg/all.test", "log_file": tmp_path / "results.log"}
     scores = score_utterances(ScoreConfig(**weights, **files, pictures=False))
     assert len(scores.keys) == 60
@@ -109,6 +110,7 @@ def check_that_two_learn_what_one_learns(runs):
     np.testing.assert_allclose(two["va_loss"][0], one["va_loss"][0], rtol=2e-3)
 
 
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns(digits_runs):
     check_that_two_learn_what_one_learns(digits_runs)
 
