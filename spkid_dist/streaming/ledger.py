@@ -61,10 +61,10 @@ def check_epoch(consumed: Ledger, num_windows: int, epoch: int) -> None:
     missing = expected.count - consumed.count
     difference = (expected.total - consumed.total) % WORD
     if missing > 0:
-        what = f"{missing} windows were not consumed" + (f": window {difference}" if missing == 1 else "")
+        what = f"{missing} windows were not consumed" if missing > 1 else f"window {difference} was not consumed"
     elif missing < 0:
-        what = f"{-missing} windows too many were consumed" + (
-            f": window {-difference % WORD} came twice" if missing == -1 else ""
+        what = (
+            f"{-missing} windows too many were consumed" if missing < -1 else f"window {-difference % WORD} came twice"
         )
     else:
         what = "some windows came twice and as many not at all"

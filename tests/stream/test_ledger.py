@@ -25,8 +25,8 @@ def test_the_sums_of_10_to_the_12_windows_are_arithmetic():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([0, 1, 2, 4], "1 windows were not consumed: window 3"),
-        ([0, 1, 2, 3, 3, 4], "1 windows too many were consumed: window 3 came twice"),
+        ([0, 1, 2, 4], "window 3 was not consumed"),
+        ([0, 1, 2, 3, 3, 4], "window 3 came twice"),
         ([0, 1, 2], "2 windows were not consumed"),
         ([0, 1, 2, 2, 4], "some windows came twice and as many not at all"),
         ([0, 1, 2, 3, 0, 1, 2], "2 windows too many were consumed"),
