@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
     run_command("train")
 
 import signal
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from spkid_dist.process.allocator import keep_freed_memory
 from spkid_dist.process.freecpus import FreeCpus, go_on_with_threads, leave_cpus_to_others
 from spkid_dist.process.interruption import Interrupted
 from spkid_dist.process.memory import explain_memory
+from spkid_dist.process.nocompiler import compiler_not_needed
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.accelerator import make_accelerator
 from spkid_dist.ranks.console import RunLog
@@ -73,6 +75,7 @@ def train_model(config: TrainConfig) -> TrainResult:
     precision = None if config.mixed_precision == "launcher" else config.mixed_precision
     try:
         with (
+            nullcontext() if config.compile else compiler_not_needed(),
             explain_lost_device(lambda: _after_failure(config)),  # around what lets go of the GPU, too
             StopRequest() as request,
             make_accelerator(

@@ -78,7 +78,7 @@ def _keep_accelerate() -> Callable[[], None]:
 def _keep_torch() -> Callable[[], None]:
     generator, threads = torch.get_rng_state(), torch.get_num_threads()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic = _determinism()
     switches = [(place, name, getattr(place, name)) for place, name in _switches()]
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     with_gradients = torch.is_grad_enabled()
@@ -89,7 +89,8 @@ def _keep_torch() -> Callable[[], None]:
             torch.cuda.set_rng_state_all(on_gpus)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        if _determinism() != deterministic:  # to say it again would load torch's compiler
+            torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.set_float32_matmul_precision(precision)
         for place, name, value in switches:
             setattr(place, name, value)
@@ -97,6 +98,10 @@ def _keep_torch() -> Callable[[], None]:
         torch.set_grad_enabled(with_gradients)
 
     return restore
+
+
+def _determinism() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def _switches() -> list[tuple[Any, str]]:

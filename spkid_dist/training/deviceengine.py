@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from spkid_dist.process.nocompiler import plain_step
 from spkid_dist.process.replay import Replay
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.feed import Steps
@@ -31,6 +32,7 @@ class DeviceEngine:
         self._replay = Replay(device)
         self._steps = LearningSteps(job, learner)
         self._gradients = JoinedGradients(learner.model, more=1)
+        self._move_weights = plain_step(learner.optimizer)
         self._rate = torch.zeros((), device=device)
         self._found_inf = torch.zeros((), device=device)
         _put_on_device(learner.optimizer, self._rate, self._found_inf)
@@ -77,7 +79,7 @@ class DeviceEngine:
         longest = self._job.config.clip_grad_norm
         if longest is not None:
             torch.nn.utils.clip_grad_norm_(self._learner.model.parameters(), longest)
-        self._learner.optimizer.step()
+        self._move_weights()
 
 
 class LearningSteps:

@@ -6,6 +6,7 @@ What runs on a GPU is `spkid_dist.training.deviceengine`. Shapes as in `spkid_di
 import torch
 from torch import distributed
 
+from spkid_dist.process.nocompiler import plain_step
 from spkid_dist.training.feed import Steps
 from spkid_dist.training.job import Job
 from spkid_dist.training.learner import Learner
@@ -21,6 +22,7 @@ class GraphEngine:
         self._job, self._learner = job, learner
         self._world_size = job.accelerator.num_processes
         self._gradients = JoinedGradients(learner.model)
+        self._move_weights = plain_step(learner.optimizer)
         if self._world_size > 1:
             share_weights(learner.model)
 
@@ -40,7 +42,7 @@ class GraphEngine:
         longest = job.config.clip_grad_norm
         if longest is not None:
             torch.nn.utils.clip_grad_norm_(learner.model.parameters(), longest)
-        learner.optimizer.step()
+        self._move_weights()
 
     def _forward_backward(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
         """Leave the gradient of the share's part of the global batch's mean loss; returns the sum of the losses."""

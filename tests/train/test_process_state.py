@@ -214,3 +214,19 @@ def test_a_second_call_in_one_launch_is_refused_and_does_not_wait(shards, tmp_pa
     assert [line.partition("; ")[2] for line in refused] == ["score in a launch of its own"] * 2 + [
         "train in a launch of its own"
     ] * 2
+
+
+LOADED = """
+import sys
+from pathlib import Path
+from spkid_dist import TrainConfig, train_model
+tr, va, out = sys.argv[1:]
+train_model(TrainConfig(tr_shards=tr, va_shards=va, save_path=Path(out) / "a", epoch=1, hsize=8, in_frames=5))
+print("loaded:", "torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_training_that_compiles_nothing_does_not_load_the_compiler(shards, tmp_path):
+    words = [sys.executable, "-c", LOADED, *map(str, shards.values()), str(tmp_path)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: False"
