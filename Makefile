@@ -3,6 +3,7 @@
 # make test-long  the tests that draw random moments, with many of them
 # make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
 # make test-frameworks  Lightning, the Trainer of transformers and ignite over the stream; installs them
+# make test-lowest  the fast tests with the lowest versions that are promised
 # make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
 # make bench  the benchmarks: against other systems, and each stage against this machine's limits
 # make bench-peers  streaming by other systems, installed into .venv-peers (benchmarks/peers/README.md)
@@ -14,7 +15,7 @@ BIN := .venv/bin
 USER_STAMP := .venv/.user-installed
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long test-cluster test-frameworks fuzz bench bench-peers recipes docs lint format clean
+.PHONY: demo test test-long test-cluster test-frameworks test-lowest fuzz bench bench-peers recipes docs lint format clean
 
 demo: $(USER_STAMP)
 	$(BIN)/spkid demo
@@ -39,6 +40,16 @@ test-frameworks: $(STAMP)
 	$(BIN)/python -m pytest tests/project/test_examples.py --long -k lightning
 
 FUZZ_SECONDS ?= 60
+
+test-lowest: .venv-lowest/.installed
+	.venv-lowest/bin/python -m pytest -n 2 -m fast
+
+.venv-lowest/.installed: pyproject.toml requirements/tested.txt requirements/lowest.txt
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --no-deps -r requirements/tested.txt
+	.venv-lowest/bin/python -m pip install --quiet --no-deps -r requirements/lowest.txt
+	.venv-lowest/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
 
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet -r requirements/fuzz.txt
@@ -90,4 +101,4 @@ $(USER_STAMP): pyproject.toml requirements/user.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-docs site demo .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-peers .venv-docs .venv-lowest site demo .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped, UsageError
+from shards.extras import REQUIREMENTS, install_command
 from spkid_dist import config as configs
 from spkid_dist.commands.help import (
     HELP_WORDS,
@@ -45,6 +46,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
 TYRO_COMPLETION = "--tyro-print-completion"
 COMPLETION_WORDS = ("completion", TYRO_COMPLETION)
 SHELLS = ("bash", "zsh", "fish")
+TRAIN_MODULES = ("accelerate", "matplotlib", "safetensors", "torch")  # of the extra `train`
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 
 
@@ -105,6 +107,11 @@ def _parse_and_run(parse: Callable[[], Any]) -> int:
         getattr(import_module(module), function)(config)
     except SpkidError as error:
         return _report(error)
+    except ModuleNotFoundError as error:
+        if error.name not in TRAIN_MODULES:
+            raise
+        needed = install_command(*REQUIREMENTS["train"])
+        return _report(UsageError(f"{error.name} is not installed, and this command needs it: run {needed}"))
     except MemoryError as error:
         return _report(InputError(f"not enough memory ({error}); give the machine more, or the command less at a time"))
     except BrokenPipeError:

@@ -16,7 +16,7 @@ from shards.extras import REQUIREMENTS
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-USER_EXTRAS = ("audio", "kaldi")  # which user.txt has too
+USER_EXTRAS = ("train", "audio", "kaldi")  # which user.txt has too
 
 
 def pins(name):
@@ -84,3 +84,12 @@ def test_the_packages_import_nothing_that_is_not_declared():
     outside = imported - set(sys.stdlib_module_names) - {"shards", "spkid_dist"}
     assert {distributions.get(name, name) for name in outside} <= {re.sub(r"\[.*", "", name) for name in declared}
     assert "webdataset" not in outside
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_promised():
+    lowest = {Requirement(line).name: line.partition("==")[2] for line in pins("lowest.txt").values()}
+    promised = [Requirement(text) for text in (*PROJECT["dependencies"], *EXTRAS["train"])]
+    for one in promised:
+        if one.name != "torch":
+            (bound,) = (spec.version for spec in one.specifier)
+            assert lowest[one.name].startswith(bound), one
