@@ -44,6 +44,17 @@ class Flag:
         return self.placeholder if self.positional else f"--{self.name} {self.placeholder}".rstrip()
 
 
+CONFIG_COMMANDS = ("train", "shard", "score")
+CONFIG_FLAG = Flag(
+    name="config",
+    placeholder="PATH",
+    text="Read flags from this file: YAML, or the train.opts of a former training. Flags that are given here come first.",
+    default=None,
+    required=False,
+    positional=False,
+)
+
+
 def flags_of(options: type[Any]) -> list[Flag]:
     """The flags of a command with the dataclass `options`, in the order of its fields; nested ones as `slurm.NAME`."""
     return list(_flags_below(options, ""))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shards.errors import UsageError
-from spkid_dist.commands.flags import Flag, flags_of
+from spkid_dist.commands.flags import CONFIG_COMMANDS, CONFIG_FLAG, Flag, flags_of
 from spkid_dist.commands.sections import COMMAND_GROUPS, EXAMPLES, SECTIONS
 
 HELP_WORDS = ("-h", "--help")
@@ -73,7 +73,8 @@ def print_command(command: str, options: type[Any]) -> None:
 def flags_by_section(command: str, options: type[Any]) -> dict[str, list[Flag]]:
     """The flags by the titles of their sections, each once."""
     flags = {flag.name: flag for flag in flags_of(options)}
-    found = {
+    first = {"Configuration": [CONFIG_FLAG]} if command in CONFIG_COMMANDS else {}
+    found = first | {
         title: [flags.pop(name) for name in names if name in flags]
         for title, names in SECTIONS.get(command, {}).items()
     }
@@ -104,6 +105,11 @@ def check_flags(command: str, options: type[Any], arguments: Sequence[str]) -> N
             near = _nearest_flag(name[2:], flags)
             given = word.partition("=")[0]
             raise UsageError(f"{given}: no such flag of spkid {command}{_ask(near)}; see spkid {command} --help")
+
+
+def near_flag(name: str, flags: Sequence[Flag]) -> str:
+    """What an error asks about a flag that does not exist: which one was meant; empty where none is near."""
+    return _ask(_nearest_flag(name, flags))
 
 
 def _nearest_flag(name: str, flags: Sequence[Flag]) -> str | None:

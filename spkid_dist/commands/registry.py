@@ -17,6 +17,7 @@ import tyro
 from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped, UsageError
 from shards.extras import REQUIREMENTS, install_command
 from spkid_dist import config as configs
+from spkid_dist.commands.configfile import with_config
 from spkid_dist.commands.help import (
     HELP_WORDS,
     asks_for_help,
@@ -80,8 +81,14 @@ def _parse(arguments: Sequence[str]) -> Any:
     options = COMMANDS[command][0]
     if asks_for_help(rest):
         return print_command(command, options)
-    check_flags(command, options, rest)
-    return tyro.cli(options, prog=f"spkid {command}", args=rest, config=STYLE, use_underscores=True)
+    words, config_file = with_config(command, options, rest)
+    check_flags(command, options, words)
+    try:
+        return tyro.cli(options, prog=f"spkid {command}", args=words, config=STYLE, use_underscores=True)
+    except SystemExit:
+        if config_file is not None:
+            print(f"spkid: flags were read from {config_file}, too", file=sys.stderr)
+        raise
 
 
 def _print_completion(shell: str) -> None:

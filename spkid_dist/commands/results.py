@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ from spkid_dist.trained import OPTIONS_NAME, read_options
 from spkid_dist.training.report import STATISTICS_NAME
 
 TABLE_NAME = "results.tsv"
-COLUMNS = ("training", "hsize", "in_frames", "epochs", "best_epoch", "va_loss", "va_acc")
+FIRST, LAST = ("training", "hsize", "in_frames"), ("epochs", "best_epoch", "va_loss", "va_acc", "data", "ended")
+# What differs between any two trainings, or says where things lie and not what was trained.
+NOT_COMPARED = {"save_path", "input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "training_id", *FIRST}
+WIDEST = 10_000  # columns of the terminal: what does not fit is wrapped by the terminal, and never cut
+FINGERPRINT_DIGITS = 8  # enough to tell datasets apart
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a training came to; losses and accuracies are those of `best_epoch`, None where none was validated."""
+    """What a training came to; losses and accuracies are those of `best_epoch`, None where none was validated.
+
+    `options` are those of train.opts; `data` begins as the fingerprint of the training set, `ended` is when its last epoch was
+    validated (UTC); both None where the folder does not tell.
+    """
 
     training: str
     hsize: int
@@ -30,26 +39,49 @@ class Result:
     best_epoch: int | None
     va_loss: float | None
     va_acc: float | None
+    data: str | None
+    ended: str | None
+    options: dict[str, Any]
 
 
 def results(config: ResultsConfig) -> list[Result]:
-    """Print the table and write it to `results.tsv` in the folder; a line a training, from the best on.
+    """Print the table and write it to `results.tsv` in the folder; a line per training, from the best on.
+
+    Of a training's own folder the table has one line, and is not written.
 
     Raises:
-        InputError: there is no training below the folder, or one's files are damaged.
+        InputError: there is no training in the folder or below it, or one's files are damaged.
     """
-    found = [_read(path.parent) for path in sorted(config.folder.glob(f"*/{OPTIONS_NAME}"))]
+    is_one = (config.folder / OPTIONS_NAME).exists()
+    folders = [config.folder] if is_one else [path.parent for path in sorted(config.folder.glob(f"*/{OPTIONS_NAME}"))]
+    found = [_read(folder) for folder in folders]
     if not found:
         raise InputError(f"{config.folder}: no training below it; expected FOLDER/{OPTIONS_NAME}")
     found.sort(key=lambda result: (result.va_loss is None, result.va_loss or 0.0))
-    rows = [[_text(getattr(result, column)) for column in COLUMNS] for result in found]
-    lines = ["\t".join(row) for row in ([*COLUMNS], *rows)]
-    write_atomic(config.folder / TABLE_NAME, ("\n".join(lines) + "\n").encode())
-    table = Table(*COLUMNS, box=None, title=str(config.folder), title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, soft_wrap=True, markup=False).print(table)
+    columns = [*FIRST, *_differing(found), *LAST]
+    rows = [{name: getattr(result, name, result.options.get(name)) for name in columns} for result in found]
+    if not is_one:
+        lines = ["\t".join(columns), *("\t".join(map(_text, row.values())) for row in rows)]
+        write_atomic(config.folder / TABLE_NAME, ("\n".join(lines) + "\n").encode())
+    if config.json:
+        print(json.dumps(rows))
+    else:
+        _print_table(str(config.folder), columns, rows)
     return found
+
+
+def _differing(found: list[Result]) -> list[str]:
+    """The options that are not the same in all trainings."""
+    names = {name: None for result in found for name in result.options if name not in NOT_COMPARED}
+    first = found[0].options
+    return [name for name in names if any(result.options.get(name) != first.get(name) for result in found)]
+
+
+def _print_table(title: str, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    table = Table(*columns, box=None, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(_text, row.values()))
+    Console(highlight=False, soft_wrap=True, markup=False, width=WIDEST).print(table)
 
 
 def _read(folder: Path) -> Result:
@@ -57,15 +89,25 @@ def _read(folder: Path) -> Result:
     losses, accuracies = _validations(folder / STATISTICS_NAME)
     known = [epoch for epoch, loss in enumerate(losses) if loss is not None]
     best = min(known, key=lambda epoch: losses[epoch] or 0.0, default=None)
+    fingerprint = options.get("tr_fingerprint")
     return Result(
-        training=folder.name,
+        training=folder.absolute().name,
         hsize=options["hsize"],
         in_frames=options["in_frames"],
         epochs=len(losses),
         best_epoch=best,
         va_loss=None if best is None else losses[best],
         va_acc=None if best is None else accuracies[best],
+        data=fingerprint[:FINGERPRINT_DIGITS] if isinstance(fingerprint, str) else None,
+        ended=_time_of(folder / STATISTICS_NAME),
+        options=options,
     )
+
+
+def _time_of(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    return f"{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%dT%H:%M}"
 
 
 def _validations(path: Path) -> tuple[list[float | None], list[float | None]]:

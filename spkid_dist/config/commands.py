@@ -73,7 +73,9 @@ class ResultsConfig(Options):
     """Compare the trainings below a folder in one table, the best first."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    """Folder whose subfolders are the --save_path of trainings; the table is written there as results.tsv."""
+    """Folder whose subfolders are the --save_path of trainings; the table is written there as results.tsv. Or one training."""
+    json: bool = False
+    """Print a JSON list instead of a table."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import sys
 import pytest
 from conftest import make_corpus
 
-from spkid_dist.commands.flags import field_texts, flags_of
+from spkid_dist.commands.flags import CONFIG_COMMANDS, field_texts, flags_of
 from spkid_dist.commands.help import example_of, flags_by_section
 from spkid_dist.commands.registry import COMMANDS, SHELLS
 from spkid_dist.commands.sections import COMMAND_GROUPS, SECTIONS
@@ -58,7 +58,8 @@ def test_the_help_of_a_command_shows_each_flag_once_and_whole_at_80_columns(comm
 def test_each_flag_of_a_long_command_stands_in_a_section(command):
     named = [name for names in SECTIONS[command].values() for name in names]
     assert sorted(named) == sorted(flag.name for flag in flags_of(COMMANDS[command][0]))
-    assert list(flags_by_section(command, COMMANDS[command][0])) == list(SECTIONS[command])
+    first = ["Configuration"] if command in CONFIG_COMMANDS else []
+    assert list(flags_by_section(command, COMMANDS[command][0])) == [*first, *SECTIONS[command]]
 
 
 def test_placeholders_and_defaults_read_plainly(spkid):

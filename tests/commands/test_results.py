@@ -24,14 +24,34 @@ def test_the_best_training_comes_first_and_those_without_a_result_last(tmp_path,
     write_training(tmp_path / "c", 30, [0.125])
     results(ResultsConfig(folder=tmp_path))
     expected = [
-        "training hsize in_frames epochs best_epoch va_loss va_acc",
-        "c 30 5 1 0 0.125 0.9875",
-        "a 10 5 3 1 0.25 0.975",
-        "b 20 5 0 - - -",
+        "training hsize in_frames epochs best_epoch va_loss va_acc data",
+        "c 30 5 1 0 0.125 0.9875 -",
+        "a 10 5 3 1 0.25 0.975 -",
+        "b 20 5 0 - - - -",
     ]
-    assert (tmp_path / "results.tsv").read_text() == "".join(line.replace(" ", "\t") + "\n" for line in expected)
+    table = [line.split("\t") for line in (tmp_path / "results.tsv").read_text().splitlines()]
+    assert [row[:-1] for row in table] == [line.split() for line in expected]
+    assert [row[-1] == "-" for row in table] == [False, False, False, True]
     printed = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
-    assert printed == [line.split() for line in expected]
+    assert printed == table
+
+
+def test_options_that_differ_and_the_data_are_shown(tmp_path, capsys):
+    for name, more in (("a", {"lr": 0.1, "seed": 0, "tr_fingerprint": "0123456789"}), ("b", {"lr": 0.2, "seed": 0})):
+        write_training(tmp_path / name, 10, [0.5])
+        options = json.loads((tmp_path / name / "train.opts").read_text()) | more | {"save_path": name}
+        write_json(tmp_path / name / "train.opts", options)
+    results(ResultsConfig(folder=tmp_path, json=True))
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["lr"], second["lr"], first["data"], second["data"]) == (0.1, 0.2, "01234567", None)
+    assert not {"seed", "save_path"} & first.keys()
+
+
+def test_a_trainings_own_folder_is_one_line_and_gets_no_file(tmp_path):
+    write_training(tmp_path / "a", 10, [0.5])
+    (found,) = results(ResultsConfig(folder=tmp_path / "a"))
+    assert found.training == "a"
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["train.opts", "train_stats.json"]
 
 
 def test_an_unknown_result_goes_last_in_whatever_order_the_folders_come(tmp_path):

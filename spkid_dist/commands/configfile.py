@@ -1,0 +1,126 @@
+"""Read flags from a file: ``--config FILE`` of the commands that have many.
+
+The file is YAML, with flags by their names, and nested ones as mappings; or the `train.opts` of a former training. It becomes
+words of a command line, so each value is checked as a flag is. Words that a user gives take the place of those of the file.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from shards.errors import InputError, UsageError
+from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
+from spkid_dist.commands.help import near_flag
+
+# What train.opts has besides options, as `spkid_dist.training.job.TrainingData.options` and the training's name.
+NO_OPTIONS = frozenset({"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "training_id"})
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML 1.2's booleans, so that `mixed_precision: no` is a word; each key once."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        keys = [key.value for key, _ in node.value]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", node.start_mark)
+        return dict(super().construct_mapping(node, deep))
+
+
+def with_config(command: str, options: type[Any], words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The words of a command with those of its --config before them, and that file; None where there is none.
+
+    Raises:
+        InputError: the file can't be read, or is not YAML.
+        UsageError: it has a flag that the command has not, or a value that no flag takes; --config twice or without a file.
+    """
+    if command not in CONFIG_COMMANDS:
+        return list(words), None
+    path, rest = _take_config(list(words))
+    if path is None:
+        return rest, None
+    given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")}
+    return [*_words_of(path, command, flags_of(options), given), *rest], path
+
+
+def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
+    paths, rest = [], []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name != "--config":
+            rest.append(word)
+            continue
+        found = value if equals else next(remaining, "")
+        if not found:
+            raise UsageError("--config: expected a file, such as --config recipe.yaml")
+        paths.append(Path(found))
+    if len(paths) > 1:
+        raise UsageError(f"--config is given {len(paths)} times; put all flags into one file")
+    return (paths[0] if paths else None), rest
+
+
+def _words_of(path: Path, command: str, flags: Sequence[Flag], given: set[str]) -> Iterator[str]:
+    known = {flag.name: flag for flag in flags}
+    for name, value in _entries(path, _read(path, command)):
+        opposite = known.get(f"no_{name}")  # of a switch that is on by default
+        if name in known:
+            if name not in given:
+                yield from _words(path, known[name], value)
+        elif opposite is not None and isinstance(value, bool):
+            if not value and opposite.name not in given:
+                yield f"--{opposite.name}"
+        else:
+            raise UsageError(f"{path}: {name}: no such flag of spkid {command}{near_flag(name, flags)}")
+
+
+def _read(path: Path, command: str) -> Mapping[Any, Any]:
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
+    except OSError as error:
+        raise InputError(f"{path}: can't read this --config file: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{path}: not YAML: {what}; expected lines such as `lr: 0.001`") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds {_kind(found)}, expected flags by their names, such as `lr: 0.001`")
+    if command == "train" and NO_OPTIONS & found.keys():
+        return {name: value for name, value in found.items() if name not in NO_OPTIONS}
+    return found
+
+
+def _entries(path: Path, found: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The flags and their values; of nested mappings as `features.kind`."""
+    for key, value in found.items():
+        name = f"{prefix}{key}".replace("-", "_")
+        if isinstance(value, dict):
+            yield from _entries(path, value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _words(path: Path, flag: Flag, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if not flag.placeholder:
+        if not isinstance(value, bool):
+            raise UsageError(f"{path}: {flag.name}: {value!r}: expected true or false")
+        return [f"--{flag.name}"] if value else []
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(one, bool | list | dict) for one in values):
+        raise UsageError(f"{path}: {flag.name}: {value!r}: expected {flag.placeholder}")
+    if len(values) == 1:
+        return [f"--{flag.name}={values[0]}"]
+    return [f"--{flag.name}", *map(str, values)] if values else []
+
+
+def _kind(found: Any) -> str:
+    return "nothing" if found is None else f"a {type(found).__name__}"

@@ -1,0 +1,96 @@
+"""Flags from a file: as they would be on the command line, which comes first; what can't be is one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training import OPTIONS
+
+from shards.errors import InputError, UsageError
+from spkid_dist.commands.registry import _parse
+from spkid_dist.config import ScoreConfig, ShardConfig, TrainConfig
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def parsed(tmp_path, text, *words, command="train"):
+    path = tmp_path / "flags.yaml"
+    path.write_text(text)
+    return _parse([command, "--config", str(path), *map(str, words)])
+
+
+def test_a_file_gives_flags_and_the_command_line_comes_first(tmp_path):
+    found = parsed(tmp_path, "lr: 1e-2\nbatch_norm: true\nhsize: 7\ntr_speakers: [anna, ben]\n", "--hsize", 9)
+    assert found == TrainConfig(lr=0.01, batch_norm=True, hsize=9, tr_speakers=("anna", "ben"))
+    assert parsed(tmp_path, "tr_speakers: [anna, ben]", "--tr_speakers=carl").tr_speakers == ("carl",)
+
+
+def test_words_that_yaml_might_take_for_truths_stay_words(tmp_path):
+    assert parsed(tmp_path, "mixed_precision: no").mixed_precision == "no"
+    assert parsed(tmp_path, "normalize: none\npatience: null\nbatch_norm: false") == TrainConfig()
+
+
+def test_nested_flags_and_switches_that_are_on_by_default(tmp_path):
+    found = parsed(tmp_path, "out: x\nsource: audio\nfeatures: {kind: mfcc, num_ceps: 12}", command="shard")
+    assert isinstance(found, ShardConfig)
+    assert (found.features.kind, found.features.num_ceps) == ("mfcc", 12)
+    found = parsed(tmp_path, "weights_ckpt: w\npictures: false", command="score")
+    assert found == ScoreConfig(weights_ckpt=Path("w"), pictures=False)
+    assert parsed(tmp_path, "weights_ckpt: w\npictures: true", command="score").pictures
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 0.1", "learning_rate: no such flag of spkid train; did you mean --lr?"),
+        ("lr: 0.1\nlr: 0.2", "lr stands there twice"),
+        ("batch_norm: 1", "batch_norm: 1: expected true or false"),
+        ("lr: true", "lr: True: expected NUMBER"),
+        ("- lr", "holds a list, expected flags by their names"),
+        ("", "holds nothing, expected flags"),
+        ("lr: [", "not YAML: "),
+        ("what", "holds a str, expected flags"),
+    ],
+)
+def test_what_can_not_be_is_one_line_that_names_the_file(tmp_path, text, message):
+    with pytest.raises((InputError, UsageError)) as found:
+        parsed(tmp_path, text)
+    assert str(found.value).startswith(f"{tmp_path}/flags.yaml: ")
+    assert message in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config"], "--config: expected a file"),
+        (["--config=a", "--config=b"], "--config is given 2 times"),
+        (["--config", "/nowhere"], "/nowhere: can't read this --config file: No such file"),
+        (["--config", "/"], "/: can't read this --config file: Is a directory"),
+    ],
+)
+def test_a_config_that_is_no_file_is_one_line(words, message):
+    with pytest.raises((InputError, UsageError), match=message):
+        _parse(["train", *words])
+
+
+def test_a_value_of_the_wrong_type_names_the_file(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        parsed(tmp_path, "lr: fast")
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(f"spkid: flags were read from {tmp_path}/flags.yaml, too\n")
+
+
+def test_a_training_is_repeated_bit_for_bit_by_its_train_opts(tmp_path, shards, spkid):
+    flags = [f"--{name}={value}" for name, value in (OPTIONS | shards | {"epoch": 1}).items()]
+    assert spkid("train", *flags, "--batch_norm", "--save_path", tmp_path / "a")[0] == 0
+    assert spkid("train", "--config", tmp_path / "a/train.opts", "--save_path", tmp_path / "b")[0] == 0
+    weights = [torch.load(tmp_path / name / "bestval_e0_weights.ckpt", weights_only=True) for name in "ab"]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    options = [json.loads((tmp_path / name / "train.opts").read_text()) for name in "ab"]
+    assert options[0] | {"save_path": str(tmp_path / "b")} == options[1]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_recipes_are_flags_of_a_training(path):
+    assert _parse(["train", "--config", str(path)]).batch_norm
