@@ -12,9 +12,10 @@ from spkid_dist.scoring.confusion import ErrorRates, LengthGroup, worst_pairs
 from spkid_dist.scoring.trials import DetCurve
 
 PICTURES = ("confusion", "lengths", "det")
-MATRIX_SPEAKERS = 40  # more names can't be read beside a matrix
+MATRIX_SPEAKERS = 20  # more can't be read in a matrix
 COUNTED_SPEAKERS = 15  # more numbers can't be read in one
-LISTED_PAIRS = 20
+LISTED = 20  # speakers, and pairs of them
+NAMED = 2  # of those that a speaker is taken for
 NAME_LENGTH = 14
 PALE, BLUE, RED, GREY = "#8db8de", "#1f5a99", "#b3261e", "#777777"
 # fmt: off
@@ -44,13 +45,13 @@ def draw_pictures(
 
 
 def draw_confusions(true: NDArray[np.int64], found: NDArray[np.int64], speakers: Sequence[str]) -> bytes:
-    """Who is taken for whom: true and found classes (U,). A matrix for few speakers, the confusions alone for many."""
+    """Who is taken for whom: true and found classes (U,). A matrix for few speakers, the worst ones for many."""
     wrong = int((true != found).sum())
     title = f"{wrong:,} of {len(true):,} utterances taken for another of {len(speakers):,} speakers"
     if len(speakers) <= MATRIX_SPEAKERS:
         side = 3.2 + 0.25 * max(len(speakers), 10)
         return _png((side + 1, side), lambda figure: _draw_matrix(figure, true, found, speakers, title))
-    return _png((13, 7.5), lambda figure: _draw_map(figure, true, found, speakers, title))
+    return _png((13, 7.5), lambda figure: _draw_worst(figure, true, found, speakers, title))
 
 
 def draw_lengths(groups: Sequence[LengthGroup]) -> bytes:
@@ -83,7 +84,7 @@ def _draw_matrix(
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [_short(name) for name in speakers]
-    font = 9 if size <= 20 else 7
+    font = 9
     axis.set_xticks(range(size), names, rotation=90, fontsize=font)
     axis.set_yticks(range(size), names, fontsize=font)
     axis.set(title=title, xlabel="found speaker", ylabel="true speaker")
@@ -94,32 +95,44 @@ def _draw_matrix(
     figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true speaker's utterances")
 
 
-def _draw_map(
+def _draw_worst(
     figure: Any, true: NDArray[np.int64], found: NDArray[np.int64], speakers: Sequence[str], title: str
 ) -> None:
-    """Left a dot for each confused pair, its size and colour their number; right the most frequent pairs by name."""
-    pairs = worst_pairs(true, found, most=len(true))
-    from matplotlib.colors import LinearSegmentedColormap
-
-    colours = LinearSegmentedColormap.from_list("confusions", (PALE, BLUE, RED))
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
-    left.plot((0, len(speakers)), (0, len(speakers)), color=GREY, linewidth=0.6)
-    if pairs:
-        a, b, counts = np.array(pairs[::-1]).T  # the most frequent drawn last, on top
-        dots = left.scatter(b, a, s=10 + 14 * (counts - 1), c=counts, cmap=colours, vmin=1, linewidths=0)
-        bar = figure.colorbar(dots, ax=left, shrink=0.8, label="utterances")
-        bar.ax.yaxis.get_major_locator().set_params(integer=True)
-    limits = (-1, len(speakers))
-    left.set(title=title, xlabel="found class", ylabel="true class", xlim=limits, ylim=limits[::-1], aspect="equal")
-    shown = pairs[:LISTED_PAIRS]
-    right.barh(range(len(shown)), [count for _, _, count in shown], color=BLUE)
-    labels = [f"{_short(speakers[a])} → {_short(speakers[b])}" for a, b, _ in shown]
-    right.set_yticks(range(len(shown)), labels, fontsize=8)
-    right.margins(y=0.01)
-    right.invert_yaxis()
-    right.set(title="the most frequent confusions, true → found", xlabel="utterances")
+    """Left the speakers with the most wrong utterances, and whom those are taken for; right the most frequent confusions."""
+    left, right = figure.subplots(1, 2)
+    wrong = np.bincount(true[true != found], minlength=len(speakers))
+    totals = np.bincount(true, minlength=len(speakers))
+    worst = [index for index in np.argsort(-wrong, kind="stable")[:LISTED] if wrong[index]]
+    bars = left.barh(range(len(worst)), [100 * wrong[index] / totals[index] for index in worst], color=BLUE)
+    left.bar_label(
+        bars,
+        [f" {wrong[i]} of {totals[i]}: {_taken_for(found[(true == i) & (found != i)], speakers)}" for i in worst],
+        fontsize=8,
+    )
+    left.set_yticks(range(len(worst)), [_short(speakers[index]) for index in worst], fontsize=8)
+    left.set(xlim=(0, 250), xticks=(0, 25, 50, 75, 100), xlabel="wrong utterances of the speaker, %")
+    left.set_title("speakers with the most wrong utterances, and whom these are taken for", loc="left", fontsize=10)
+    pairs = worst_pairs(true, found, most=LISTED)
+    right.barh(range(len(pairs)), [count for _, _, count in pairs], color=BLUE)
+    labels = [f"{_short(speakers[a])} → {_short(speakers[b])}" for a, b, _ in pairs]
+    right.set_yticks(range(len(pairs)), labels, fontsize=8)
+    right.set(xlabel="utterances")
+    right.set_title("most frequent confusions, true → found", loc="left", fontsize=10)
     right.xaxis.get_major_locator().set_params(integer=True)
-    right.grid(axis="x", alpha=0.3)
+    for axis in (left, right):
+        axis.margins(y=0.01)
+        axis.invert_yaxis()
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+
+
+def _taken_for(found: NDArray[np.int64], speakers: Sequence[str]) -> str:
+    """The speakers that wrong utterances are taken for, the most frequent first."""
+    classes, counts = np.unique(found, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    names = [f"{_short(speakers[classes[i]])}{f' ({counts[i]})' if counts[i] > 1 else ''}" for i in order[:NAMED]]
+    return ", ".join(names) + (", ..." if len(order) > NAMED else "")
 
 
 def _draw_lengths(figure: Any, groups: Sequence[LengthGroup]) -> None:
@@ -163,8 +176,17 @@ def _draw_det(figure: Any, curve: DetCurve) -> None:
     axis.plot(limits, limits, color=GREY, linewidth=0.6)
     for set_ticks in (axis.set_xticks, axis.set_yticks):
         set_ticks(_probit(np.array(ticks)), [f"{100 * tick:g}" for tick in ticks])
-    axis.set(xlim=limits, ylim=limits, aspect="equal", xlabel="false alarms, %", ylabel="misses, %")
-    axis.set_title(f"claimed speakers: {curve.num_targets:,} target and {curve.num_others:,} other trials")
+    axis.set(
+        xlim=limits,
+        ylim=limits,
+        aspect="equal",
+        xlabel="false alarms (others accepted), %",
+        ylabel="misses (targets rejected), %",
+    )
+    axis.set_title("Detection error trade-off (DET) of claimed speakers", loc="left")
+    axis.text(
+        0.01, 0.01, f"{curve.num_targets:,} target trials, {curve.num_others:,} other trials", transform=axis.transAxes
+    )
     axis.grid(alpha=0.3)
     axis.legend(loc="upper right")
 

@@ -56,26 +56,10 @@ class TrainStatistics:
 
     def plot(self, folder: Path) -> None:
         """Draw the curves into `folder`; takes half a second."""
-        import io
+        from spkid_dist.training.curves import draw_curves
 
-        from matplotlib.figure import Figure  # a figure of its own: no backend and no global state
-
-        figure = Figure(figsize=(12, 8), layout="constrained")
-        axes = figure.subplots(2, 2)
-        panels = (
-            (self.tr_loss, "training loss (NLL)", "log line", False),
-            (self.tr_acc, "training accuracy of frames", "log line", False),
-            (self.va_loss, "validation loss (NLL)", "epoch", True),
-            (self.va_acc, "validation accuracy of frames", "epoch", True),
-        )
-        for axis, (values, title, unit, marked) in zip(axes.flat, panels, strict=True):
-            axis.plot(range(len(values)), values, marker="o" if marked else None, linewidth=1.5)
-            axis.set(title=title, xlabel=unit)
-            axis.xaxis.get_major_locator().set_params(integer=True)
-            axis.grid(alpha=0.3)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120)
-        write_atomic(folder / PLOTS_NAME, buffer.getvalue())
+        curves = draw_curves((self.tr_loss, self.tr_acc), (self.va_loss, self.va_acc), self.best_epoch)
+        write_atomic(folder / PLOTS_NAME, curves)
 
 
 @dataclass(frozen=True, kw_only=True)

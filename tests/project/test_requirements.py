@@ -72,7 +72,11 @@ def test_the_extra_all_has_every_extra_of_users():
 
 
 def test_the_packages_import_nothing_that_is_not_declared():
-    distributions = {"kaldi_native_fbank": "kaldi-native-fbank", "llvmlite": "numba"}  # numba requires llvmlite
+    distributions = {
+        "kaldi_native_fbank": "kaldi-native-fbank",
+        "llvmlite": "numba",
+        "yaml": "pyyaml",
+    }  # numba requires llvmlite
     declared = [Requirement(text).name for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts]
     imported = set()
     for path in (path for package in ("shards", "spkid_dist") for path in (ROOT / package).rglob("*.py")):
