@@ -40,7 +40,7 @@ from spkid_dist.training.job import Job, TrainingData
 from spkid_dist.training.learner import Learner, make_learner
 from spkid_dist.training.loop import TrainingLoop
 from spkid_dist.training.preemption import STOP_NAME, StopRequest
-from spkid_dist.training.report import Summary, weights_name
+from spkid_dist.training.report import Summary, environment_of, weights_name
 from spkid_dist.training.resume import go_on
 from spkid_dist.training.startup import check_ranks_alike, log_start, open_data, open_save_path
 from spkid_dist.training.stopwatch import Stopwatch
@@ -173,7 +173,8 @@ def _result(job: Job, folder: TrainingFolder, learner: Learner, stopwatch: Stopw
     log.line(f"best: epoch {best}, loss {va_loss:.4f}, acc {va_acc:.4f}: {path}")
     # A training that was finished before keeps the summary of the run that ended it.
     if stopwatch.seconds["validation"] or not by_main(job.accelerator, lambda: folder.has_summary):
-        summary = Summary.of(statistics, learner.steps.num_windows, stopwatch, config.save_path)
+        environment = environment_of(job.accelerator)
+        summary = Summary.of(statistics, learner.steps.num_windows, stopwatch, config.save_path, environment)
         by_main(job.accelerator, lambda: folder.save_summary(summary))
         for line in summary.lines():
             log.line(line)

@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "score": (configs.ScoreConfig, "spkid_dist.score", "score_utterances"),
     "export": (configs.ExportConfig, "spkid_dist.export", "export_model"),
     "results": (configs.ResultsConfig, "spkid_dist.commands.results", "results"),
+    "report": (configs.ReportConfig, "spkid_dist.commands.report", "report"),
     "doctor": (configs.DoctorConfig, "spkid_dist.commands.doctor", "doctor"),
     "bench": (configs.BenchConfig, "spkid_dist.bench.command", "bench"),
     "simulate": (configs.SimulateConfig, "spkid_dist.simulate.command", "simulate"),
@@ -47,7 +48,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
 TYRO_COMPLETION = "--tyro-print-completion"
 COMPLETION_WORDS = ("completion", TYRO_COMPLETION)
 SHELLS = ("bash", "zsh", "fish")
-TRAIN_MODULES = ("accelerate", "matplotlib", "safetensors", "torch")  # of the extra `train`
+TRAIN_MODULES = ("accelerate", "jinja2", "matplotlib", "safetensors", "torch")  # of the extra `train`
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 
 

@@ -11,7 +11,7 @@ COMMAND_GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         "spkid shard --db_path mcp --list cfg/all.train --out data/train",
     ),
     "Training": (
-        ("train", "results", "doctor"),
+        ("train", "report", "results", "doctor"),
         "spkid train --tr_shards data/train --va_shards data/test --save_path ckpt",
     ),
     "Models": (
@@ -27,6 +27,7 @@ EXAMPLES = {
     "info": "spkid info data/train",
     "verify": "spkid verify data/train",
     "index": "spkid index data/train",
+    "report": "spkid report ckpt --score spk_classification.json",
     "results": "spkid results sweep",
     "doctor": "spkid doctor --shards data/train",
     "export": "spkid export --weights_ckpt ckpt/bestval_e19_weights.ckpt --out exported --format onnx",

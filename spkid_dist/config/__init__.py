@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spkid_dist.config.commands import DoctorConfig as DoctorConfig
     from spkid_dist.config.commands import IndexConfig as IndexConfig
     from spkid_dist.config.commands import InfoConfig as InfoConfig
+    from spkid_dist.config.commands import ReportConfig as ReportConfig
     from spkid_dist.config.commands import ResultsConfig as ResultsConfig
     from spkid_dist.config.commands import VerifyConfig as VerifyConfig
     from spkid_dist.config.scoring import ExportConfig as ExportConfig
@@ -33,6 +34,7 @@ _MODULES = {
     "IndexConfig": "commands",
     "InfoConfig": "commands",
     "MergeConfig": "sharding",
+    "ReportConfig": "commands",
     "ResultsConfig": "commands",
     "ScoreConfig": "scoring",
     "ShardConfig": "sharding",

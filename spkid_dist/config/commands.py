@@ -79,6 +79,18 @@ class ResultsConfig(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig(Options):
+    """Write one HTML page about a training: curves, errors, options, data, speed."""
+
+    save_path: Annotated[Path, tyro.conf.Positional]
+    """Folder of the training, its --save_path."""
+    out: Path | None = None
+    """File for the page. Default: report.html in the training's folder."""
+    score: Path | None = None
+    """Figures of a scoring with the training's weights: the JSON file beside the results of `spkid score`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorConfig(Options):
     """Check what a training would find: devices, network, disk, dataset.
 

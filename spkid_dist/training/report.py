@@ -1,10 +1,17 @@
 """Write the files that a training leaves beside its weights: statistics, curves, summary."""
 
 import math
+import platform
+import socket
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+from accelerate import Accelerator
+
 from shards.files import json_bytes, write_atomic, write_json
+from spkid_dist.process.versions import installed_version
 from spkid_dist.training.stopwatch import Stopwatch, clock
 
 STATISTICS_NAME = "train_stats.json"
@@ -85,10 +92,18 @@ class Summary:
     run_training_seconds: float
     run_validation_seconds: float
     run_checkpoint_seconds: float
+    environment: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, statistics: TrainStatistics, windows_per_epoch: int, watch: Stopwatch, save_path: Path) -> "Summary":
-        """Sum up a finished training whose last run `watch` has seen."""
+    def of(
+        cls,
+        statistics: TrainStatistics,
+        windows_per_epoch: int,
+        watch: Stopwatch,
+        save_path: Path,
+        environment: dict[str, str],
+    ) -> "Summary":
+        """Sum up a finished training whose last run `watch` has seen in `environment`."""
         best, seconds = statistics.best_epoch, watch.seconds
         training_seconds = seconds["training"] + seconds["waiting"]
         return cls(
@@ -106,6 +121,7 @@ class Summary:
             run_training_seconds=training_seconds,
             run_validation_seconds=seconds["validation"],
             run_checkpoint_seconds=seconds["checkpoints"],
+            environment=environment,
         )
 
     def save(self, folder: Path) -> None:
@@ -126,3 +142,20 @@ class Summary:
 def weights_name(epoch: int, best: bool) -> str:
     """The file of an epoch's weights; `best` where its validation loss was the lowest so far."""
     return f"{'bestval_' if best else ''}e{epoch}_weights.ckpt"
+
+
+def environment_of(accelerator: Accelerator) -> dict[str, str]:
+    """Where a training runs: versions, host, device, number of processes, and the time (UTC)."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = {package: installed_version(package) for package in ("spkid-dist", "torch", "numpy", "accelerate")}
+    return {
+        "python": platform.python_version(),
+        **versions,
+        "host": socket.gethostname(),
+        "device": f"{device.type} ({name})",
+        "processes": str(accelerator.num_processes),
+        "threads per process": str(torch.get_num_threads()),
+        "precision": str(accelerator.mixed_precision),
+        "ended": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    }

@@ -96,7 +96,8 @@ def test_commands_have_only_flags_that_exist(path):
             ends = [index for index, word in enumerate(given) if word in ("|", "&&", ";", ">", ">>", "2>&1", "&", "||")]
             parsed = given[: min(ends, default=len(given))]
             if "--config" in parsed:  # a file that the page has made
-                del parsed[parsed.index("--config") :][:2]
+                at = parsed.index("--config")
+                del parsed[at : at + 2]
             try:
                 _parse(parsed)
             except UsageError as error:

@@ -1,0 +1,211 @@
+"""The command `spkid report`: write one self-contained HTML page about a training, and about a scoring with its weights.
+
+The page loads nothing: pictures are in it, and it follows the reader's choice of light or dark. What a folder lacks is said in
+its place. Texts are escaped: names of speakers and folders are data.
+"""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from shards.errors import InputError
+from shards.files import write_atomic
+from spkid_dist.config import ReportConfig, TrainConfig
+from spkid_dist.process.versions import installed_version
+from spkid_dist.ranks.console import RunLog
+from spkid_dist.trained import OPTIONS_NAME, read_options
+from spkid_dist.training.curves import draw_curves
+from spkid_dist.training.report import STATISTICS_NAME, SUMMARY_NAME, TrainStatistics
+from spkid_dist.training.stopwatch import clock
+
+REPORT_NAME = "report.html"
+SCORE_PICTURES = {"confusion": "confusions", "lengths": "errors by length", "det": "detection error trade-off"}
+SHOWN_SPEAKERS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the page: rows of a table, pictures as (description, data URI), or a line on what is not there."""
+
+    title: str
+    rows: list[tuple[str, str]] = field(default_factory=list)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+    gap: str = ""
+
+
+def report(config: ReportConfig) -> Path:
+    """Write the page on the training in `config.save_path`; returns its path.
+
+    Raises:
+        InputError: there is no training, its files are damaged, the scoring can't be read, or the page can't be written.
+    """
+    folder = config.save_path
+    options = read_options(folder / OPTIONS_NAME)
+    statistics = _statistics(folder / STATISTICS_NAME)
+    summary = _read(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).exists() else None
+    scoring = None if config.score is None else _read(config.score)
+    page = _render(folder, options, statistics, summary, (config.score, scoring))
+    out = config.out or folder / REPORT_NAME
+    write_atomic(out, page.encode())
+    RunLog(shown=True).line(f"{out}: open it in a browser")
+    return out
+
+
+def _render(
+    folder: Path,
+    options: dict[str, Any],
+    statistics: TrainStatistics,
+    summary: dict[str, Any] | None,
+    score: tuple[Path | None, dict[str, Any] | None],
+) -> str:
+    import jinja2  # comes with torch
+
+    best = statistics.best_epoch
+    tiles = [("epochs trained", str(statistics.epochs))]
+    if best >= 0:
+        tiles += [("best epoch", str(best)), ("validation loss", f"{statistics.va_loss[best]:.4f}")]
+        tiles += [("frame accuracy", f"{statistics.va_acc[best]:.2%}")]
+    if summary is not None:
+        tiles.append(("windows per second", f"{_number(summary.get('run_windows_per_second')):,.0f}"))
+    sections = [
+        _curves(statistics),
+        *_scoring(folder, *score),
+        _given_options(options),
+        _data(options),
+        _speed(summary),
+        _environment(summary),
+        _weights(folder),
+        Section(title="All options", rows=_rows(options, set(_option_names()))),
+    ]
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((files("spkid_dist.commands") / "report.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=f"Training {folder.absolute().name}",
+        subtitle=f"Made by spkid report, spkid-dist {installed_version('spkid-dist')}. Epochs count from 0.",
+        tiles=tiles,
+        sections=sections,
+    )
+
+
+def _curves(statistics: TrainStatistics) -> Section:
+    if not statistics.epochs:
+        return Section(title="Curves", gap="No epoch has ended yet.")
+    picture = draw_curves(
+        (statistics.tr_loss, statistics.tr_acc), (statistics.va_loss, statistics.va_acc), statistics.best_epoch
+    )
+    return Section(title="Curves", pictures=[("loss and accuracy over the epochs", _uri(picture))])
+
+
+def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) -> list[Section]:
+    if path is None or scoring is None:
+        gap = "No scoring was given: run spkid score, and give its JSON file by --score."
+        return [Section(title="Scoring", gap=gap)]
+    rows = [("weights", str(scoring.get("weights_ckpt"))), ("utterances", f"{_number(scoring.get('utterances')):,.0f}")]
+    for name, title in (("utterance_errors", "wrong utterances"), ("frame_errors", "wrong frames")):
+        found = scoring.get(name)
+        if isinstance(found, dict) and {"errors", "total", "rate", "low", "high"} <= found.keys():
+            interval = f"95 % interval {found['low']:.2%} to {found['high']:.2%}"
+            rows.append((title, f"{found['errors']:,} of {found['total']:,} = {found['rate']:.2%} ({interval})"))
+    claimed = scoring.get("claimed_speakers")
+    if isinstance(claimed, dict) and "equal_error_rate" in claimed:
+        rows.append(("equal error rate of claimed speakers", f"{_number(claimed['equal_error_rate']):.2%}"))
+    beside = {name: path.with_suffix(f".{name}.png") for name in SCORE_PICTURES}
+    there = [(SCORE_PICTURES[name], _uri(place.read_bytes())) for name, place in beside.items() if place.exists()]
+    gap = "" if there else f"There are no pictures beside {path}. "
+    weights = Path(str(scoring.get("weights_ckpt")))
+    if weights.absolute().parent != folder.absolute():
+        gap += f"The weights that were scored lie in {weights.parent}, and not in the folder of this training."
+    return [Section(title="Scoring", rows=rows, pictures=there, gap=gap)]
+
+
+def _given_options(options: dict[str, Any]) -> Section:
+    defaults = {one.name: one.default for one in fields(TrainConfig) if one.default is not MISSING}
+    differing = {name: value for name, value in options.items() if name in defaults and _plain(defaults[name]) != value}
+    gap = "" if differing else "All options are the defaults."
+    return Section(title="Options that differ from the defaults", rows=_rows(differing, set(differing)), gap=gap)
+
+
+def _data(options: dict[str, Any]) -> Section:
+    speakers = [str(name) for name in options.get("speakers") or []]
+    shown = ", ".join(speakers[:SHOWN_SPEAKERS]) + (", ..." if len(speakers) > SHOWN_SPEAKERS else "")
+    rows = [
+        ("fingerprint of the training set", str(options.get("tr_fingerprint", "not kept"))),
+        ("source", json.dumps(options.get("source"), ensure_ascii=False)),
+        ("features per frame", str(options["input_dim"])),
+        (f"{options['num_spks']} speakers", shown),
+    ]
+    return Section(title="Data", rows=rows)
+
+
+def _speed(summary: dict[str, Any] | None) -> Section:
+    if summary is None:
+        return Section(title="Speed", gap="The training has not ended, so there is no summary yet.")
+    rows = [("windows trained", f"{_number(summary.get('windows')):,.0f}")]
+    rows += [("time waiting for data", f"{_number(summary.get('run_waiting_share')):.1%} of the training steps")]
+    for name in ("training", "validation", "checkpoint"):
+        rows.append((f"{name} time of the last run", clock(_number(summary.get(f"run_{name}_seconds")))))
+    return Section(title="Speed, and where the time went", rows=rows)
+
+
+def _environment(summary: dict[str, Any] | None) -> Section:
+    found = None if summary is None else summary.get("environment")
+    if not isinstance(found, dict):
+        return Section(title="Environment", gap="This training did not keep it.")
+    return Section(title="Environment", rows=[(name, str(value)) for name, value in found.items()])
+
+
+def _weights(folder: Path) -> Section:
+    paths = sorted(folder.glob("bestval_*_weights.ckpt"), key=lambda path: path.stat().st_mtime)
+    rows = [(path.name, f"{path.stat().st_size:,} bytes") for path in paths]
+    return Section(title="Weights, the best so far last", rows=rows, gap="" if rows else "There are no weights yet.")
+
+
+def _rows(options: dict[str, Any], names: set[str]) -> list[tuple[str, str]]:
+    return [(f"--{name}", _shown(value)) for name, value in options.items() if name in names]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _option_names() -> Sequence[str]:
+    return [one.name for one in fields(TrainConfig)]
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _uri(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def _statistics(path: Path) -> TrainStatistics:
+    if not path.exists():
+        return TrainStatistics()
+    found = _read(path)
+    names = [one.name for one in fields(TrainStatistics)]
+    if not all(isinstance(found.get(name), list) for name in names) or len(found["va_loss"]) != len(found["va_acc"]):
+        raise InputError(f"{path}: not the statistics of a training; give the --save_path of one")
+    columns = {name: [float("nan") if value is None else float(value) for value in found[name]] for name in names}
+    return TrainStatistics(**columns)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON: {error}; the file is damaged") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds a {type(found).__name__}, expected an object; the file is damaged")
+    return found
