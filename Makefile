@@ -36,7 +36,7 @@ test-cluster: $(STAMP)
 
 test-frameworks: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements/frameworks.txt
-	$(BIN)/python -m pytest tests/stream/test_frameworks.py
+	$(BIN)/python -m pytest --long tests/stream/test_frameworks.py
 	$(BIN)/python -m pytest tests/project/test_examples.py --long -k lightning
 
 FUZZ_SECONDS ?= 60

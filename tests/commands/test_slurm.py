@@ -48,6 +48,7 @@ def test_an_array_makes_the_bytes_of_one_process(corpus, reference, tmp_path):
     assert "finished already" in again.stdout
 
 
+@pytest.mark.long
 def test_a_tasks_mistake_reaches_the_user_and_a_rerun_does_only_what_is_missing(corpus, reference, tmp_path):
     path, out = last_in_storage(corpus), tmp_path / "out"
     whole = path.read_bytes()

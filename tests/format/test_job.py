@@ -146,6 +146,7 @@ def workers_of(job):
     return [int(line) for line in subprocess.run(search, capture_output=True, text=True).stdout.split()]
 
 
+@pytest.mark.long
 def test_a_worker_killed_at_any_moment_is_made_good_by_a_rerun(corpus, reference, tmp_path, request):
     draw = random.Random(3)
     out = tmp_path / "out"

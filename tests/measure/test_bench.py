@@ -175,6 +175,7 @@ def test_a_stage_is_measured_on_ones_own_shards(what, stages, shards, capsys):
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("on_cpu")
 def test_the_threads_are_those_of_a_training(shards, monkeypatch):
     before = torch.get_num_threads()
@@ -219,6 +220,7 @@ def test_a_report_that_another_process_writes_is_refused_before_anything_is_meas
     assert "measuring" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_an_error_of_a_process_that_was_started_ends_with_1_and_is_shown(shards, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
@@ -243,6 +245,7 @@ def test_scoring_reads_ones_own_files_beside_the_shards(synthetic, shards):
     assert [row["name"] for row in found["rows"]] == ["spkid score, shards", "spkid score, files"]
 
 
+@pytest.mark.long
 def test_two_ranks_measure_at_once_and_one_prints(shards):
     done = run_bench("limits", {"shards": shards, **TOY}, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]

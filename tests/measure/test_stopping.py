@@ -58,6 +58,7 @@ def descendants(process):
     return psutil.Process(process.pid).children(recursive=True)
 
 
+@pytest.mark.long
 def test_finished_stages_are_there_after_a_signal_and_nothing_else(start):
     run, folder = start
     process = run("report", "measuring: resume", repeats=20)

@@ -42,6 +42,7 @@ def found_by(*jobs):
     return json.loads(line)
 
 
+@pytest.mark.long
 def test_one_process_on_the_cpu():
     found = found_by(start("--config_file", CONFIGS / "cpu.yaml", "-m", "spkid_dist", "doctor", on_cpu=False))
     assert (found["processes"], found["ranks"][0]["device"]) == (1, "cpu")

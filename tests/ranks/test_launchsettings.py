@@ -109,6 +109,7 @@ ENGINES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler
 @pytest.mark.parametrize("backend", ["NO", "INDUCTOR", "EAGER", "nonsense"])
 @pytest.mark.parametrize("engine", ENGINES)

@@ -218,6 +218,7 @@ def test_a_checkpoint_of_other_data_is_refused(options, tmp_path):
             train_model(TrainConfig(**(options | {name: other[name]}), resume="auto"))
 
 
+@pytest.mark.long
 def test_a_training_on_chosen_speakers_goes_on(options):
     chosen = options | {"tr_speakers": ("spk0001", "spk0002")}
     train_model(TrainConfig(**chosen | {"epoch": 1}))
@@ -301,6 +302,7 @@ def test_weights_that_find_no_room_are_one_line(options, tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_whatever_finds_no_room_is_one_line_and_the_training_goes_on_when_there_is(options, straight, tmp_path):
     disk, messages = tmp_path / "disk", set()

@@ -176,6 +176,7 @@ def test_the_fused_engine_learns_what_the_eager_one_learns(config, tmp_path, opt
         assert statistics(tmp_path / "fused")[name] == pytest.approx(values, rel=10 * EXACT), name
 
 
+@pytest.mark.long
 def test_a_fused_training_goes_on_bit_for_bit_and_by_another_engine(config, tmp_path):
     config = replace(config, engine="fused", **FEW)
     train_model(config)

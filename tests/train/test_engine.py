@@ -67,6 +67,7 @@ def test_three_ranks_by_one_all_reduce_learn_what_one_learns(config, shards, tmp
         assert statistics(tmp_path / "graph")[name] == pytest.approx(values, rel=1e-4), name
 
 
+@pytest.mark.long
 def test_either_engine_goes_on_from_the_others_checkpoint(config, tmp_path):
     train_model(config)
     whole = result(tmp_path / "eager")

@@ -172,6 +172,7 @@ def short(options, **changed):
     return options_in(folder)["training_id"]
 
 
+@pytest.mark.long
 def test_the_name_is_that_of_the_data_and_of_what_changes_the_result(finished, options, tmp_path):
     name = options_in(finished)["training_id"]
     assert short(options) == name
@@ -266,6 +267,7 @@ def test_going_on_elsewhere_with_overwrite_leaves_nothing_of_what_was_there(opti
     assert set(contents(target)) == set(contents(clean))
 
 
+@pytest.mark.long
 def test_going_back_in_a_folder_leaves_nothing_of_the_epochs_after(copy, options, tmp_path):
     second = checkpoints(copy)[1]
     train_model(TrainConfig(**(options | {"epoch": 2}), resume=str(second)))

@@ -176,6 +176,7 @@ def test_a_closed_terminal_is_a_request_to_stop(shards, tmp_path):
     assert checkpoints(tmp_path / "ckpt")
 
 
+@pytest.mark.long
 def test_under_nohup_a_closed_terminal_changes_nothing(shards, tmp_path):
     options = OPTIONS | shards | {"save_path": tmp_path / "ckpt", "epoch": 10_000, "patience": 10_000}
     job = subprocess.Popen(

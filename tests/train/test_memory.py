@@ -179,6 +179,7 @@ def run_limited(tmp_path, what, function, options):
     return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "flag"),
     [({"hsize": 6000}, "--hsize or --num_layers"), ({"batch_size": 1700, "hsize": 2000, "num_layers": 40}, "--")],
