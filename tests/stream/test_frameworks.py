@@ -27,7 +27,7 @@ EPOCHS = 3
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 LENGTHS = [7, 1, 12, 3, 9, 30, 2, 5, 18, 4, 11, 6, 1, 25]
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
-pytestmark = [pytest.mark.filterwarnings("ignore")  # of other people's code, pytest.mark.long]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.long]  # warnings of other people's code
 
 
 @pytest.fixture(scope="module")
