@@ -53,6 +53,13 @@ def last_figures(printed):
     return float(loss), float(accuracy)
 
 
+def test_a_mixture_of_two_datasets_is_learnt(own_shards):
+    out, _ = own_shards
+    printed = run(sys.executable, EXAMPLES / "mixture.py", out / "train", out / "test")
+    first, last = (float(loss) for loss in re.findall(r"mean loss ([\d.]+)", printed))
+    assert last < first
+
+
 @pytest.mark.long
 def test_a_ddp_loop_learns_by_two_processes(own_shards):
     out, _ = own_shards
