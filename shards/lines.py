@@ -13,7 +13,7 @@ CHUNK_BYTES = 2**22  # also the longest line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows begin a file with it
 LINE_END = re.compile(r"\r\n|\r|\n")
 WHITE_SPACE = " \t\n\v\f\r"
-REMEDY = "give a file with one utterance a line"
+REMEDY = "give a file with one utterance per line"
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:

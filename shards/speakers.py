@@ -152,7 +152,7 @@ def _read_table(path: Path, text: str, separator: str | None, expected: str) -> 
         if key in speakers:
             raise InputError(
                 f"{path}:{number}: utterance {key!r} occurs a second time (it has speaker {speakers[key]!r} already); "
-                "expected one line an utterance: remove one"
+                "expected one line per utterance: remove one"
             )
         speakers[key] = speaker
     return speakers

@@ -291,7 +291,7 @@ def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLo
     if result.det is not None:
         rate, threshold = result.det.equal_error
         log.line(
-            f"equal error rate of claimed speakers: {rate:.2%} at a mean log-probability of {threshold:.3f} a window "
+            f"equal error rate of claimed speakers: {rate:.2%} at a mean log-probability of {threshold:.3f} per window "
             f"({result.det.num_targets:,} targets, {result.det.num_others:,} others)"
         )
     write_json(config.log_file.with_suffix(".json"), _facts(config, result, world_size))

@@ -101,7 +101,7 @@ def _after_failure(config: TrainConfig) -> str:
     last = CheckpointFolder(config.save_path / FOLDER_NAME, config.keep_checkpoints).last
     if last is None:
         return "there is no checkpoint yet: run the same command again"
-    return f"the last checkpoint is {last}: the same command with --resume auto goes on from it"
+    return f"the last checkpoint is {last}: the same command with --resume auto continues from it"
 
 
 def _train_logged(job: Job) -> TrainResult:

@@ -133,7 +133,7 @@ def read_scp(path: Path) -> dict[str, ArkEntry]:
         key, entry = _parse_scp_line(line, f"{path}:{number}")
         if key in entries:
             raise InputError(
-                f"{path}:{number}: utterance {key!r} occurs a second time; expected one line an utterance: remove one"
+                f"{path}:{number}: utterance {key!r} occurs a second time; expected one line per utterance: remove one"
             )
         entries[key] = entry
     if not entries:

@@ -45,7 +45,7 @@ def read_num_frames(folder: Path) -> dict[str, int]:
             raise InputError(f"{path}:{number}: {line!r}; expected KEY FRAMES: correct the line, or remove the file")
         if columns[0] in frames:
             raise InputError(
-                f"{path}:{number}: utterance {columns[0]!r} occurs a second time; expected one line an utterance: remove one"
+                f"{path}:{number}: utterance {columns[0]!r} occurs a second time; expected one line per utterance: remove one"
             )
         frames[columns[0]] = int(columns[1])
     return frames

@@ -63,7 +63,7 @@ def measure_train(bench: Workbench) -> Findings:
     share, waiting = rows[1].share or 0.0, middle(shares[1:])
     notes = [
         f"training from the stream: {share:.1%} of the rate on a cached batch (asked: {ASKED_SHARE:.0%} or more)",
-        f"training steps: engine {steps.engine}, {steps.flops_per_window:,.0f} operations a window",
+        f"training steps: engine {steps.engine}, {steps.flops_per_window:,.0f} operations per window",
         f"waiting for data: {waiting:.1%} of the training's time (asked: less than {ASKED_WAITING:.0%})",
     ]
     figures = {"rates": rates, "waiting": shares[1:], "flops_per_window": steps.flops_per_window}

@@ -122,7 +122,7 @@ def _shared_devices(everyone: list[Vitals]) -> list[str]:
         owner = owners.setdefault((vitals.host, vitals.device_id), vitals)
         if vitals.device_id and owner is not vitals:
             problems.append(
-                f"ranks {owner.rank} and {vitals.rank} are both on {vitals.device} of {vitals.host}; start one process a GPU"
+                f"ranks {owner.rank} and {vitals.rank} are both on {vitals.device} of {vitals.host}; start one process per GPU"
             )
     return problems
 

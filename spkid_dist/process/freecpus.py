@@ -59,7 +59,7 @@ def go_on_with_threads(count: int, say: Say) -> None:
     if are_threads_given() or count == torch.get_num_threads() or count > available_cpus():
         return
     torch.set_num_threads(count)
-    say(f"going on with {count} threads, as before; set OMP_NUM_THREADS to choose the number yourself")
+    say(f"continuing with {count} threads, as before; set OMP_NUM_THREADS to choose the number yourself")
 
 
 def whole_cpus(available: int, used: float) -> int:

@@ -235,7 +235,7 @@ class ResumableBatches(IterableDataset[Batch], ABC):
             if found.get(name) != expected.get(name):
                 raise InputError(
                     f"the stream's state is of another {name}: {found.get(name)!r} there, {expected.get(name)!r} here; the "
-                    "order of windows would not be continued: use the same dataset and options, or begin anew"
+                    "order of windows would not be continued: use the same dataset and options, or start from the beginning"
                 )
 
     # Iterating

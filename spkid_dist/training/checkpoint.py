@@ -168,7 +168,7 @@ class CheckpointFolder:
         if names:
             raise InputError(
                 f"{self.folder}: none of its {len(names)} checkpoints is whole; restore one from a copy, or train from the "
-                "start with --overwrite in the place of --resume"
+                "start with --overwrite instead of --resume"
             )
         return None
 

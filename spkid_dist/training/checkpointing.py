@@ -103,7 +103,7 @@ class CheckpointPolicy:
         place = place_of(self._learner, self._data.training)
         raise_everywhere(
             Stopped(
-                f"stopped by {seen.stop} in epoch {place['epoch']} at window {place['position']}; the same command with "
-                "--resume auto goes on"
+                f"stopped by {seen.stop} in epoch {place['epoch']} at window {place['position']}; to continue, give the same "
+                "command with --resume auto"
             )
         )

@@ -78,12 +78,12 @@ class TrainingFolder:
         goes_on_here = config.resume == "auto" or (origin is not None and origin.resolve() == self.path.resolve())
         if config.overwrite and goes_on_here:
             raise UsageError(
-                f"--overwrite, --resume {config.resume}: --overwrite would delete the checkpoints that --resume goes on from; "
-                "give one of the two"
+                f"--overwrite, --resume {config.resume}: --overwrite would delete the checkpoints that --resume continues "
+                "from; give one of the two"
             )
         used = outputs_of(self.path)
         if used and not (config.overwrite or goes_on_here):
-            remedy = "--resume auto to go on with that training, --overwrite to delete its files"
+            remedy = "--resume auto to continue that training, --overwrite to delete its files"
             raise UsageError(
                 f"{self.path}: holds files of an earlier training ({_shown(used)}); give another --save_path, {remedy}"
             )
@@ -122,8 +122,8 @@ class TrainingFolder:
         used = outputs_of(self.path)
         if self._config.resume == "auto" and not names_in(self.path) <= {self._options[ID_NAME]}:
             raise UsageError(
-                f"{self.path}: holds files of another training ({_shown(used)}), and no checkpoint that --resume auto could go "
-                "on from; give another --save_path, or --overwrite in its place to delete them"
+                f"{self.path}: holds files of another training ({_shown(used)}), and no checkpoint that --resume auto could "
+                "continue from; give another --save_path, or --overwrite instead of --resume to delete them"
             )
         self._remove_outputs()
 

@@ -32,7 +32,7 @@ def go_on(job: Job, learner: Learner, data: TrainingData, checkpoints: Checkpoin
         except InputError as error:  # all ranks have the same bytes, and the same error
             raise_everywhere(error)
         place = place_of(learner, data.training)
-        job.log.line(f"going on in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
+        job.log.line(f"continuing in epoch {place['epoch']} at window {place['position']}, from {checkpoint.path}")
     return checkpoint
 
 
@@ -71,8 +71,8 @@ def _check_data(checkpoint: Checkpoint, data: dict[str, str], config: TrainConfi
             name = {"training set": "tr_shards", "validation set": "va_shards"}.get(what, what)
             raise InputError(
                 f"{checkpoint.path}: its {what} ({then.get(name) or 'of its files'}) has the fingerprint {found}, this one "
-                f"({now.get(name) or 'of its files'}) {fingerprint}; go on with the same "
-                "data, or give another --save_path, or --overwrite in the place of --resume"
+                f"({now.get(name) or 'of its files'}) {fingerprint}; continue with the same "
+                "data, or give another --save_path, or --overwrite instead of --resume"
             )
 
 
@@ -83,13 +83,13 @@ def _check_options(checkpoint: Checkpoint, config: TrainConfig) -> None:
         before = then.get(name, None if option.default is MISSING else option.default)
         if name not in MAY_CHANGE and before != now[name]:
             raise UsageError(
-                f"--{name} {_shown(now[name])}: the checkpoint {checkpoint.path} was trained with {_shown(before)}; go on with "
-                "that, or give another --save_path, or --overwrite in the place of --resume"
+                f"--{name} {_shown(now[name])}: the checkpoint {checkpoint.path} was trained with {_shown(before)}; continue "
+                "with that, or give another --save_path, or --overwrite instead of --resume"
             )
     if then["epoch"] != config.epoch and (config.warmup or config.schedule in ("cosine", "one_cycle")):
         raise UsageError(
             f"--epoch {config.epoch}: the learning rates of the checkpoint {checkpoint.path} follow from its {then['epoch']} "
-            f"epochs (--schedule {config.schedule}); go on with that number"
+            f"epochs (--schedule {config.schedule}); continue with that number"
         )
     epochs = len(checkpoint.values["statistics"]["va_loss"])
     if config.epoch < epochs:

@@ -185,5 +185,5 @@ def log_start(job: Job, data: TrainingData, network: torch.nn.Sequential, engine
     log.line(f"{'total':>10}: {total} parameters")
     log.line(
         f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}, "
-        f"{job.config.optimizer}, engine {engine}, {torch.get_num_threads()} threads a process"
+        f"{job.config.optimizer}, engine {engine}, {torch.get_num_threads()} threads per process"
     )

@@ -88,7 +88,7 @@ def test_a_killed_rank_is_started_again_and_nothing_is_lost(launchers, options, 
             job.terminate()
     printed = "\n".join(output.read_text() for output in outputs)
     assert codes == [0] * len(jobs), printed[-6000:]
-    assert "going on in epoch" in printed
+    assert "continuing in epoch" in printed
     found, expected = statistics(tmp_path / "ckpt"), statistics(straight)
     for name in ("tr_loss", "va_loss"):  # three numbers have several sums, and DDP's first step takes others
         np.testing.assert_allclose(found[name], expected[name], rtol=5e-3)

@@ -167,7 +167,7 @@ def test_a_signal_before_the_time_is_over_requeues_and_changes_nothing(cluster, 
     log = cluster.log(job)
     assert "stopped by the file STOP in epoch" in log
     assert "back into the queue" in log
-    assert "going on in epoch" in log
+    assert "continuing in epoch" in log
     assert result(tmp_path / "ckpt") == result(straight)
 
 
@@ -178,7 +178,7 @@ def test_a_node_that_dies_is_survived(cluster, straight, shards, tmp_path):
     cluster.wait_for(lambda: cluster.states()[job] != "RUNNING", "the job has ended")
     two_nodes.start_node(cluster.folder, two_nodes.NODES[1])
     cluster.wait_for_all()
-    assert "going on in epoch" in cluster.log(job)
+    assert "continuing in epoch" in cluster.log(job)
     assert result(tmp_path / "ckpt") == result(straight)
 
 
@@ -213,7 +213,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_is_in_the_table(cluster, shards, tm
     cluster.slurm("scancel", "--signal=USR1", f"{job}_0")  # to the step, as --signal=USR1@180 does
     cluster.wait_for_all()
     assert "stopped by SIGUSR1 in epoch" in log.read_text()
-    assert "going on in epoch" in log.read_text()
+    assert "continuing in epoch" in log.read_text()
     header, row = (line.split("\t") for line in (tmp_path / "sweep/results.tsv").read_text().splitlines())
     assert dict(zip(header, row, strict=True))["epochs"] == "40"
 

@@ -109,5 +109,5 @@ def test_two_hosts_train_and_a_cut_link_ends_in_an_error_on_both(hosts, tmp_path
     hosts.link("up")
     codes, printed = ended(hosts.train(options | {"save_path": tmp_path / "cut", "resume": "auto"}))
     assert codes == [0, 0], printed
-    assert "going on in epoch" in printed[0][0]
+    assert "continuing in epoch" in printed[0][0]
     assert result(tmp_path / "cut") == result(tmp_path / "straight")

@@ -88,7 +88,10 @@ def test_utterance_that_feats_scp_lacks_is_an_error(tmp_path: Path) -> None:
             ":1: 'touch ran; cat x.ark |' is a command, and this program runs none; run it yourself: copy-feats "
             "scp:feats.scp ark,scp:feats.ark,new.scp",
         ),
-        ("a x:1\nb x:2\na x:3\n", ":3: utterance 'a' occurs a second time; expected one line an utterance: remove one"),
+        (
+            "a x:1\nb x:2\na x:3\n",
+            ":3: utterance 'a' occurs a second time; expected one line per utterance: remove one",
+        ),
     ],
 )
 def test_scp_that_names_no_matrices_is_an_error(tmp_path: Path, text: str, error: str) -> None:

@@ -141,5 +141,5 @@ def test_a_training_takes_no_more_threads_than_it_was_granted(granted, monkeypat
     # Tests run side by side: other programs use the CPUs.
     monkeypatch.setattr("spkid_dist.train.leave_cpus_to_others", lambda *_: None)
     train_model(TrainConfig(**shards, save_path=tmp_path / "ckpt", epoch=1, batch_size=500, hsize=8))
-    assert ", 3 threads a process" in capsys.readouterr().out
+    assert ", 3 threads per process" in capsys.readouterr().out
     assert torch.get_num_threads() == 4

@@ -60,7 +60,7 @@ def test_a_training_goes_on_with_the_threads_that_it_had(shards, tmp_path, monke
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("spkid_dist.train.leave_cpus_to_others", lambda *_: torch.set_num_threads(2))
     train_model(replace(config, epoch=2, resume="auto"))
-    assert "going on with 1 threads, as before" in capsys.readouterr().out
+    assert "continuing with 1 threads, as before" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

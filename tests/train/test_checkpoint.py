@@ -199,7 +199,7 @@ def test_auto_begins_where_there_is_no_checkpoint(options, straight, capsys):
 def test_a_checkpoint_of_other_options_is_refused(copy, options):
     opts = (copy / "train.opts").read_bytes()
     for changed, text in (
-        ({"lr": 0.5}, r"--lr 0.5: the checkpoint \S+ was trained with 0.001; .*--overwrite in the place of --resume"),
+        ({"lr": 0.5}, r"--lr 0.5: the checkpoint \S+ was trained with 0.001; .*--overwrite instead of --resume"),
         ({"hsize": 17}, r"--hsize 17: .*with 16"),
         ({"epoch": 2}, r"--epoch 2: the checkpoint \S+ has 3 epochs behind it; give 3 or more"),
     ):
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_other_data_is_refused(options, tmp_path):
     other = make_shards(tmp_path / "other", seed=1)
     for name, what in (("tr_shards", "training set"), ("va_shards", "validation set")):
         with pytest.raises(
-            InputError, match=rf"its {what} \(\S+\) has the fingerprint \w+, this one \(\S+\) \w+; go on with the same"
+            InputError, match=rf"its {what} \(\S+\) has the fingerprint \w+, this one \(\S+\) \w+; continue with the same"
         ):
             train_model(TrainConfig(**(options | {name: other[name]}), resume="auto"))
 

@@ -61,7 +61,7 @@ def test_a_used_folder_is_refused_and_left_as_it_is(copy, options):
         with pytest.raises(
             UsageError,
             match=r"ckpt: holds files of an earlier training \(.*_weights\.ckpt, .* and \d+ more\); give another "
-            r"--save_path, --resume auto to go on with that training, --overwrite to delete its files",
+            r"--save_path, --resume auto to continue that training, --overwrite to delete its files",
         ):
             train_model(TrainConfig(**(options | changed)))
     assert contents(copy) == before
@@ -130,7 +130,7 @@ def test_overwriting_deletes_nothing_before_the_training_is_sure_to_start(copy, 
 @pytest.mark.parametrize("resume", ["auto", "{ckpt}", "{ckpt}/checkpoints"])
 def test_to_overwrite_what_is_gone_on_from_is_refused(resume, copy, options):
     before = contents(copy)
-    with pytest.raises(UsageError, match=r"--overwrite would delete the checkpoints that --resume goes on from"):
+    with pytest.raises(UsageError, match=r"--overwrite would delete the checkpoints that --resume continues from"):
         train_model(TrainConfig(**options, resume=resume.format(ckpt=copy), overwrite=True))
     assert contents(copy) == before
 
@@ -293,7 +293,7 @@ def test_auto_without_a_checkpoint_begins_anew_only_in_a_folder_of_the_same_trai
     shutil.rmtree(copy / "checkpoints")
     before = contents(copy)
     with pytest.raises(
-        UsageError, match=r"files of another training .*no checkpoint that --resume auto could go on from"
+        UsageError, match=r"files of another training .*no checkpoint that --resume auto could continue from"
     ):
         train_model(TrainConfig(**(options | {"lr": 0.5}), resume="auto"))
     after = contents(copy)
@@ -370,7 +370,7 @@ def test_a_killed_training_s_folder_is_taken_over_at_once(options):
     done = run(options | {"epoch": epochs + 2, "patience": 10_000, "resume": "auto"})
     assert done.returncode == 0, done.stderr
     assert f"was held by process {job.pid} on " in done.stdout
-    assert "going on in epoch" in done.stdout
+    assert "continuing in epoch" in done.stdout
     assert not list(options["save_path"].glob(".held*"))
 
 

@@ -34,7 +34,7 @@ def test_a_training_whose_gpu_fails_names_the_last_checkpoint(shards, tmp_path, 
     *_, last = checkpoints(tmp_path / "ckpt")
     assert code == 1
     assert "the GPU failed (CUDA error: unspecified launch failure): look at nvidia-smi" in errors
-    assert f"the last checkpoint is {last}: the same command with --resume auto goes on from it" in errors
+    assert f"the last checkpoint is {last}: the same command with --resume auto continues from it" in errors
     assert errors.count("\n") == 1
 
 

@@ -211,7 +211,7 @@ def test_a_tracker_that_fails_ends_in_one_line(call, processes, line, options, t
         assert checkpoints(tmp_path / "ckpt")
         again = run_in(tmp_path, options | {"save_path": tmp_path / "ckpt", "checkpoint_steps": 6, "resume": "auto"})
         assert again.returncode == 0, again.stderr
-        assert "going on in epoch" in again.stdout
+        assert "continuing in epoch" in again.stdout
 
 
 def test_a_tracker_that_fails_at_the_end_does_not_spoil_the_training(options, tmp_path, fails_at):
