@@ -4,7 +4,7 @@ The file is YAML, with flags by their names, and nested ones as mappings; or the
 words of a command line, so each value is checked as a flag is. Words that a user gives take the place of those of the file.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,13 +16,23 @@ from spkid_dist.commands.help import near_flag
 
 # What train.opts has besides options, as `spkid_dist.training.job.TrainingData.options` and the training's name.
 NO_OPTIONS = frozenset({"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "training_id"})
+# What train.opts says of its own run: the permission to delete a folder, and the checkpoint it went on from, end with that run.
+OF_ONE_RUN = frozenset({"overwrite", "resume"})
+WITH_MEANING = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:merge")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2's booleans, so that `mixed_precision: no` is a word; each key once."""
+    """Values as they are written, but for true, false and null; each key once.
+
+    A speaker `0010` is no octal number then, `1:30` no number of seconds, and `mixed_precision: no` is a word.
+    """
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        first: [
+            (tag, pattern)
+            for tag, pattern in resolvers
+            if tag in WITH_MEANING and not (tag.endswith("bool") and first not in "tTfF")
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -70,8 +80,14 @@ def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
 
 def _words_of(path: Path, command: str, flags: Sequence[Flag], given: set[str]) -> Iterator[str]:
     known = {flag.name: flag for flag in flags}
-    for name, value in _entries(path, _read(path, command)):
+    groups = {flag.name.partition(".")[0] for flag in flags if "." in flag.name}
+    seen = set()
+    for name, value in _entries(path, _read(path, command), groups):
         opposite = known.get(f"no_{name}")  # of a switch that is on by default
+        decided = opposite.name if opposite else name
+        if decided in seen:
+            raise UsageError(f"{path}: {name} stands there twice")
+        seen.add(decided)
         if name in known:
             if name not in given:
                 yield from _words(path, known[name], value)
@@ -93,18 +109,20 @@ def _read(path: Path, command: str) -> Mapping[Any, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds {_kind(found)}, expected flags by their names, such as `lr: 0.001`")
     if command == "train" and NO_OPTIONS & found.keys():
-        return {name: value for name, value in found.items() if name not in NO_OPTIONS}
+        return {name: value for name, value in found.items() if name not in NO_OPTIONS | OF_ONE_RUN}
     return found
 
 
-def _entries(path: Path, found: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The flags and their values; of nested mappings as `features.kind`."""
+def _entries(path: Path, found: Mapping[Any, Any], groups: Set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The flags and their values; of the mappings below `groups` as `features.kind`."""
     for key, value in found.items():
         name = f"{prefix}{key}".replace("-", "_")
-        if isinstance(value, dict):
-            yield from _entries(path, value, f"{name}.")
-        else:
+        if name not in groups:
             yield name, value
+        elif isinstance(value, dict):
+            yield from _entries(path, value, set(), f"{name}.")
+        elif value is not None:
+            raise UsageError(f"{path}: {name}: {value!r}: expected flags below it, as in `{name}: {{NAME: VALUE}}`")
 
 
 def _words(path: Path, flag: Flag, value: Any) -> list[str]:
@@ -114,13 +132,12 @@ def _words(path: Path, flag: Flag, value: Any) -> list[str]:
         if not isinstance(value, bool):
             raise UsageError(f"{path}: {flag.name}: {value!r}: expected true or false")
         return [f"--{flag.name}"] if value else []
-    values = value if isinstance(value, list) else [value]
-    if any(isinstance(one, bool | list | dict) for one in values):
+    takes_several = flag.placeholder.endswith("...")
+    values = value if isinstance(value, list) and takes_several else [value]
+    if not values or not all(isinstance(one, str) for one in values):
         raise UsageError(f"{path}: {flag.name}: {value!r}: expected {flag.placeholder}")
-    if len(values) == 1:
-        return [f"--{flag.name}={values[0]}"]
-    return [f"--{flag.name}", *map(str, values)] if values else []
+    return [f"--{flag.name}={values[0]}"] if len(values) == 1 else [f"--{flag.name}", *values]
 
 
 def _kind(found: Any) -> str:
-    return "nothing" if found is None else f"a {type(found).__name__}"
+    return {list: "a list", type(None): "nothing"}.get(type(found), "one value")

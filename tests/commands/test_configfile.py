@@ -31,10 +31,28 @@ def test_words_that_yaml_might_take_for_truths_stay_words(tmp_path):
     assert parsed(tmp_path, "normalize: none\npatience: null\nbatch_norm: false") == TrainConfig()
 
 
+def test_values_reach_the_flag_as_they_are_written(tmp_path):
+    assert parsed(tmp_path, "tr_speakers: [0001, 010, 1_0, 1e3]").tr_speakers == ("0001", "010", "1_0", "1e3")
+    assert parsed(tmp_path, 'lr: "1e-2"\nhsize: 1_000') == TrainConfig(lr=0.01, hsize=1000)
+    with pytest.raises(SystemExit):
+        parsed(tmp_path, "timeout_minutes: 1:30")
+
+
+def test_a_train_opts_gives_its_options_and_not_what_was_of_its_run(tmp_path):
+    of_data = {"input_dim": 3, "num_spks": 2, "speakers": ["anna", "ben"], "training_id": "0"}
+    text = json.dumps(of_data | {"lr": 0.5, "clip_grad_norm": None, "overwrite": True, "resume": "auto"})
+    assert parsed(tmp_path, text) == TrainConfig(lr=0.5)
+    assert parsed(tmp_path, "lr: 0.5\nresume: auto") == TrainConfig(lr=0.5, resume="auto")
+
+
 def test_nested_flags_and_switches_that_are_on_by_default(tmp_path):
     found = parsed(tmp_path, "out: x\nsource: audio\nfeatures: {kind: mfcc, num_ceps: 12}", command="shard")
     assert isinstance(found, ShardConfig)
     assert (found.features.kind, found.features.num_ceps) == ("mfcc", 12)
+    assert parsed(tmp_path, "out: x\nfeatures: null", command="shard") == ShardConfig(out="x")
+    for twice in ("features.kind: mfcc\nfeatures: {kind: fbank}", "features: mfcc"):
+        with pytest.raises(UsageError, match=r"twice|features: 'mfcc': expected flags below it"):
+            parsed(tmp_path, f"out: x\n{twice}", command="shard")
     found = parsed(tmp_path, "weights_ckpt: w\npictures: false", command="score")
     assert found == ScoreConfig(weights_ckpt=Path("w"), pictures=False)
     assert parsed(tmp_path, "weights_ckpt: w\npictures: true", command="score").pictures
@@ -45,12 +63,18 @@ def test_nested_flags_and_switches_that_are_on_by_default(tmp_path):
     [
         ("learning_rate: 0.1", "learning_rate: no such flag of spkid train; did you mean --lr?"),
         ("lr: 0.1\nlr: 0.2", "lr stands there twice"),
-        ("batch_norm: 1", "batch_norm: 1: expected true or false"),
+        ("batch_size: 1\nbatch-size: 2", "batch_size stands there twice"),
+        ("batch_norm: 1", "batch_norm: '1': expected true or false"),
+        ("batch_norm: yes", "batch_norm: 'yes': expected true or false"),
         ("lr: true", "lr: True: expected NUMBER"),
+        ("lr: [0.1, 0.2]", "lr: ['0.1', '0.2']: expected NUMBER"),
+        ("lr: &again {lr: *again}", "expected NUMBER"),
+        ("tr_speakers: []", "tr_speakers: []: expected TEXT ..."),
+        ("tr_speakers: [anna, null]", "tr_speakers: ['anna', None]: expected TEXT ..."),
         ("- lr", "holds a list, expected flags by their names"),
         ("", "holds nothing, expected flags"),
         ("lr: [", "not YAML: "),
-        ("what", "holds a str, expected flags"),
+        ("what", "holds one value, expected flags"),
     ],
 )
 def test_what_can_not_be_is_one_line_that_names_the_file(tmp_path, text, message):
