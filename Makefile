@@ -1,4 +1,5 @@
 # make demo   set up .venv with what users need, then shard, train and score a small synthetic corpus
+# make check  lint, types and the fast tests, in a minute
 # make test   set up .venv with all that the tests need, then what CI runs: ruff, mypy, pytest
 # make test-long  the tests that draw random moments, with many of them
 # make test-cluster  launch/ on a Slurm of two nodes, on two hosts, and with processes killed; as root, on Debian or Ubuntu
@@ -15,7 +16,7 @@ BIN := .venv/bin
 USER_STAMP := .venv/.user-installed
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long test-cluster test-frameworks test-lowest fuzz bench bench-peers recipes docs lint format clean
+.PHONY: demo check test test-long test-cluster test-frameworks test-lowest fuzz bench bench-peers recipes docs lint format clean
 
 demo: $(USER_STAMP)
 	$(BIN)/spkid demo
@@ -23,6 +24,9 @@ demo: $(USER_STAMP)
 test: lint
 	$(BIN)/python -m pytest -n 2
 	@! $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || $(BIN)/python -m pytest --gpu -m 'gpu or device'
+
+check: lint
+	$(BIN)/python -m pytest -n 2 -q -m fast
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/format/test_job.py tests/format/test_append.py --kills 50
@@ -72,7 +76,7 @@ recipes: $(STAMP)
 
 docs: $(STAMP) .venv-docs/.installed
 	$(BIN)/python docs/generate.py
-	.venv-docs/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "site/index.html"
 
 .venv-docs/.installed: requirements/docs.txt

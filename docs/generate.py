@@ -97,10 +97,10 @@ def _signature(name: str, thing: Any) -> str:
     except (TypeError, ValueError):
         return name
     text = re.sub(r"<[^<>]*>", "...", re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Za-z_])", "", text))
-    if len(name + text) <= 100:
+    if len(name + text) <= 76:
         return name + text
     inside, _, result = text[1:].rpartition(")")
-    arguments = textwrap.fill(inside, 96, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    arguments = textwrap.fill(inside, 72, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
     return f"{name}(\n{arguments}\n){result}"
 
 

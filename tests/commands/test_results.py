@@ -9,6 +9,8 @@ from shards.files import write_json
 from spkid_dist.commands.results import results
 from spkid_dist.config import ResultsConfig
 
+pytestmark = pytest.mark.fast
+
 
 def write_training(folder, hsize, va_loss):
     folder.mkdir(parents=True)

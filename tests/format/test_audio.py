@@ -14,6 +14,8 @@ from shards import AudioSource, FeatureOptions, UsageError
 from shards.sources.audio import read_audio
 from shards.sources.features import compute_features
 
+pytestmark = pytest.mark.fast
+
 
 def mel(frequency: Any) -> Any:
     return 1127.0 * np.log(1.0 + frequency / 700.0)

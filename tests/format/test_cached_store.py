@@ -9,6 +9,8 @@ from test_store import QUICK, assert_same, batches, copy, corpus, expected, kept
 
 from shards import InputError, ShardDataset
 
+pytestmark = pytest.mark.fast
+
 
 def test_cached_blocks_are_not_downloaded_again(corpus, expected, tmp_path):
     cached = options(cache_dir=tmp_path / "cache")

@@ -16,6 +16,8 @@ from shards import InputError, files
 from shards.files import atomic_writer, write_atomic, write_json
 from spkid_dist.trained import save_weights
 
+pytestmark = pytest.mark.fast
+
 MOST_BYTES_A_WRITE = 1000
 
 

@@ -7,6 +7,8 @@ from fuzz_targets import check, make_targets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.fast
+
 NAMES = ("fmatrix", "npy", "record", "job", "manifest", "shard", "blocks", "utterances")
 
 

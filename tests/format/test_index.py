@@ -22,6 +22,8 @@ from shards.verification.verify import verify_dataset
 from spkid_dist.commands.check import index
 from spkid_dist.config import IndexConfig
 
+pytestmark = pytest.mark.fast
+
 INDEX = (MANIFEST_NAME, BLOCKS_NAME, UTTERANCES_NAME)
 fuzz = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -12,6 +12,8 @@ from source_checks import error_of, kaldi_folder, only_input_errors, utterance
 from shards import InputError, KaldiSource, Utterance, read_kaldi_folder
 from shards.sources.kaldi import parse_matrix, read_scp
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_kaldi_matrices_are_found_by_their_offsets(tmp_path: Path, dtype: str) -> None:

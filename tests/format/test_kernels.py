@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,8 @@ from spkid_dist.streaming.kernels import (
     number_windows,
     round_to_bfloat16,
 )
+
+pytestmark = pytest.mark.fast
 
 finite = st.floats(-1e6, 1e6, width=32)
 matrices = hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=finite)

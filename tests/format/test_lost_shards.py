@@ -10,6 +10,8 @@ from shards import (
 )
 from shards.layout import MANIFEST_NAME
 
+pytestmark = pytest.mark.fast
+
 
 def test_a_shard_that_vanished_is_made_again(corpus, reference, tmp_path):
     plan, source = unfinished_job(corpus, tmp_path / "out")

@@ -13,6 +13,8 @@ from shards.layout import BLOCKS_NAME, UTTERANCES_NAME
 from shards.manifest import Manifest
 from shards.members import table_header
 
+pytestmark = pytest.mark.fast
+
 
 def lie(folder, changed_tables, **changes):
     """Write tables and a manifest that fit each other and are not the truth."""

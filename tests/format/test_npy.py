@@ -14,6 +14,8 @@ from source_checks import FRAMES, error_of, only_input_errors, utterance
 from shards import NpySource
 from shards.sources.npy import parse_npy, parse_npz
 
+pytestmark = pytest.mark.fast
+
 
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()

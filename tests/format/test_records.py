@@ -19,6 +19,8 @@ from shards.conversion.job import convert_shard
 from shards.conversion.record import ShardRecord, record_name
 from shards.layout import BLOCK_DTYPE, MANIFEST_NAME
 
+pytestmark = pytest.mark.fast
+
 
 def test_records_that_are_not_of_the_job_are_refused(corpus, tmp_path):
     plan, source = plan_of(corpus)

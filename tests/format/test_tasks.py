@@ -7,6 +7,8 @@ from shards import (
 )
 from shards.conversion.tasks import TaskShare, parse_share
 
+pytestmark = pytest.mark.fast
+
 SLURM_STEP = {"SLURM_PROCID": "2", "SLURM_NTASKS": "8"}
 SLURM_ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_STEP": "2"}
 

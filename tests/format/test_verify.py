@@ -22,6 +22,8 @@ from shards.verification.verify import verify_dataset
 from spkid_dist.commands.check import verify
 from spkid_dist.config import VerifyConfig
 
+pytestmark = pytest.mark.fast
+
 fuzz = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -22,6 +22,8 @@ from spkid_dist.bench.rows import (
     make_row,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def row(stage, windows_rate, share=0.5, **changes):
     values = {

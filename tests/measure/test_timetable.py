@@ -7,6 +7,8 @@ import pytest
 from spkid_dist.bench.timetable import Timetable, expected_seconds, readable_seconds
 from spkid_dist.config.bench import BenchConfig
 
+pytestmark = pytest.mark.fast
+
 
 class Clock:
     def __init__(self):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "DESIGN.md", *sorted((ROOT / "docs/explanation").glob("*.md"))]
 MODULE = re.compile(r"`((?:spkid_dist|shards)(?:\.\w+)+)`")

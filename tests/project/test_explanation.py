@@ -6,6 +6,8 @@ from runpy import run_path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 EXPLANATION = ROOT / "docs/explanation"
 PAGES = sorted(path.name for path in EXPLANATION.glob("*.md") if "```python" in path.read_text(encoding="utf-8"))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 # part of spkid_dist: the parts that it may import; all may import `shards`, which imports none of them
 BELOW = {

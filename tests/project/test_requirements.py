@@ -13,6 +13,8 @@ from packaging.utils import canonicalize_name
 
 from shards.extras import REQUIREMENTS
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]

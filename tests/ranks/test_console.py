@@ -13,6 +13,8 @@ from rich.text import Text
 from shards import InputError
 from spkid_dist.ranks.console import RateColumn, RunLog
 
+pytestmark = pytest.mark.fast
+
 
 def test_the_bar_shows_units_a_second():
     clock = iter(range(100))

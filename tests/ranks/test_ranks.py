@@ -5,6 +5,8 @@ from accelerate import Accelerator
 
 from spkid_dist.ranks.together import LostRanksError, explain_lost_ranks
 
+pytestmark = pytest.mark.fast
+
 GLOO = {
     "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [10.77.0.1]:9644": (
         r"\(Connection closed by peer \[10\.77\.0\.1\]:9644\)"

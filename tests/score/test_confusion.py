@@ -7,6 +7,8 @@ import pytest
 
 from spkid_dist.scoring.confusion import rates_by_length, ratio_interval, wilson_interval, worst_pairs
 
+pytestmark = pytest.mark.fast
+
 
 def test_wilson_interval_has_its_published_values():
     # Newcombe, Statistics in Medicine 17, 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29.

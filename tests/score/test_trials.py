@@ -7,6 +7,8 @@ import pytest
 
 from spkid_dist.scoring.trials import TrialCounts, det_curve
 
+pytestmark = pytest.mark.fast
+
 
 def curve_of(scores, true):
     counts = TrialCounts()

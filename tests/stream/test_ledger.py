@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.ledger import Ledger, LedgerError, check_epoch
 
+pytestmark = pytest.mark.fast
+
 
 @given(st.integers(0, 300), st.integers(1, 5), st.randoms())
 def test_a_whole_epoch_in_any_order_and_any_parts_has_the_sums_known_beforehand(num_windows, parts, random):

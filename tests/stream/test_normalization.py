@@ -9,6 +9,8 @@ from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.normalization import normalize_frames
 
+pytestmark = pytest.mark.fast
+
 LENGTHS = [7, 1, 12, 3, 9, 30, 2, 5, 18]
 
 

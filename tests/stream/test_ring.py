@@ -22,6 +22,8 @@ from spkid_dist.streaming.ring import RingFormat, WindowRing
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.stacking import BatchMemory
 
+pytestmark = pytest.mark.fast
+
 RESIDENT, POOLS = None, 0  # device_memory
 OPTIONS = {"in_frames": 4, "batch_size": 11, "num_streams": 5, "rank": 0, "world_size": 1}
 

@@ -12,6 +12,8 @@ from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.selection import Selection
 
+pytestmark = pytest.mark.fast
+
 # Odd utterances are spk1's, who has a sixth of spk0's frames.
 LENGTHS = [30, 8, 25, 6, 41, 5, 22, 7]
 

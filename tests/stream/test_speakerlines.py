@@ -18,6 +18,8 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.speakerlines import say_list_speakers, say_training_speakers
 
+pytestmark = pytest.mark.fast
+
 SPEAKERS = ["ada", "bob", "eve", "kim", "lee", "mia", "noa"]
 RULES = "say what names the speakers: --speaker_component, --speaker_regex, --speaker_tsv or --utt2spk"
 

@@ -10,6 +10,8 @@ from spkid_dist.streaming.kernels import windows_of
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.windows import DatasetWindows
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):

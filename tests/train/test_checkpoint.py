@@ -213,7 +213,8 @@ def test_a_checkpoint_of_other_data_is_refused(options, tmp_path):
     other = make_shards(tmp_path / "other", seed=1)
     for name, what in (("tr_shards", "training set"), ("va_shards", "validation set")):
         with pytest.raises(
-            InputError, match=rf"its {what} \(\S+\) has the fingerprint \w+, this one \(\S+\) \w+; continue with the same"
+            InputError,
+            match=rf"its {what} \(\S+\) has the fingerprint \w+, this one \(\S+\) \w+; continue with the same",
         ):
             train_model(TrainConfig(**(options | {name: other[name]}), resume="auto"))
 

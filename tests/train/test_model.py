@@ -17,6 +17,8 @@ from spkid_dist.model import (
     set_moments,
 )
 
+pytestmark = pytest.mark.fast
+
 CLASSIC = {"input_dim": 3, "in_frames": 5, "hsize": 7, "num_spks": 4}
 
 
