@@ -14,7 +14,7 @@ from shards.errors import InputError
 from shards.files import read_text, write_atomic
 from spkid_dist.config import ResultsConfig
 from spkid_dist.trained import OPTIONS_NAME, read_options
-from spkid_dist.training.report import STATISTICS_NAME
+from spkid_dist.training.report import STATISTICS_NAME, SUMMARY_NAME
 
 TABLE_NAME = "results.tsv"
 FIRST, LAST = ("training", "hsize", "in_frames"), ("epochs", "best_epoch", "va_loss", "va_acc", "data", "ended")
@@ -28,8 +28,8 @@ FINGERPRINT_DIGITS = 8  # enough to tell datasets apart
 class Result:
     """What a training came to; losses and accuracies are those of `best_epoch`, None where none was validated.
 
-    `options` are those of train.opts; `data` begins as the fingerprint of the training set, `ended` is when its last epoch was
-    validated (UTC); both None where the folder does not tell.
+    `options` are those of train.opts. `data` is the first digits of the training set's fingerprint, None where train.opts has
+    none. `ended` is when the training wrote its summary (UTC), None where it has not ended.
     """
 
     training: str
@@ -99,7 +99,7 @@ def _read(folder: Path) -> Result:
         va_loss=None if best is None else losses[best],
         va_acc=None if best is None else accuracies[best],
         data=fingerprint[:FINGERPRINT_DIGITS] if isinstance(fingerprint, str) else None,
-        ended=_time_of(folder / STATISTICS_NAME),
+        ended=_time_of(folder / SUMMARY_NAME),
         options=options,
     )
 

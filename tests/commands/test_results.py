@@ -1,6 +1,7 @@
 """One table of several trainings."""
 
 import json
+import os
 
 import pytest
 
@@ -26,14 +27,13 @@ def test_the_best_training_comes_first_and_those_without_a_result_last(tmp_path,
     write_training(tmp_path / "c", 30, [0.125])
     results(ResultsConfig(folder=tmp_path))
     expected = [
-        "training hsize in_frames epochs best_epoch va_loss va_acc data",
-        "c 30 5 1 0 0.125 0.9875 -",
-        "a 10 5 3 1 0.25 0.975 -",
-        "b 20 5 0 - - - -",
+        "training hsize in_frames epochs best_epoch va_loss va_acc data ended",
+        "c 30 5 1 0 0.125 0.9875 - -",
+        "a 10 5 3 1 0.25 0.975 - -",
+        "b 20 5 0 - - - - -",
     ]
     table = [line.split("\t") for line in (tmp_path / "results.tsv").read_text().splitlines()]
-    assert [row[:-1] for row in table] == [line.split() for line in expected]
-    assert [row[-1] == "-" for row in table] == [False, False, False, True]
+    assert table == [line.split() for line in expected]
     printed = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
     assert printed == table
 
@@ -47,6 +47,15 @@ def test_options_that_differ_and_the_data_are_shown(tmp_path, capsys):
     first, second = json.loads(capsys.readouterr().out)
     assert (first["lr"], second["lr"], first["data"], second["data"]) == (0.1, 0.2, "01234567", None)
     assert not {"seed", "save_path"} & first.keys()
+
+
+def test_a_training_that_has_ended_shows_when(tmp_path):
+    for name in "ab":
+        write_training(tmp_path / name, 10, [0.5])
+    write_json(tmp_path / "a/summary.json", {})
+    os.utime(tmp_path / "a/summary.json", (0, 60))
+    found = results(ResultsConfig(folder=tmp_path))
+    assert {result.training: result.ended for result in found} == {"a": "1970-01-01T00:01", "b": None}
 
 
 def test_a_trainings_own_folder_is_one_line_and_gets_no_file(tmp_path):
