@@ -9,8 +9,10 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import field, make_dataclass
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,6 +20,7 @@ from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stoppe
 from shards.extras import REQUIREMENTS, install_command
 from spkid_dist import config as configs
 from spkid_dist.commands.configfile import with_config
+from spkid_dist.commands.flags import CONFIG_COMMANDS, CONFIG_FLAG
 from spkid_dist.commands.help import (
     HELP_WORDS,
     asks_for_help,
@@ -98,12 +101,21 @@ def _print_completion(shell: str) -> None:
         raise UsageError(
             f"{shell or 'completion'}: expected a shell, one of {', '.join(SHELLS)}: spkid completion bash"
         )
-    commands: dict[str, Callable[..., Any]] = {name: options for name, (options, _, _) in COMMANDS.items()}
+    commands = {name: _with_config_flag(name, options) for name, (options, _, _) in COMMANDS.items()}
     asked, script = [TYRO_COMPLETION, shell], io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):  # tyro prints it, and ends the process
         tyro.extras.subcommand_cli_from_dict(commands, prog="spkid", args=asked, config=STYLE, use_underscores=True)
     text = script.getvalue()
     print(text.replace("{None}|", "").replace("{None,", "{").replace(" (default: None)", ""))  # as the help shows flags
+
+
+def _with_config_flag(command: str, options: type[Any]) -> Callable[..., Any]:
+    """The command's options as completion knows them: with --config where the command has it, which is none of its options."""
+    if command not in CONFIG_COMMANDS:
+        return options
+    hint = Annotated[Path | None, tyro.conf.arg(help=CONFIG_FLAG.text)]
+    flag = (CONFIG_FLAG.name, hint, field(default=None))
+    return make_dataclass(options.__name__, [flag], bases=(options,), frozen=True, kw_only=True)
 
 
 def _parse_and_run(parse: Callable[[], Any]) -> int:

@@ -168,6 +168,8 @@ printf '%s\\n' "${COMPREPLY[@]}"
     assert complete("spkid", "tr") == ["train"]
     assert complete("spkid", "train", "--tr_sh") == ["--tr_shards"]
     assert complete("spkid", "verify", "--tr_sh") == []
+    assert complete("spkid", "train", "--conf") == ["--config"]
+    assert complete("spkid", "verify", "--conf") == []
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
