@@ -136,7 +136,11 @@ def _words(path: Path, flag: Flag, value: Any) -> list[str]:
     values = value if isinstance(value, list) and takes_several else [value]
     if not values or not all(isinstance(one, str) for one in values):
         raise UsageError(f"{path}: {flag.name}: {value!r}: expected {flag.placeholder}")
-    return [f"--{flag.name}={values[0]}"] if len(values) == 1 else [f"--{flag.name}", *values]
+    if len(values) == 1:
+        return [f"--{flag.name}={values[0]}"]
+    if any(one.startswith("-") for one in values):  # it would be a flag itself
+        raise UsageError(f"{path}: {flag.name}: {value!r}: among several values none may begin with a dash")
+    return [f"--{flag.name}", *values]
 
 
 def _kind(found: Any) -> str:

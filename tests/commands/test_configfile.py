@@ -70,6 +70,7 @@ def test_nested_flags_and_switches_that_are_on_by_default(tmp_path):
         ("lr: [0.1, 0.2]", "lr: ['0.1', '0.2']: expected NUMBER"),
         ("lr: &again {lr: *again}", "expected NUMBER"),
         ("tr_speakers: []", "tr_speakers: []: expected TEXT ..."),
+        ("tr_speakers: [anna, --overwrite]", "none may begin with a dash"),
         ("tr_speakers: [anna, null]", "tr_speakers: ['anna', None]: expected TEXT ..."),
         ("- lr", "holds a list, expected flags by their names"),
         ("", "holds nothing, expected flags"),
