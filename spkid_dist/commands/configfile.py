@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def with_config(command: str, options: type[Any], words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The words of a command with those of its --config before them, and that file; None where there is none.
+    """The words of a command with those of its --config behind them, and that file; None where there is none.
 
     Raises:
         InputError: the file can't be read, or is not YAML.
@@ -58,7 +58,7 @@ def with_config(command: str, options: type[Any], words: Sequence[str]) -> tuple
     if path is None:
         return rest, None
     given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest if word.startswith("--")}
-    return [*_words_of(path, command, flags_of(options), given), *rest], path
+    return [*rest, *_words_of(path, command, flags_of(options), given)], path
 
 
 def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:

@@ -6,11 +6,12 @@ its place. Texts are escaped: names of speakers and folders are data.
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from shards.errors import InputError
 from shards.files import write_atomic
@@ -25,6 +26,9 @@ from spkid_dist.training.stopwatch import clock
 REPORT_NAME = "report.html"
 SCORE_PICTURES = {"confusion": "confusions", "lengths": "errors by length", "det": "detection error trade-off"}
 SHOWN_SPEAKERS = 20
+RATE = ("errors", "total", "rate", "low", "high")  # of an error rate
+UNKNOWN = "not known"
+BEST_WEIGHTS = re.compile(r"bestval_e(\d+)_weights\.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ def _render(
         tiles += [("best epoch", str(best)), ("validation loss", f"{statistics.va_loss[best]:.4f}")]
         tiles += [("frame accuracy", f"{statistics.va_acc[best]:.2%}")]
     if summary is not None:
-        tiles.append(("windows per second", f"{_number(summary.get('run_windows_per_second')):,.0f}"))
+        tiles.append(("windows per second", _text(summary.get("run_windows_per_second"), "{:,.0f}")))
     sections = [
         _curves(statistics),
         *_scoring(folder, *score),
@@ -79,7 +83,7 @@ def _render(
         _speed(summary),
         _environment(summary),
         _weights(folder),
-        Section(title="All options", rows=_rows(options, set(_option_names()))),
+        Section(title="Options that are the defaults", rows=_rows(options, set(_option_names()) - _differing(options))),
     ]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("spkid_dist.commands") / "report.html").read_text(encoding="utf-8"))
@@ -104,15 +108,15 @@ def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) ->
     if path is None or scoring is None:
         gap = "No scoring was given: run spkid score, and give its JSON file by --score."
         return [Section(title="Scoring", gap=gap)]
-    rows = [("weights", str(scoring.get("weights_ckpt"))), ("utterances", f"{_number(scoring.get('utterances')):,.0f}")]
+    rows = [("weights", str(scoring.get("weights_ckpt"))), ("utterances", _text(scoring.get("utterances"), "{:,}"))]
     for name, title in (("utterance_errors", "wrong utterances"), ("frame_errors", "wrong frames")):
         found = scoring.get(name)
-        if isinstance(found, dict) and {"errors", "total", "rate", "low", "high"} <= found.keys():
+        if isinstance(found, dict) and all(_is_number(found.get(key)) for key in RATE):
             interval = f"95 % interval {found['low']:.2%} to {found['high']:.2%}"
             rows.append((title, f"{found['errors']:,} of {found['total']:,} = {found['rate']:.2%} ({interval})"))
     claimed = scoring.get("claimed_speakers")
-    if isinstance(claimed, dict) and "equal_error_rate" in claimed:
-        rows.append(("equal error rate of claimed speakers", f"{_number(claimed['equal_error_rate']):.2%}"))
+    if isinstance(claimed, dict):
+        rows.append(("equal error rate of claimed speakers", _text(claimed.get("equal_error_rate"), "{:.2%}")))
     beside = {name: path.with_suffix(f".{name}.png") for name in SCORE_PICTURES}
     there = [(SCORE_PICTURES[name], _uri(place.read_bytes())) for name, place in beside.items() if place.exists()]
     gap = "" if there else f"There are no pictures beside {path}. "
@@ -123,10 +127,15 @@ def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) ->
 
 
 def _given_options(options: dict[str, Any]) -> Section:
+    rows = _rows(options, _differing(options))
+    gap = "" if rows else "All options are the defaults."
+    return Section(title="Options that differ from the defaults", rows=rows, gap=gap)
+
+
+def _differing(options: dict[str, Any]) -> set[str]:
+    """The names of the options of a training that differ from the defaults."""
     defaults = {one.name: one.default for one in fields(TrainConfig) if one.default is not MISSING}
-    differing = {name: value for name, value in options.items() if name in defaults and _plain(defaults[name]) != value}
-    gap = "" if differing else "All options are the defaults."
-    return Section(title="Options that differ from the defaults", rows=_rows(differing, set(differing)), gap=gap)
+    return {name for name, value in options.items() if name in defaults and _plain(defaults[name]) != value}
 
 
 def _data(options: dict[str, Any]) -> Section:
@@ -144,10 +153,11 @@ def _data(options: dict[str, Any]) -> Section:
 def _speed(summary: dict[str, Any] | None) -> Section:
     if summary is None:
         return Section(title="Speed", gap="The training has not ended, so there is no summary yet.")
-    rows = [("windows trained", f"{_number(summary.get('windows')):,.0f}")]
-    rows += [("time waiting for data", f"{_number(summary.get('run_waiting_share')):.1%} of the training steps")]
+    rows = [("windows trained", _text(summary.get("windows"), "{:,}"))]
+    rows += [("time waiting for data", _text(summary.get("run_waiting_share"), "{:.1%} of the training steps"))]
     for name in ("training", "validation", "checkpoint"):
-        rows.append((f"{name} time of the last run", clock(_number(summary.get(f"run_{name}_seconds")))))
+        seconds = summary.get(f"run_{name}_seconds")
+        rows.append((f"{name} time of the last run", clock(seconds) if _is_number(seconds) else UNKNOWN))
     return Section(title="Speed, and where the time went", rows=rows)
 
 
@@ -159,7 +169,8 @@ def _environment(summary: dict[str, Any] | None) -> Section:
 
 
 def _weights(folder: Path) -> Section:
-    paths = sorted(folder.glob("bestval_*_weights.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = [(match, path) for path in folder.iterdir() if (match := BEST_WEIGHTS.fullmatch(path.name))]
+    paths = [path for _, path in sorted(found, key=lambda one: int(one[0][1]))]
     rows = [(path.name, f"{path.stat().st_size:,} bytes") for path in paths]
     return Section(title="Weights, the best so far last", rows=rows, gap="" if rows else "There are no weights yet.")
 
@@ -180,8 +191,13 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: Any, form: str) -> str:
+    """A number as `form` has it, or that it is not known: a file may be damaged, or of another version."""
+    return form.format(value) if _is_number(value) else UNKNOWN
 
 
 def _uri(picture: bytes) -> str:
@@ -195,7 +211,10 @@ def _statistics(path: Path) -> TrainStatistics:
     names = [one.name for one in fields(TrainStatistics)]
     if not all(isinstance(found.get(name), list) for name in names) or len(found["va_loss"]) != len(found["va_acc"]):
         raise InputError(f"{path}: not the statistics of a training; give the --save_path of one")
-    columns = {name: [float("nan") if value is None else float(value) for value in found[name]] for name in names}
+    try:
+        columns = {name: [float("nan") if value is None else float(value) for value in found[name]] for name in names}
+    except (TypeError, ValueError):
+        raise InputError(f"{path}: a value is no number; the file is damaged") from None
     return TrainStatistics(**columns)
 
 

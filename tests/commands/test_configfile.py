@@ -26,6 +26,12 @@ def test_a_file_gives_flags_and_the_command_line_comes_first(tmp_path):
     assert parsed(tmp_path, "tr_speakers: [anna, ben]", "--tr_speakers=carl").tr_speakers == ("carl",)
 
 
+def test_a_stray_word_does_not_join_a_list_of_the_file(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parsed(tmp_path, "tr_speakers: [anna, ben]", "carl")
+    assert "carl" in capsys.readouterr().err
+
+
 def test_words_that_yaml_might_take_for_truths_stay_words(tmp_path):
     assert parsed(tmp_path, "mixed_precision: no").mixed_precision == "no"
     assert parsed(tmp_path, "normalize: none\npatience: null\nbatch_norm: false") == TrainConfig()

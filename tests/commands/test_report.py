@@ -14,7 +14,7 @@ from spkid_dist.commands.report import report
 from spkid_dist.config import ReportConfig
 
 HEADINGS = ["Curves", "Scoring", "Options that differ from the defaults", "Data", "Speed, and where the time went"]
-HEADINGS += ["Environment", "Weights, the best so far last", "All options"]
+HEADINGS += ["Environment", "Weights, the best so far last", "Options that are the defaults"]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -71,12 +71,29 @@ def test_the_scoring_of_another_training_is_named_as_such(trained, tmp_path):
     assert "and not in the folder of this training" in text
 
 
-@pytest.mark.parametrize("damage", ["[1]", "{", '{"va_loss": [1], "va_acc": [], "tr_loss": [], "tr_acc": []}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "[1]",
+        "{",
+        '{"va_loss": ["x"], "va_acc": [1], "tr_loss": [], "tr_acc": []}',
+        '{"va_loss": [1], "va_acc": [], "tr_loss": [], "tr_acc": []}',
+    ],
+)
 def test_damaged_files_are_one_line(trained, tmp_path, damage):
     copy = shutil.copytree(trained, tmp_path / "copy")
     (copy / "train_stats.json").write_text(damage)
     with pytest.raises(InputError, match=r"train_stats\.json: "):
         report(ReportConfig(save_path=copy))
+
+
+def test_figures_that_are_no_numbers_are_not_known(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (copy / "summary.json").write_text('{"windows": null, "run_training_seconds": "long"}')
+    (copy / "scored.json").write_text('{"utterance_errors": {"rate": "high"}, "claimed_speakers": {}}')
+    text = report(ReportConfig(save_path=copy, score=copy / "scored.json")).read_text()
+    assert text.count("not known") == 8
+    assert "0.00%" not in text
 
 
 def test_a_folder_without_a_training_is_one_line(tmp_path):
