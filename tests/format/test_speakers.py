@@ -125,7 +125,7 @@ def test_utt2spk_line_that_has_not_two_columns_is_an_error(tmp_path: Path) -> No
 def test_key_that_occurs_twice_in_a_table_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "t.tsv", "a\tada\nb\tbob\na\teve\n")
     assert error_of(speaker_by_tsv, path) == (
-        f"{path}:3: utterance 'a' occurs a second time (it has speaker 'ada' already); expected one line an utterance: "
+        f"{path}:3: utterance 'a' occurs a second time (it has speaker 'ada' already); expected one line per utterance: "
         "remove one"
     )
 
