@@ -48,15 +48,23 @@ def report(config: ReportConfig) -> Path:
         InputError: there is no training, its files are damaged, the scoring can't be read, or the page can't be written.
     """
     folder = config.save_path
+    if not (folder / OPTIONS_NAME).is_file():
+        raise InputError(f"{folder}: holds no {OPTIONS_NAME}, so it is no training; give the --save_path of one")
     options = read_options(folder / OPTIONS_NAME)
     statistics = _statistics(folder / STATISTICS_NAME)
     summary = _read(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).exists() else None
-    scoring = None if config.score is None else _read(config.score)
-    page = _render(folder, options, statistics, summary, (config.score, scoring))
+    score = config.score or _scoring_in(folder)
+    page = _render(folder, options, statistics, summary, (score, None if score is None else _read(score)))
     out = config.out or folder / REPORT_NAME
     write_atomic(out, page.encode())
     RunLog(shown=True).line(f"{out}: open it in a browser")
     return out
+
+
+def _scoring_in(folder: Path) -> Path | None:
+    """The figures of a scoring whose results lie in the training's folder; the newest of several, None where there is none."""
+    figures = [path for path in folder.glob("*.json") if path.with_suffix(".log").is_file() and path.is_file()]
+    return max(figures, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _render(
@@ -118,7 +126,7 @@ def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) ->
     if isinstance(claimed, dict):
         rows.append(("equal error rate of claimed speakers", _text(claimed.get("equal_error_rate"), "{:.2%}")))
     beside = {name: path.with_suffix(f".{name}.png") for name in SCORE_PICTURES}
-    there = [(SCORE_PICTURES[name], _uri(place.read_bytes())) for name, place in beside.items() if place.exists()]
+    there = [(SCORE_PICTURES[name], _uri(place.read_bytes())) for name, place in beside.items() if place.is_file()]
     gap = "" if there else f"There are no pictures beside {path}. "
     weights = Path(str(scoring.get("weights_ckpt")))
     if weights.absolute().parent != folder.absolute():
@@ -139,7 +147,8 @@ def _differing(options: dict[str, Any]) -> set[str]:
 
 
 def _data(options: dict[str, Any]) -> Section:
-    speakers = [str(name) for name in options.get("speakers") or []]
+    kept = options.get("speakers")
+    speakers = [str(name) for name in kept] if isinstance(kept, list) else []
     shown = ", ".join(speakers[:SHOWN_SPEAKERS]) + (", ..." if len(speakers) > SHOWN_SPEAKERS else "")
     rows = [
         ("fingerprint of the training set", str(options.get("tr_fingerprint", "not kept"))),

@@ -87,7 +87,7 @@ class ReportConfig(Options):
     out: Path | None = None
     """File for the page. Default: report.html in the training's folder."""
     score: Path | None = None
-    """Figures of a scoring with the training's weights: the JSON file beside the results of `spkid score`."""
+    """Figures of a scoring: the JSON file beside the results of `spkid score`. Default: the newest in the training's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -207,4 +207,6 @@ def _probit(rates: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
+    """A name that fits beside a picture: its middle is left out, as names often differ at their ends."""
+    kept = NAME_LENGTH - 1
+    return name if len(name) <= NAME_LENGTH else f"{name[: kept // 2]}…{name[-(kept - kept // 2) :]}"

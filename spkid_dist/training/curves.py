@@ -40,7 +40,9 @@ def _draw_panel(axis: Any, training: Sequence[float], validation: Sequence[float
     axis.plot(range(1, epochs + 1), validation, color=BLUE, marker=marker, linewidth=1.8, label="validation")
     if best >= 0:
         axis.axvline(best + 1, color=RED, linewidth=1, linestyle="--")
-        axis.plot(best + 1, validation[best], "o", color=RED, markersize=7, label=f"best epoch: {best}")
+        axis.plot(
+            best + 1, validation[best], "o", color=RED, markersize=7, label=f"best epoch: {best} (counted from 0)"
+        )
     axis.set(xlabel="epochs trained", xlim=(0, max(epochs, 1) * 1.02))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)

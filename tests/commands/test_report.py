@@ -87,6 +87,13 @@ def test_damaged_files_are_one_line(trained, tmp_path, damage):
         report(ReportConfig(save_path=copy))
 
 
+def test_a_scoring_in_the_folder_is_found_and_speakers_that_are_no_list_are_left_out(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    options = json.loads((copy / "train.opts").read_text()) | {"speakers": 5}
+    (copy / "train.opts").write_text(json.dumps(options))
+    assert "No scoring was given" not in report(ReportConfig(save_path=copy)).read_text()
+
+
 def test_figures_that_are_no_numbers_are_not_known(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
     (copy / "summary.json").write_text('{"windows": null, "run_training_seconds": "long"}')
