@@ -24,14 +24,8 @@ def run(*words, **variables):
     )
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-        pytest.param({}, marks=pytest.mark.long),
-        pytest.param(ASCII, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long  # in parts: the two below, and tests of names that are not UTF-8 in lists
+@pytest.mark.parametrize("variables", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {}, ASCII])
 def test_the_whole_way_in_a_folder_whose_name_is_not_utf8(variables, synthetic, tmp_path):
     place = tmp_path / ODD
     place.mkdir()

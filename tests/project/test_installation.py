@@ -163,7 +163,9 @@ def not_installed(tmp_path_factory):
     return {"PYTHONPATH": str(site)}
 
 
-@pytest.mark.parametrize("words", [("doctor",), ("bench", "limits", *TOY)], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words", [pytest.param(("doctor",), marks=pytest.mark.long), ("bench", "limits", *TOY)], ids=lambda words: words[0]
+)
 def test_sources_run_without_an_installation(words, not_installed, tmp_path):
     done = python("-S", "-m", "spkid_dist", *words, cwd=ROOT, TMPDIR=str(tmp_path), **not_installed)
     assert done.returncode == 0, done.stderr[-3000:]

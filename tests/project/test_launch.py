@@ -52,10 +52,8 @@ def test_one_process_on_the_cpu():
 
 
 # Where the machines are one, c10d's port may be open before 0 looks whether it is free.
-@pytest.mark.parametrize(
-    ("name", "backend", "ranks"),
-    [pytest.param("nodes", "static", (0, 1), marks=pytest.mark.long), ("nodes_elastic", "c10d", (1, 2))],
-)
+@pytest.mark.long  # on two hosts: tests/cluster
+@pytest.mark.parametrize(("name", "backend", "ranks"), [("nodes", "static", (0, 1)), ("nodes_elastic", "c10d", (1, 2))])
 def test_several_machines(name, backend, ranks):
     options = ("--config_file", CONFIGS / f"{name}.yaml", "--num_processes", 2, "--main_process_ip", "127.0.0.1")
     options += ("--rdzv_backend", backend)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import resource, sys
 import torch
@@ -24,6 +26,7 @@ print(faults(20))
 """
 
 
+@pytest.mark.long
 def test_tensors_that_were_freed_cause_no_page_faults_when_they_are_made_again():
     faults = {}
     for how in ("kept", "given back"):
