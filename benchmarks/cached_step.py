@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from spkid_dist.bench.corpus import Corpus
+from spkid_dist.bench.corpus import BenchCorpus
 from spkid_dist.bench.stream import open_stream
 from spkid_dist.bench.train import cached_batch, steps_case, training_steps
 from spkid_dist.bench.workbench import Workbench
@@ -40,7 +40,7 @@ def main() -> None:
     with make_accelerator(precision=options.mixed_precision, timeout_minutes=TIMEOUT_MINUTES) as accelerator:
         bench = Workbench(
             config=BenchConfig(what="train", shards=options.shards, mixed_precision=options.mixed_precision),
-            corpus=Corpus(shards=options.shards, files=None, work=Path(tempfile.gettempdir()), facts={}),
+            corpus=BenchCorpus(shards=options.shards, files=None, work=Path(tempfile.gettempdir()), facts={}),
             accelerator=accelerator,
             threads=torch.get_num_threads(),
         )

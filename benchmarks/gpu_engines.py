@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from shards.errors import SpkidError
-from spkid_dist.bench.corpus import Corpus
+from spkid_dist.bench.corpus import BenchCorpus
 from spkid_dist.bench.train import cached_batch, endless_steps, training_steps
 from spkid_dist.bench.workbench import Workbench
 from spkid_dist.config.bench import BenchConfig
@@ -67,7 +67,7 @@ def step_rates(shards: str, case: dict[str, str | int], seconds: float) -> dict[
             what="train", shards=shards, engine=case["engine"], batch_size=int(case["batch_size"]),
             hsize=int(case["hsize"]), mixed_precision=precision, tf32=case["precision"] == "tf32",
         )  # fmt: skip
-        corpus = Corpus(shards=shards, files=None, work=Path(tempfile.gettempdir()), facts={})
+        corpus = BenchCorpus(shards=shards, files=None, work=Path(tempfile.gettempdir()), facts={})
         bench = Workbench(config=config, corpus=corpus, accelerator=accelerator, threads=torch.get_num_threads())
         data = open_dataset(bench, DEFAULT_SHUFFLE_WINDOWS, device_memory=None, dtype=stream_dtype(precision, "none"))
         steps = training_steps(bench, data)
@@ -131,7 +131,7 @@ def rate_of(
 def stream_rows(shards: str, seconds: float) -> Iterator[dict[str, str | float]]:
     """Windows per second that reach the device: the whole dataset there, and pools of a twentieth of it."""
     with make_accelerator(precision="no", timeout_minutes=10.0) as accelerator:
-        corpus = Corpus(shards=shards, files=None, work=Path(tempfile.gettempdir()), facts={})
+        corpus = BenchCorpus(shards=shards, files=None, work=Path(tempfile.gettempdir()), facts={})
         for batch_size, (name, device_memory) in itertools.product((1000, 65_536), (("resident", None), ("pools", 0))):
             config = BenchConfig(what="stream", shards=shards, batch_size=batch_size)
             bench = Workbench(config=config, corpus=corpus, accelerator=accelerator, threads=torch.get_num_threads())

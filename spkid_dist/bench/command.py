@@ -14,7 +14,7 @@ from shards.errors import InputError, SpkidError
 from shards.files import write_atomic, write_json
 from shards.holding import FolderHold
 from shards.resources import available_cpus
-from spkid_dist.bench.corpus import Corpus, open_corpus
+from spkid_dist.bench.corpus import BenchCorpus, open_corpus
 from spkid_dist.bench.limits import measure_limits
 from spkid_dist.bench.measure import machine
 from spkid_dist.bench.otherprograms import OtherPrograms, describe_use
@@ -105,10 +105,10 @@ def open_workbench(config: BenchConfig) -> Iterator[tuple[Workbench, RunLog]]:
 
 
 @contextmanager
-def shared_corpus(config: BenchConfig, accelerator: Accelerator) -> Iterator[Corpus]:
+def shared_corpus(config: BenchConfig, accelerator: Accelerator) -> Iterator[BenchCorpus]:
     """The corpus, made by one rank of each machine for all of them. Raises on all ranks what `open_corpus` does on one."""
     with ExitStack() as stack:
-        mine: Corpus | SpkidError | None = None
+        mine: BenchCorpus | SpkidError | None = None
         if accelerator.is_local_main_process:
             try:
                 mine = stack.enter_context(open_corpus(config))
@@ -116,11 +116,11 @@ def shared_corpus(config: BenchConfig, accelerator: Accelerator) -> Iterator[Cor
                 mine = error
             except OSError as error:
                 mine = InputError(str(error))
-        everyone: list[tuple[str, Corpus | SpkidError | None]] = gather_object([(socket.gethostname(), mine)])
+        everyone: list[tuple[str, BenchCorpus | SpkidError | None]] = gather_object([(socket.gethostname(), mine)])
         for _, found in everyone:
             if isinstance(found, SpkidError):
                 raise_everywhere(found)
-        yield next(found for host, found in everyone if host == socket.gethostname() and isinstance(found, Corpus))
+        yield next(found for host, found in everyone if host == socket.gethostname() and isinstance(found, BenchCorpus))
 
 
 def _measure(workbench: Workbench, report: "Report", log: RunLog) -> None:

@@ -61,7 +61,7 @@ class Files:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
+class BenchCorpus:
     """What is measured on: `shards` is a dataset's folder or URL (None where only sharding is measured), `work` a folder for
     what is written meanwhile, `facts` says what corpus it is.
     """
@@ -73,7 +73,7 @@ class Corpus:
 
 
 @contextmanager
-def open_corpus(config: BenchConfig) -> Iterator[Corpus]:
+def open_corpus(config: BenchConfig) -> Iterator[BenchCorpus]:
     """The corpus that `config` asks for, made and sharded where need be in a temporary folder, which is removed at the end.
 
     Raises:
@@ -89,7 +89,7 @@ def open_corpus(config: BenchConfig) -> Iterator[Corpus]:
         if shards is None and config.what != "shard" and files is not None:
             files.shard(work / "shards", shard_bytes=_shard_bytes(files))
             shards = str(work / "shards")
-        yield Corpus(shards=shards, files=files, work=work, facts=facts)
+        yield BenchCorpus(shards=shards, files=files, work=work, facts=facts)
 
 
 def _open_files(config: BenchConfig, work: Path) -> tuple[Files | None, dict[str, Any]]:

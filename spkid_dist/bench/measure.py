@@ -18,7 +18,7 @@ PACKAGES = ("spkid-dist", "torch", "accelerate", "numpy", "numba", "webdataset")
 
 
 @dataclass(frozen=True)
-class Run:
+class Timing:
     """One counted run of a case: its seconds, and what the case returned."""
 
     seconds: float
@@ -27,18 +27,18 @@ class Run:
 
 def runs_in_turn(
     cases: Mapping[str, Callable[[], object]], repeats: int, before: Callable[[], object] = lambda: None
-) -> dict[str, list[Run]]:
+) -> dict[str, list[Timing]]:
     """Each case's counted runs, in turn (A B C A B C ...) after a warm-up each, so that a drift meets all alike.
 
     `before` is called before each run, and not timed.
     """
-    runs: dict[str, list[Run]] = {name: [] for name in cases}
+    runs: dict[str, list[Timing]] = {name: [] for name in cases}
     for round_number in range(repeats + 1):
         for name, case in cases.items():
             before()
             began = time.perf_counter()
             result = case()
-            run = Run(time.perf_counter() - began, result)
+            run = Timing(time.perf_counter() - began, result)
             if round_number:
                 runs[name].append(run)
     return runs

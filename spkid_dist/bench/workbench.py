@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from spkid_dist.bench.corpus import Corpus
-from spkid_dist.bench.measure import Run, runs_in_turn
+from spkid_dist.bench.corpus import BenchCorpus
+from spkid_dist.bench.measure import Timing, runs_in_turn
 from spkid_dist.config.bench import BenchConfig
 
 Case = Callable[[], float]
@@ -29,7 +29,7 @@ class Workbench:
     """
 
     config: BenchConfig
-    corpus: Corpus
+    corpus: BenchCorpus
     accelerator: Accelerator
     threads: int
     workers: int = 1
@@ -74,9 +74,9 @@ class Workbench:
         self.accelerator.wait_for_everyone()
         began = time.perf_counter()
         amount = case()
-        return self.sum_rates({"": [Run(time.perf_counter() - began, amount)]})[""]
+        return self.sum_rates({"": [Timing(time.perf_counter() - began, amount)]})[""]
 
-    def sum_rates(self, runs: Mapping[str, list[Run]]) -> dict[str, list[float]]:
+    def sum_rates(self, runs: Mapping[str, list[Timing]]) -> dict[str, list[float]]:
         """The sums over all ranks of the runs' rates. Called by all ranks, with alike runs."""
         mine = {name: [run.result / run.seconds for run in of_case] for name, of_case in runs.items()}
         everyone: list[dict[str, list[float]]] = gather_object([mine])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spkid_dist.config.network import NetworkOptions
-from spkid_dist.simulate.clusterparts import UTTERANCE_ROW_BYTES, Cluster, Corpus, Stream
+from spkid_dist.simulate.clusterparts import UTTERANCE_ROW_BYTES, Cluster, CorpusSize, Stream
 from spkid_dist.simulate.devicerates import DeviceRates
 from spkid_dist.simulate.mixing import distinct_in_permutation, distinct_in_pools
 from spkid_dist.streaming.windows import PoolSize
@@ -67,10 +67,10 @@ class Prediction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ClusterPlan:
     """All that a prediction follows from."""
 
-    corpus: Corpus
+    corpus: CorpusSize
     network: NetworkOptions
     stream: Stream
     cluster: Cluster
@@ -141,7 +141,7 @@ class Plan:
         return rates_beside
 
 
-def predict(plan: Plan) -> Prediction:
+def predict(plan: ClusterPlan) -> Prediction:
     """What `plan` comes to; every figure follows from it by arithmetic."""
     corpus, cluster, stream = plan.corpus, plan.cluster, plan.stream
     batch = min(stream.batch_size, corpus.num_windows)
@@ -185,7 +185,7 @@ def predict(plan: Plan) -> Prediction:
     )
 
 
-def _first_batch_seconds(plan: Plan) -> float:
+def _first_batch_seconds(plan: ClusterPlan) -> float:
     """From a process with its imports to its first batch: open the dataset, count its windows, fill the first pools.
 
     All nodes fill their pools at once; each pool takes whole blocks, and each node reads the tables.
@@ -202,7 +202,7 @@ def _first_batch_seconds(plan: Plan) -> float:
     return seconds + max(filled / rates.fill_windows_per_second, reading)
 
 
-def _read_seconds(plan: Plan, num_bytes: float) -> float:
+def _read_seconds(plan: ClusterPlan, num_bytes: float) -> float:
     """Seconds that all nodes together take to read so much of the store; 0 where its rate is not known."""
     store = plan.cluster.total_store_bytes_per_second
     return 0.0 if store is None else num_bytes / store
@@ -222,7 +222,7 @@ _REMEDIES = {
 }
 
 
-def plan_facts(plan: Plan) -> dict[str, Any]:
+def plan_facts(plan: ClusterPlan) -> dict[str, Any]:
     """What the plan was made of, as JSON values."""
     corpus = {name: value for name, value in vars(plan.corpus).items() if name != "lengths"}
     parts = {name: vars(getattr(plan, name)) for name in ("network", "stream", "cluster", "rates")}

@@ -13,7 +13,7 @@ UTTERANCE_ROW_BYTES = 20  # in the utterance table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
+class CorpusSize:
     """A sharded corpus, or what it would be; `lengths` are numbers of windows and how many utterances have each."""
 
     num_frames: int

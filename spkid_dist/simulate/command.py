@@ -16,8 +16,8 @@ from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.config.network import NetworkOptions
 from spkid_dist.config.simulate import RateFlags, SimulateConfig
 from spkid_dist.ranks.console import RunLog
-from spkid_dist.simulate.clustermodel import Plan, Prediction, plan_facts, predict
-from spkid_dist.simulate.clusterparts import Cluster, Corpus, Stream, stored_bytes
+from spkid_dist.simulate.clustermodel import ClusterPlan, Prediction, plan_facts, predict
+from spkid_dist.simulate.clusterparts import Cluster, CorpusSize, Stream, stored_bytes
 from spkid_dist.simulate.devicerates import PRESETS, DeviceRates
 from spkid_dist.simulate.mixing import distinct_in_pools
 from spkid_dist.streaming.kernels import windows_of
@@ -52,7 +52,7 @@ def simulate(config: SimulateConfig) -> None:
     _report(plan, prediction, config.json)
 
 
-def make_plan(config: SimulateConfig) -> Plan:
+def make_plan(config: SimulateConfig) -> ClusterPlan:
     """The plan of the options; measures this machine where they ask for it. Raises as `simulate`."""
     corpus = _corpus_of_shards(config) if config.shards is not None else _corpus_of_size(config)
     network = NetworkOptions(
@@ -73,7 +73,7 @@ def make_plan(config: SimulateConfig) -> Plan:
         node_memory_bytes=None if config.memory_gb is None else config.memory_gb * GBYTE,
         node_hour_price=config.price,
     )
-    return Plan(
+    return ClusterPlan(
         corpus=corpus,
         network=network,
         stream=stream,
@@ -82,14 +82,14 @@ def make_plan(config: SimulateConfig) -> Plan:
     )
 
 
-def _corpus_of_shards(config: SimulateConfig) -> Corpus:
+def _corpus_of_shards(config: SimulateConfig) -> CorpusSize:
     assert config.shards is not None
     dataset = ShardDataset(config.shards)
     manifest = dataset.manifest
     total = DatasetWindows(dataset, config.in_frames, config.edge).total
     lengths, utterances = np.unique(dataset.utterances["frames"], return_counts=True)
     windows = np.array([windows_of(int(length), config.in_frames, EDGE_CODES[config.edge]) for length in lengths])
-    return Corpus(
+    return CorpusSize(
         num_frames=manifest.num_frames,
         num_utterances=manifest.num_utterances,
         num_features=manifest.num_features,
@@ -103,7 +103,7 @@ def _corpus_of_shards(config: SimulateConfig) -> Corpus:
     )
 
 
-def _corpus_of_size(config: SimulateConfig) -> Corpus:
+def _corpus_of_size(config: SimulateConfig) -> CorpusSize:
     """The corpus of the size's flags; all its utterances are of the mean length."""
     frames, utterances = config.frames, config.utterances
     if frames is None:
@@ -123,7 +123,7 @@ def _corpus_of_size(config: SimulateConfig) -> Corpus:
     block_frames = config.block_frames or DEFAULT_BLOCK_FRAMES
     value_bytes = np.dtype(config.dtype or "float32").itemsize
     stored = stored_bytes(frames, utterances, num_features, value_bytes, block_frames)
-    return Corpus(
+    return CorpusSize(
         num_frames=frames,
         num_utterances=utterances,
         num_features=num_features,
@@ -138,7 +138,7 @@ def _corpus_of_size(config: SimulateConfig) -> Corpus:
 
 
 def _rates(
-    config: SimulateConfig, corpus: Corpus, network: NetworkOptions, stream: Stream, cluster: Cluster
+    config: SimulateConfig, corpus: CorpusSize, network: NetworkOptions, stream: Stream, cluster: Cluster
 ) -> DeviceRates:
     """The preset's rates, or those of this machine; those of the flags take their place."""
     given = config.given()
@@ -155,7 +155,7 @@ def _rates(
     return replace(rates, **changed, source=source)
 
 
-def _report(plan: Plan, prediction: Prediction, as_json: bool) -> None:
+def _report(plan: ClusterPlan, prediction: Prediction, as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for name, value in _lines(plan, prediction):
         console.print(f"{name:<12} {value}")
@@ -172,7 +172,7 @@ def _report(plan: Plan, prediction: Prediction, as_json: bool) -> None:
     RunLog(shown=True).summary(facts, as_json)
 
 
-def shuffle_windows_for(plan: Plan, prediction: Prediction) -> int | None:
+def shuffle_windows_for(plan: ClusterPlan, prediction: Prediction) -> int | None:
     """The least power of 2 of --shuffle_windows that mixes a batch well; None where it is mixed well as it is."""
     uniform = prediction.utterances_per_batch_uniform
     if prediction.utterances_per_batch >= WELL_MIXED * uniform:
@@ -188,7 +188,7 @@ def shuffle_windows_for(plan: Plan, prediction: Prediction) -> int | None:
     return shuffle_windows
 
 
-def _lines(plan: Plan, prediction: Prediction) -> list[tuple[str, str]]:
+def _lines(plan: ClusterPlan, prediction: Prediction) -> list[tuple[str, str]]:
     """What is expected, a line each."""
     corpus, cluster = plan.corpus, plan.cluster
     pools, remote = prediction.rank_pool_bytes / 1e6, prediction.rank_pool_bytes_remote / 1e6

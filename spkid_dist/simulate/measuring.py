@@ -38,7 +38,7 @@ from spkid_dist.process.allocator import keep_freed_memory
 from spkid_dist.process.restoring import process_as_found
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.launched import is_on_cpus
-from spkid_dist.simulate.clusterparts import Cluster, Corpus, Stream
+from spkid_dist.simulate.clusterparts import Cluster, CorpusSize, Stream
 from spkid_dist.simulate.devicerates import DeviceRates, fit_step
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.feed import OneBatch, Steps
@@ -79,7 +79,7 @@ class Measured:
     process_bytes: int
 
 
-def measure_rates(corpus: Corpus, network: NetworkOptions, stream: Stream, cluster: Cluster) -> DeviceRates:
+def measure_rates(corpus: CorpusSize, network: NetworkOptions, stream: Stream, cluster: Cluster) -> DeviceRates:
     """The rates of this machine for such a training. Raises InputError where a process that measures ends."""
     wanted = min(cluster.devices_per_node, _num_devices())
     processes = max(wanted, 2) if cluster.ranks > 1 else 1  # an all-reduce takes two
@@ -137,7 +137,7 @@ class RandomSource:
         return {"kind": "random"}
 
 
-def _write_dataset(task: Task, corpus: Corpus, num_windows: int) -> None:
+def _write_dataset(task: Task, corpus: CorpusSize, num_windows: int) -> None:
     """Shard about as many windows as a rank's pools have, but no more than `MEASURED_BYTES` of frames."""
     length = max(task.in_frames + 1, round(corpus.num_frames / corpus.num_utterances))
     value_bytes = corpus.value_bytes * corpus.num_features

@@ -39,7 +39,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PoolPlan:
     """What one generation of a rank consists of: the pools of its S streams, of N windows, end to end.
 
     `segments` (n of them) are their windows, `ids` (N,) int64 these windows' numbers in the order of storage; stream s has
@@ -84,7 +84,7 @@ class PoolFiller:
         starts, labels = self.look_up(table, plan.ids, laid.arena.starts, laid.arena.labels, by_id=self._fits)
         return Pool(laid.arena.rows, starts, labels, table, laid.has_gaps)
 
-    def plan(self, epoch: int, generation: int) -> Plan:
+    def plan(self, epoch: int, generation: int) -> PoolPlan:
         """What a generation consists of."""
         if self._line is None or self._line[0] != epoch:
             self._line = (epoch, EpochLine(self._counts, self._seed, epoch, self._shuffle))
@@ -93,9 +93,9 @@ class PoolFiller:
         segments = [segment for piece in pieces for segment in piece]
         sizes = np.array([sum(segment.last - segment.first for segment in piece) for piece in pieces], np.int64)
         keys = generator_keys(generator_key(self._seed, POOL_DOMAIN, epoch), np.array(streams), generation)
-        return Plan(segments, _ids_of(segments), starts_of(sizes), keys)
+        return PoolPlan(segments, _ids_of(segments), starts_of(sizes), keys)
 
-    def deal(self, plan: Plan, by_id: bool) -> NDArray[np.int64]:
+    def deal(self, plan: PoolPlan, by_id: bool) -> NDArray[np.int64]:
         """The windows of a generation in their order of use: their ids (N,), or their places in the plan."""
         num_streams, num_windows = len(plan.keys), len(plan.ids)
         longest = int(np.diff(plan.bounds).max())

@@ -17,7 +17,7 @@ from spkid_dist.config.simulate import RateFlags, SimulateConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import model_from_options
 from spkid_dist.order import EpochOrder, RankShare
-from spkid_dist.simulate.clustermodel import Plan, predict
+from spkid_dist.simulate.clustermodel import ClusterPlan, predict
 from spkid_dist.simulate.command import WELL_MIXED, make_plan, shuffle_windows_for
 from spkid_dist.simulate.devicerates import PRESETS, fit_step
 from spkid_dist.simulate.measuring import Task, _run_processes
@@ -241,7 +241,7 @@ def test_this_machine_is_measured_by_two_processes():
         frames=20_000, utterances=100, speakers=5, num_features=8, in_frames=5, batch_size=200, hsize=16, gpus=2
     )
     found = make_plan(config)
-    assert isinstance(found, Plan)
+    assert isinstance(found, ClusterPlan)
     assert found.rates.source == "measured here, by 2 processes"
     assert 0 < predict(found).windows_per_second < 1e8
     assert found.rates.process_bytes > 10**7
