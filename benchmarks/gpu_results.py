@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ HERE = Path(__file__).parent
 IN_FRAMES = 21
 NVIDIA_SMI = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,clocks.max.sm", "--format=csv,noheader"]
 SMALL, LARGE = "157 speakers, D = 20", "5,994 speakers, D = 80"
+THIS, ENGINES, PEERS = "benchmarks/gpu_results.py", "benchmarks/gpu_engines.py", "benchmarks/gpu_peers.py"
 EPOCHS = 20
 Row = dict[str, Any]
 
@@ -144,81 +145,64 @@ def steps(out: Path, toy: bool) -> Iterator[Step]:
     Not the whole product of engines, formats and sizes: the fused and the graph engine in all formats at the batch sizes that
     figures are asked for, the eager one where a plain loop stands beside it, and wide layers and many speakers at one size.
     """
-    this, engines, peers = "benchmarks/gpu_results.py", "benchmarks/gpu_engines.py", "benchmarks/gpu_peers.py"
     small, large = out / "corpus-small", out / "corpus-large"
-    few = ["--frames", "3000"] if toy else []
-    yield Step("corpus-small", [this, "corpus", str(small), *(few or []), *(["--speakers", "5"] if toy else [])], 60)
-    formats = ["fp32"] if toy else ["fp32", "tf32", "bf16"]
-    sizes = [16] if toy else [1000, 65_536, 8192]
-    seconds = ["--seconds", "0.02" if toy else "0.6"]
-    cases = [f"{engine}:{kind}:{size}:100" for size in sizes for kind in formats for engine in ("fused", "graph")]
-    cases += [f"eager:fp32:{sizes[0]}:100", f"fused:bf16:{sizes[-1]}:512", f"graph:bf16:{sizes[-1]}:512"]
-    if toy:  # kernels are interpreted
-        cases = [f"{engine}:fp32:16:16" for engine in ("fused", "graph", "eager")]
-    yield Step("engines-small", [engines, "steps", str(small / "train"), *seconds, "--cases", *cases], 150)
-    for size in sizes[:2]:
-        for kind in formats:
-            task = ["--batch_size", str(size), "--precision", kind, "--seconds", "0.02" if toy else "1"]
-            only = ["plain", "graphs"] if toy else ["plain", "graphs", "compiled"]
-            if size == sizes[0] and kind == "fp32":
-                only = ["loader-0", *only] if toy else ["loader-0", "loader-8", *only]
-            yield Step(f"peers-small-{size}-{kind}", [peers, *task, *(few or []), "--only", *only], 60)
+    yield from small_steps(small, toy)
     for engine in ("auto", "graph"):
         yield Step(f"epochs-{engine}", [
             "-m", "spkid_dist.train", "--tr_shards", str(small / "train"), "--va_shards", str(small / "test"), "--epoch",
             str(2 if toy else EPOCHS), "--patience", str(EPOCHS), "--log_freq", "1000", "--engine", engine, "--save_path",
             str(out / f"epochs-{engine}"), "--overwrite",
         ], 60)  # fmt: skip
-    yield Step("stream", [engines, "stream", str(small / "train"), "--seconds", "0.05" if toy else "1"], 40)
-    large_corpus = ["--num_features", "80", "--speakers", "11" if toy else "5994", *(few or ["--frames", "720000"])]
-    yield Step("corpus-large", [this, "corpus", str(large), *large_corpus], 90)
+    yield Step("stream", [ENGINES, "stream", str(small / "train"), "--seconds", "0.05" if toy else "1"], 40)
+    yield from large_steps(large, toy)
+    bench = ["-m", "spkid_dist", "bench"]
+    limits = ["limits", "--shards", str(small / "train"), "--repeats", "1", "--buffer_bytes", "64000000"]
+    yield Step("limits", [*bench, *limits], 60)
+    yield Step("score", [*bench, "score", "--shards", str(small / "test"), "--repeats", "1"], 60)
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/stream/test_ring.py", "tests/train/test_fused.py"]
+    tests += ["tests/train/test_deviceengine.py"]
+    yield Step("tests", [*tests, *(["-k", "table"] if toy else ["--gpu", "-m", "gpu or device", "tests"])], 120)
+
+
+def small_steps(small: Path, toy: bool) -> Iterator[Step]:
+    """The classic network on few speakers: the engines, and what a user would write by hand."""
+    few = ["--frames", "3000"] if toy else []
+    yield Step("corpus-small", [THIS, "corpus", str(small), *few, *(["--speakers", "5"] if toy else [])], 60)
+    formats = ["fp32"] if toy else ["fp32", "tf32", "bf16"]
+    sizes = [16] if toy else [1000, 65_536, 8192]
+    cases = [f"{engine}:{kind}:{size}:100" for size in sizes for kind in formats for engine in ("fused", "graph")]
+    cases += [f"eager:fp32:{sizes[0]}:100", f"fused:bf16:{sizes[-1]}:512", f"graph:bf16:{sizes[-1]}:512"]
+    if toy:  # kernels are interpreted
+        cases = [f"{engine}:fp32:16:16" for engine in ("fused", "graph", "eager")]
+    yield Step("engines-small", engine_task(small, cases, toy), 150)
+    for size in sizes[:2]:
+        for kind in formats:
+            task = ["--batch_size", str(size), "--precision", kind, "--seconds", "0.02" if toy else "1"]
+            only = ["plain", "graphs"] if toy else ["plain", "graphs", "compiled"]
+            if size == sizes[0] and kind == "fp32":
+                only = ["loader-0", *only] if toy else ["loader-0", "loader-8", *only]
+            yield Step(f"peers-small-{size}-{kind}", [PEERS, *task, *few, "--only", *only], 60)
+
+
+def large_steps(large: Path, toy: bool) -> Iterator[Step]:
+    """Wide layers, many features and many speakers, at one batch size."""
+    few = ["--frames", "3000"] if toy else []
+    corpus = ["--num_features", "80", "--speakers", "11" if toy else "5994", *(few or ["--frames", "720000"])]
+    yield Step("corpus-large", [THIS, "corpus", str(large), *corpus], 90)
     wide = ["fp32"] if toy else ["bf16", "tf32", "fp32"]
-    size = 16 if toy else 8192
-    hsize = 32 if toy else 512
+    size, hsize = (16, 32) if toy else (8192, 512)
     both = ("graph",) if toy else ("fused", "graph")
     cases = [f"{engine}:{kind}:{size}:{hsize}" for kind in wide for engine in both]
-    yield Step("engines-large", [engines, "steps", str(large / "train"), *seconds, "--cases", *cases], 90)
-    for kind in wide[:1]:
-        task = [
-            "--batch_size",
-            str(size),
-            "--num_features",
-            "80",
-            "--hsize",
-            str(hsize),
-            "--speakers",
-            "5994",
-            "--precision",
-        ]
-        task += [
-            kind,
-            "--seconds",
-            "0.02" if toy else "1",
-            *few,
-            "--only",
-            "plain",
-            "graphs",
-            *([] if toy else ["compiled"]),
-        ]
-        yield Step(f"peers-large-{size}-{kind}", [peers, *task], 60)
-    bench = ["-m", "spkid_dist", "bench"]
-    yield Step(
-        "limits",
-        [*bench, "limits", "--shards", str(small / "train"), "--repeats", "1", "--buffer_bytes", "64000000"],
-        60,
-    )
-    yield Step("score", [*bench, "score", "--shards", str(small / "test"), "--repeats", "1"], 60)
-    tests = [
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/stream/test_ring.py",
-        "tests/train/test_fused.py",
-        "tests/train/test_deviceengine.py",
-    ]
-    yield Step("tests", [*tests, *(["-k", "table"] if toy else ["--gpu", "-m", "gpu or device", "tests"])], 120)
+    yield Step("engines-large", engine_task(large, cases, toy), 90)
+    task = ["--batch_size", str(size), "--num_features", "80", "--hsize", str(hsize), "--speakers", "5994"]
+    task += ["--precision", wide[0], "--seconds", "0.02" if toy else "1", *few]
+    only = ["plain", "graphs"] if toy else ["plain", "graphs", "compiled"]
+    yield Step(f"peers-large-{size}-{wide[0]}", [PEERS, *task, "--only", *only], 60)
+
+
+def engine_task(corpus: Path, cases: Sequence[str], toy: bool) -> list[str]:
+    """The command that times the training steps of engines: ENGINE:PRECISION:BATCH:HSIZE each."""
+    return [ENGINES, "steps", str(corpus / "train"), "--seconds", "0.02" if toy else "0.6", "--cases", *cases]
 
 
 def collect(campaign: Campaign) -> Row:

@@ -116,11 +116,7 @@ class WindowDataset(ResumableBatches):
         self._in_frames = in_frames
         self._options: dict[str, Any] = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
         self._selection = selection.identity
-        self._pool_dtype: torch.dtype = getattr(torch, self.data.manifest.dtype)
-        if dtype == "bfloat16":
-            self._pool_dtype = torch.bfloat16
-        elif normalize == "utterance":
-            self._pool_dtype = torch.float32
+        self._pool_dtype = _pool_dtype(dtype, normalize, self.data.manifest.dtype)
         self._x_dtype = torch.float32 if dtype == "float32" else self._pool_dtype
         self._device = None if device is None else torch.device(device)
         self.memory = BatchMemory(self.in_features, self._pool_dtype, self._device, reuse)
@@ -368,6 +364,13 @@ def _check_counts(num_streams: int, shuffle_windows: int, device_memory: int | N
         )
     if device_memory is not None and device_memory < 0:
         raise UsageError(f"--device_memory {device_memory}: expected 0 or more")
+
+
+def _pool_dtype(dtype: str, normalize: str, stored: str) -> torch.dtype:
+    """The type of the frames in memory."""
+    if dtype == "bfloat16":
+        return torch.bfloat16
+    return torch.float32 if normalize == "utterance" else getattr(torch, stored)
 
 
 def _check_choice(text: str, name: str, known: Sequence[str]) -> None:
