@@ -34,7 +34,7 @@ PEERS_PYTHON = HERE.parent / ".venv-peers/bin/python"
 BATCH = 1000  # windows, of bench_peers.py
 BEFORE_GPU_RESULTS = """\
 On a GPU, `--engine fused` and the present `--engine graph` have not been timed yet; `benchmarks/gpu.sh OUT` does it in
-8 minutes. What is known is of the graph engine before them, on one H200 (torch 2.11, 2026-11; C = 21, D = 20, 157 speakers,
+8 minutes. The known values are from an older graph engine, on one H200 (torch 2.11, 2026-11; C = 21, D = 20, 157 speakers,
 float32), in million windows/s:
 
 | | batch 1,000 | batch 65,536 |
