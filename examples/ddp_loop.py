@@ -9,6 +9,7 @@ Shapes: B windows of a process's share, C frames of a window, D features of a fr
 """
 
 import argparse
+import gc
 
 import torch
 import torch.distributed as dist
@@ -46,15 +47,8 @@ def validate(model, dataset):
     return loss, accuracy
 
 
-def main():
+def train(arguments):
     """Train, and print the loss and the accuracy after each epoch."""
-    parser = argparse.ArgumentParser(description="Train in a loop of your own, by several processes.")
-    parser.add_argument("train", help="dataset to train on")
-    parser.add_argument("test", help="dataset to validate on")
-    parser.add_argument("--epochs", type=int, default=5)
-    arguments = parser.parse_args()
-
-    dist.init_process_group("gloo")
     # The datasets are opened after the processes have met: each finds its rank by itself.
     training = WindowDataset(arguments.train, in_frames=IN_FRAMES, batch_size=100)
     validation = WindowDataset(arguments.test, in_frames=IN_FRAMES, batch_size=1000, shuffle=False)
@@ -73,6 +67,19 @@ def main():
         loss, accuracy = validate(model, validation)
         if dist.get_rank() == 0:
             print(f"epoch {epoch}: validation loss {loss:.4f}, frame accuracy {accuracy:.4f}", flush=True)
+
+
+def main():
+    """Join the other processes, train, and leave them."""
+    parser = argparse.ArgumentParser(description="Train in a loop of your own, by several processes.")
+    parser.add_argument("train", help="dataset to train on")
+    parser.add_argument("test", help="dataset to validate on")
+    parser.add_argument("--epochs", type=int, default=5)
+    arguments = parser.parse_args()
+
+    dist.init_process_group("gloo")
+    train(arguments)
+    gc.collect()  # DDP keeps the group alive in reference cycles, and its threads could abort the process at its end
     dist.destroy_process_group()
 
 

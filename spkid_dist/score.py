@@ -209,6 +209,11 @@ def open_utterances(config: ScoreConfig, model: TrainedModel) -> Utterances:
     """
     if config.te_shards is None:
         list_path = config.te_list_file or DEFAULT_LIST
+        if config.te_list_file is None and not DEFAULT_LIST.exists():
+            raise UsageError(
+                f"--te_list_file is not given, and there is no {DEFAULT_LIST}: give the list of the utterances to score, or a "
+                "dataset by --te_shards"
+            )
         listed = read_list(list_path, rule=find_rule(config, model.options), speakers_known=False)
         return ListedFiles(listed, open_source(config, model.options), model)
     store = StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)

@@ -34,7 +34,7 @@ def info(config: InfoConfig) -> None:
     dataset = ShardDataset(config.folder, StoreOptions(cache_dir=config.shard_cache))
     shift_ms, origin = find_frame_shift(dataset.manifest, config.frame_shift_ms)
     facts = dataset_facts(dataset, shift_ms, origin)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if config.json:
         console.out(json.dumps(plain_json(facts)))
         return

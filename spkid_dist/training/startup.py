@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from shards.corpus import check_speakers, find_speakers, read_list, write_speakers
+from shards.corpus import Utterance, check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
 from shards.guesses import describe_difference
 from shards.sources.fmatrix import FmatrixSource
@@ -114,9 +114,35 @@ def _selection(config: TrainConfig) -> Selection:
 def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[str, str]:
     source = FmatrixSource(config.db_path, config.ext)
     paths = config.tr_list_file, config.va_list_file
-    listed = [read_list(path, config.speaker_component) for path in paths]
-    speakers = find_speakers(paths[0], listed[0], config.spk2idx)
-    check_speakers(paths[1], listed[1], config.spk2idx, speakers)
+    with _sharding_flags_explained():
+        listed = [read_list(path, config.speaker_component) for path in paths]
+        speakers = find_speakers(paths[0], listed[0], config.spk2idx)
+        check_speakers(paths[1], listed[1], config.spk2idx, speakers)
+        return _shard_lists(config, accelerator, log, source, listed, speakers)
+
+
+@contextlib.contextmanager
+def _sharding_flags_explained() -> Iterator[None]:
+    """Say of flags that an error names, and that only `spkid shard` has, how to use them."""
+    try:
+        yield
+    except InputError as error:
+        if not any(flag in str(error) for flag in ("--speaker_regex", "--source")):
+            raise
+        raise InputError(
+            f"{error}; these are flags of spkid shard: shard the files with it first, and train on --tr_shards, --va_shards"
+        ) from None
+
+
+def _shard_lists(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    log: RunLog,
+    source: FmatrixSource,
+    listed: list[list[Utterance]],
+    speakers: list[str],
+) -> tuple[str, str]:
+    paths = config.tr_list_file, config.va_list_file
     folders = []
     for path, utterances in zip(paths, listed, strict=True):
         with log.bar(len(utterances), "utterances") as bar:

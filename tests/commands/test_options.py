@@ -69,3 +69,20 @@ def test_a_training_whose_paths_are_text(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     text = {name: str(path) for name, path in shards.items()} | {"save_path": str(tmp_path / "ckpt")}
     assert train_model(TrainConfig(**OPTIONS | text | {"epoch": 1})).best_weights.exists()
+
+
+def test_a_training_on_files_of_another_kind_says_where_the_flags_are(spkid, tmp_path):
+    (tmp_path / "list").write_text("0_george_1\n")
+    lists = (
+        "--tr_list_file",
+        tmp_path / "list",
+        "--va_list_file",
+        tmp_path / "list",
+        "--spk2idx",
+        tmp_path / "map.json",
+    )
+    code, _, error = spkid("train", "--db_path", tmp_path, *lists, "--save_path", tmp_path / "ckpt")
+    assert code == 1
+    assert (
+        "these are flags of spkid shard: shard the files with it first, and train on --tr_shards, --va_shards" in error
+    )

@@ -162,7 +162,7 @@ footprint.free_memory = lambda _: 10**15  # as where another process takes the m
 
 def limit(*arguments, __call={what}.{function}, **options):
     here = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (here + 300_000_000, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (here + 450_000_000, resource.RLIM_INFINITY))
     return __call(*arguments, **options)
 
 {what}.{function} = limit
