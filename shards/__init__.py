@@ -2,7 +2,8 @@
 
 Imports no torch.
 
-Each public name is imported when it is first used, so that `shards.errors` alone loads no compiled loops."""
+Each public name is imported when it is first used, so that `shards.errors` alone loads no compiled loops.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -3,7 +3,8 @@
 `shards.stores.remotestore` has the rest.
 
 Local shards are mapped, so reading copies nothing. Whatever the store, bytes are compared with their checksums before they
-are handed on."""
+are handed on.
+"""
 
 import threading
 from abc import ABC, abstractmethod

@@ -3,7 +3,8 @@
 Imports nothing.
 
 Edge rules: ``zero`` centres a window on each frame and pads with zero frames, ``edge`` repeats the first and last frame
-instead, ``valid`` takes only windows that fit: T - C + 1 of an utterance of T frames, none of a shorter one."""
+instead, ``valid`` takes only windows that fit: T - C + 1 of an utterance of T frames, none of a shorter one.
+"""
 
 from typing import Literal
 

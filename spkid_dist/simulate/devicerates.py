@@ -2,7 +2,8 @@
 
 Arithmetic alone.
 
-P parameters, B windows, C*D inputs."""
+P parameters, B windows, C*D inputs.
+"""
 
 import math
 from dataclasses import dataclass

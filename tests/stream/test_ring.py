@@ -178,7 +178,8 @@ def test_a_mixture_of_placed_datasets_is_that_of_the_host(corpora):
 
 class LateDevice(CopyStream):
     """A device that is late where that is allowed: steps run when an event of their use is waited for, or, with `late_copies`,
-    copies when one of their arrival is, or a buffer is used again."""
+    copies when one of their arrival is, or a buffer is used again.
+    """
 
     late_copies = False
 
