@@ -1,0 +1,61 @@
+"""Turn mean log-probabilities into calibrated scores: posteriors of the speakers, and log-likelihood ratios of claims.
+
+The windows of an utterance overlap and share a channel, so the sum of their log-probabilities grows far too fast with their
+number: posteriors of such sums read 1.000 for wrong utterances too. Calibrated log-probabilities are therefore
+
+    s = mean * N^length_exponent / temperature
+
+with N windows an utterance. An exponent of 0 takes the mean, one of 1 the sum. Both numbers are fitted on a development list.
+The uncalibrated scores have temperature 1 and exponent 0. Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern
+neural networks", 2017.
+
+Shapes: U utterances, K speakers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How mean log-probabilities become those of an utterance; the defaults leave them as they are."""
+
+    temperature: float = 1.0
+    length_exponent: float = 0.0
+
+    def scaled(self, means: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Scores (U, K) of mean log-probabilities (U, K) over `windows` (U,)."""
+        factors = windows.astype(np.float64) ** self.length_exponent / self.temperature
+        scaled: NDArray[np.float64] = means * factors[:, None]
+        return scaled
+
+
+def log_posteriors(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logarithms of the speakers' posteriors, (U, K), for scores (U, K) and equal priors."""
+    highest = scores.max(axis=1, keepdims=True)
+    shifted = scores - highest
+    posteriors: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return posteriors
+
+
+def log_likelihood_ratios(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each claim, the score minus the log-mean of its rivals' likelihoods, (U, K), for scores (U, K) of K >= 2 speakers.
+
+    That is the logit of the posterior plus log(K - 1). The rivals' sum is taken without the claimed speaker, and not as 1 minus
+    its posterior, which would be 0 where that rounds to 1.
+    """
+    rows = np.arange(len(scores))
+    best = scores.argmax(axis=1)
+    likelihoods = np.exp(scores - scores[rows, best][:, None])
+    rivals = likelihoods.sum(axis=1, keepdims=True) - likelihoods
+    # The best speaker's rivals: a sum of their own, as taking 1 from a total near 1 leaves no digits.
+    others = scores.copy()
+    others[rows, best] = -np.inf
+    second = others.max(axis=1)
+    rivals_of_best = np.exp(others - second[:, None]).sum(axis=1)
+    log_rivals = np.log(np.maximum(rivals, np.finfo(np.float64).tiny)) + scores[rows, best][:, None]
+    log_rivals[rows, best] = np.log(rivals_of_best) + second
+    ratios: NDArray[np.float64] = scores - log_rivals + np.log(scores.shape[1] - 1)
+    return ratios
