@@ -9,10 +9,19 @@ from shards.errors import UsageError
 
 # What an extra of the project brings, as pyproject.toml has it.
 REQUIREMENTS = {
-    "train": ("accelerate>=1.10", "jinja2>=3.1", "matplotlib>=3.8", "safetensors>=0.4.3", "torch>=2.11"),
+    "train": (
+        "accelerate>=1.10",
+        "jinja2>=3.1",
+        "matplotlib>=3.8",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "torch>=2.11",
+    ),
     "audio": ("kaldi-native-fbank>=1.23", "soundfile>=0.13"),
     "kaldi": ("kaldiio>=2.18",),
     "onnx": ("onnx>=1.17", "onnxscript>=0.5"),
+    "parquet": ("pyarrow>=16.1",),
     "slurm": ("submitit>=1.5",),
     "tensorboard": ("tensorboard>=2.16",),
 }

@@ -51,7 +51,15 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
 TYRO_COMPLETION = "--tyro-print-completion"
 COMPLETION_WORDS = ("completion", TYRO_COMPLETION)
 SHELLS = ("bash", "zsh", "fish")
-TRAIN_MODULES = ("accelerate", "jinja2", "matplotlib", "safetensors", "torch")  # of the extra `train`
+TRAIN_MODULES = (
+    "accelerate",
+    "jinja2",
+    "matplotlib",
+    "safetensors",
+    "scipy",
+    "sklearn",
+    "torch",
+)  # of the extra `train`
 STYLE = (tyro.conf.FlagCreatePairsOff,)
 
 

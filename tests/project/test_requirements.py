@@ -77,6 +77,7 @@ def test_the_packages_import_nothing_that_is_not_declared():
     distributions = {
         "kaldi_native_fbank": "kaldi-native-fbank",
         "llvmlite": "numba",
+        "sklearn": "scikit-learn",
         "yaml": "pyyaml",
     }  # numba requires llvmlite
     declared = [Requirement(text).name for texts in (PROJECT["dependencies"], *EXTRAS.values()) for text in texts]
