@@ -61,11 +61,13 @@ class WindowDataset(ResumableBatches):
         placed: let `next_steps` hand out whole runs of steps, whose windows are on the device.
         device_memory: bytes that frames and tables may take on the device: a dataset that fits is copied once, and stays.
             Half of what is free when the first batch is made by default; 0: it is never kept as a whole.
+        with_ids: keep the numbers of each batch's windows in the order of storage, as `window_ids`.
         reuse: stack each batch over the one before, which saves time: keep a copy of what is needed longer.
         rank, world_size: this process's place; by default what torch.distributed says, or 0 of 1.
         store: how a remote dataset is read: cache folder and its limit, requests at a time, retries.
 
     Attributes:
+        window_ids: (B,) int64, the numbers of the windows of the batch that was made last; empty without `with_ids`.
         epoch, position: the state: the epoch, and the windows of it consumed by all ranks together.
 
     Raises:
@@ -92,6 +94,7 @@ class WindowDataset(ResumableBatches):
         device: str | torch.device | None = None,
         placed: bool = False,
         device_memory: int | None = None,
+        with_ids: bool = False,
         reuse: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
@@ -113,6 +116,8 @@ class WindowDataset(ResumableBatches):
         self.share = RankShare(self.order, rank, world_size)
         self.in_features = in_frames * self.data.manifest.num_features
         self.skipped_windows = 0
+        self.window_ids = torch.empty(0, dtype=torch.int64)
+        self._with_ids = with_ids
         self._in_frames = in_frames
         self._options: dict[str, Any] = {"in_frames": in_frames, "edge": edge, "seed": seed, "shuffle": shuffle}
         self._selection = selection.identity
@@ -232,7 +237,7 @@ class WindowDataset(ResumableBatches):
         """This rank's windows from global index `position` of an epoch on."""
         if self._device is not None:
             return RingStream(self._open_ring(), self.share, epoch, position)
-        return RankStream(self._load, self.share, epoch, position)
+        return RankStream(self._load, self.share, epoch, position, with_ids=self._with_ids)
 
     @property
     def frames_dtype(self) -> torch.dtype:
@@ -267,7 +272,7 @@ class WindowDataset(ResumableBatches):
             self._ring = make_ring(
                 self._filler,
                 self.share,
-                RingFormat(self._in_frames, self.num_features, self._pool_dtype, self._x_dtype),
+                RingFormat(self._in_frames, self.num_features, self._pool_dtype, self._x_dtype, self._with_ids),
                 device=self._device,
                 batch_size=self.batch_size,
                 device_memory=self._device_memory,
@@ -295,7 +300,9 @@ class WindowCursor:
 
     def take(self, until: int) -> Batch:
         """This rank's windows up to global index `until` of the epoch."""
-        return self._dataset.finish(self._stream.take(self._advance(until), self._dataset.memory))
+        batch = self._stream.take(self._advance(until), self._dataset.memory)
+        self._dataset.window_ids = self._stream.ids
+        return self._dataset.finish(batch)
 
     def place(self, until: Sequence[int]) -> PlacedSteps:
         """The steps that end at the global indices `until`: as many as are on the device together, the same on every rank."""

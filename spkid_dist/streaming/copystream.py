@@ -58,7 +58,7 @@ class CopyStream:
             torch.cuda.current_stream(self.device).wait_event(arrived)
 
     def copy(self, source: NDArray[np.int64], target: torch.Tensor) -> None:
-        """Copy numbers (n,) to `target` (n,), int32, which has to hold them.
+        """Copy numbers (n,) to `target` (n,), of integers that hold them.
 
         Returns when `source` may be changed; the copies may be under way still.
         """

@@ -14,11 +14,10 @@ from spkid_dist.streaming.copystream import BUFFER_BYTES, CopyStream
 from spkid_dist.streaming.pool import PoolFiller
 from spkid_dist.streaming.poolring import PoolRing, RingSize
 from spkid_dist.streaming.residentring import ResidentRing
-from spkid_dist.streaming.ring import MOST_NUMBERS, RingFormat
+from spkid_dist.streaming.ring import MOST_NUMBERS, TABLE_BYTES, RingFormat
 from spkid_dist.streaming.ringfiller import RingFiller
 
-TABLE_BYTES = 8  # of a window: its first row and its class, int32 each
-ID_BYTES = 4
+ORDER_BYTES = 4  # of a window of a resident dataset in the order of use
 
 
 def free_device_memory(device: torch.device) -> int:
@@ -49,7 +48,7 @@ def make_ring(
     size = RingSize.of(filler, share, batch_size, ring_format.in_frames)
     budget = free // 2 if device_memory is None else min(device_memory, free)
     num_windows = share.order.num_windows
-    tables = TABLE_BYTES * (size.windows + num_windows) + ID_BYTES * size.slot_windows
+    tables = ring_format.table_bytes * size.windows + TABLE_BYTES * num_windows + ORDER_BYTES * size.slot_windows
     if (
         num_windows * ring_format.row_bytes + tables <= budget and num_windows < MOST_NUMBERS
     ):  # a window is a row or more
@@ -64,14 +63,14 @@ def make_ring(
 
 def _copies(device: torch.device, size: RingSize, rows: int, ring_format: RingFormat) -> CopyStream:
     """A stream of copies with buffers no larger than what is copied together: `rows` frames, or a generation's numbers."""
-    return CopyStream(device, min(BUFFER_BYTES, max(rows * ring_format.row_bytes, ID_BYTES * size.slot_windows)))
+    return CopyStream(device, min(BUFFER_BYTES, max(rows * ring_format.row_bytes, ORDER_BYTES * size.slot_windows)))
 
 
 def check_pools(
     size: RingSize, ring_format: RingFormat, device: torch.device, free: int, device_memory: int | None
 ) -> None:
     """Raise UsageError where a ring of pools takes more than is free, or than is allowed."""
-    needed = size.rows * ring_format.row_bytes + TABLE_BYTES * size.windows
+    needed = size.rows * ring_format.row_bytes + ring_format.table_bytes * size.windows
     takes = (
         f"the windows that are shuffled together, and the next ones, take {gigabytes(needed)} on the device {device}"
     )

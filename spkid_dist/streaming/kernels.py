@@ -1,4 +1,4 @@
-"""The compiled loops of the stream: plain functions on arrays that write into what the caller allocated.
+"""The compiled loops of the stream, and of sums over utterances: plain functions that write into what the caller allocated.
 
 Shapes: T frames, D features per frame, U utterances of a block, C frames per window, R rows of an arena, N windows,
 S streams of this rank. Each kernel has a NumPy or Python twin in `tests/format/test_kernels.py`.
@@ -263,3 +263,12 @@ def normalize_utterances(frames: NDArray[np.float32], lengths: NDArray[np.int32]
             for t in range(first, end):
                 out[t, d] = (frames[t, d] - mean) * scale
         first = end
+
+
+@compiled
+def add_rows(values: NDArray[np.float32], rows: NDArray[np.int64], sums: NDArray[np.float64]) -> None:
+    """Add each row of `values` (N, K) to the row ``rows[n]`` of `sums` (R, K): ``sums[rows[n]] += values[n]``."""
+    for n in range(values.shape[0]):
+        row = sums[rows[n]]
+        for k in range(values.shape[1]):
+            row[k] += values[n, k]

@@ -90,11 +90,13 @@ class PoolRing(RingFiller):
         good: NDArray[np.bool_] | None,
     ) -> OnDevice:
         """The generation of windows `ids`, when the `starts` and `labels` of the good ones are on their way."""
-        at = 0
+        at, there = 0, ids if good is None else ids[good]
         for places in self.ring.stretches(self.end, len(starts)):
             end = at + places.stop - places.start
             self._copies.copy(starts[at:end], self.ring.starts[places])
             self._copies.copy(labels[at:end], self.ring.labels[places])
+            if self.ring.ids is not None:
+                self._copies.copy(there[at:end], self.ring.ids[places])
             at = end
         if len(starts):
             self._slot = (self._slot + 1) % self.slots
@@ -109,6 +111,8 @@ class PoolRing(RingFiller):
                 self._format, self.slots * self._slot_rows, len(old.starts), self._copies.device
             )
             self.ring.labels.copy_(old.labels)
+            if old.ids is not None and self.ring.ids is not None:
+                self.ring.ids.copy_(old.ids)
             slots = torch.div(old.starts, old_rows, rounding_mode="floor")
             torch.add(old.starts, slots, alpha=self._slot_rows - old_rows, out=self.ring.starts)
             for slot in range(self.slots):

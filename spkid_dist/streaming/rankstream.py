@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 
 from spkid_dist.order import RankShare
 from spkid_dist.streaming.arena import NO_WINDOW
@@ -17,10 +18,13 @@ class RankStream:
     """Takes a rank's share of the windows, from global index `index` of an epoch on, without an end; close it when done.
 
     `skipped` counts the windows of bad blocks that were passed over, up to the last call of `collect`.
+    `ids` (B,) int64 are the numbers, in the order of storage, of the windows taken last; empty without `with_ids`.
     """
 
-    def __init__(self, load: Load, share: RankShare, epoch: int, index: int) -> None:
+    def __init__(self, load: Load, share: RankShare, epoch: int, index: int, *, with_ids: bool = False) -> None:
         self.skipped = 0
+        self.ids = torch.empty(0, dtype=torch.int64)
+        self._with_ids = with_ids
         self._load = load
         self._num_generations = share.order.num_generations
         generation = index // share.order.generation_windows
@@ -40,12 +44,16 @@ class RankStream:
         Raises:
             InputError: a block can't be read or is damaged; as soon as it is known, though it be of the next pool.
         """
+        self.ids = torch.empty(size if self._with_ids else 0, dtype=torch.int64)
         if not size:
             return None
         x, y = memory.of(size)
         filled = 0
         for stack, piece in self._pieces(size):
-            filled += stack.take(piece, x[filled:], y[filled:])
+            begin, filled = filled, filled + stack.take(piece, x[filled:], y[filled:])
+            if self._with_ids:
+                self.ids.numpy()[begin:filled] = stack.ids(piece)
+        self.ids = self.ids[:filled]
         return x[:filled], y[:filled]
 
     def skip(self, size: int) -> None:

@@ -57,6 +57,8 @@ class ResidentRing(RingFiller):
                 end = at + places.stop - places.start
                 torch.index_select(self._starts, 0, self._ids[at:end], out=self.ring.starts[places])
                 torch.index_select(self._labels, 0, self._ids[at:end], out=self.ring.labels[places])
+                if self.ring.ids is not None:
+                    self.ring.ids[places].copy_(self._ids[at:end])
                 at = end
         return self._note(ids, good)
 

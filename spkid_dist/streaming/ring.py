@@ -17,23 +17,34 @@ from shards.errors import UsageError
 from spkid_dist.streaming.stacking import Batch, BatchMemory
 
 MOST_NUMBERS = 2**31  # that int32 counts, from 0
+TABLE_BYTES = 8  # of a window: its first row and its class, int32 each
+ID_BYTES = 8  # of a window's number
 
 _versions = count()
 
 
 @dataclass(frozen=True)
 class RingFormat:
-    """What windows look like: C frames of D features, `dtype` in the arena and `x_dtype` in batches."""
+    """What windows look like: C frames of D features, `dtype` in the arena and `x_dtype` in batches.
+
+    `with_ids` is whether the ring has the windows' numbers in the order of storage.
+    """
 
     in_frames: int
     num_features: int
     dtype: torch.dtype
     x_dtype: torch.dtype
+    with_ids: bool = False
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a frame in the arena."""
         return self.num_features * self.dtype.itemsize
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of a window in the tables."""
+        return TABLE_BYTES + (ID_BYTES if self.with_ids else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +60,7 @@ class WindowRing:
         labels: (T,) int32, their classes.
         in_frames: C.
         x_dtype: of a batch's windows as the dataset yields them.
+        ids: (T,) int64, the windows' numbers in the order of storage; None where the ring has none.
         version: of this ring alone: another ring's tensors have other addresses. Part of the key of a graph.
     """
 
@@ -58,6 +70,7 @@ class WindowRing:
     in_frames: int
     x_dtype: torch.dtype
     version: int
+    ids: torch.Tensor | None = None
 
     @staticmethod
     def allocate(ring_format: "RingFormat", rows: int, windows: int, device: torch.device) -> "WindowRing":
@@ -78,6 +91,7 @@ class WindowRing:
             ring_format.in_frames,
             ring_format.x_dtype,
             next(_versions),
+            torch.zeros(windows, dtype=torch.int64, device=device) if ring_format.with_ids else None,
         )
 
     @staticmethod

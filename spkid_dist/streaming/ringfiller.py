@@ -104,7 +104,9 @@ class RingFiller(ABC):
         """The steps that are launched from now on may use a generation."""
         self._copies.wait_for_arrival(loaded.arrived)
         if self._copies.device.type == "cuda":
-            for tensor in loaded.ring.tensors:  # freed only when the steps are done, too
+            ring = loaded.ring
+            ids = () if ring.ids is None else (ring.ids,)
+            for tensor in (*ring.tensors, *ids):  # freed only when the steps are done, too
                 tensor.record_stream(torch.cuda.current_stream(self._copies.device))
 
     def _note(self, ids: NDArray[np.int64], good: NDArray[np.bool_] | None) -> OnDevice:

@@ -7,6 +7,8 @@ were launched, so an event tells when they are done.
 from collections import deque
 from collections.abc import Sequence
 
+import torch
+
 from spkid_dist.order import RankShare
 from spkid_dist.streaming.ledger import Ledger
 from spkid_dist.streaming.ring import PlacedSteps
@@ -18,6 +20,7 @@ class RingStream:
     """Takes a rank's share of the windows, from global index `index` of an epoch on, without an end; close it when done.
 
     `skipped` counts the windows of bad blocks that were passed over, up to the last call of `collect`.
+    `ids` (B,) int64 are the numbers, in the order of storage, of the windows taken last; empty where the ring has none.
     """
 
     def __init__(self, filler: RingFiller, share: RankShare, epoch: int, index: int) -> None:
@@ -31,6 +34,7 @@ class RingStream:
         # Windows of the first generation that is there: those that were taken, and those of them that were collected.
         self._at = share.consumed_before(index) - share.consumed_before(generation * share.order.generation_windows)
         self._collected = self._at
+        self.ids = torch.empty(0, dtype=torch.int64, device=filler.ring.arena.device)
         self._end = filler.end  # the number in the ring of the first window, while none is there
         self._there: deque[OnDevice] = deque()
         self._next: Background[OnDevice] | None = None
@@ -66,6 +70,8 @@ class RingStream:
 
     def take(self, size: int, memory: BatchMemory) -> Batch | None:
         """The next `size` windows in `memory`, as `RankStream.take`; they need not fit the ring together."""
+        ids = list[torch.Tensor]()
+        self.ids = self.ids[:0]
         if not size:
             return None
         x, y = memory.of(size)
@@ -75,7 +81,12 @@ class RingStream:
             steps = self.place([piece])
             end = filled + steps.count[0]
             steps.ring.gather(steps.first[0], steps.count[0], x[filled:end], y[filled:end])
+            if steps.ring.ids is not None:
+                ids += [
+                    steps.ring.ids[places].clone() for places in steps.ring.stretches(steps.first[0], steps.count[0])
+                ]
             filled, size = end, size - piece
+        self.ids = torch.cat([self.ids, *ids])
         return x[:filled], y[:filled]
 
     def skip(self, size: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from spkid_dist.streaming.arena import NO_WINDOW
 from spkid_dist.streaming.kernels import gather
@@ -59,6 +60,11 @@ class HostStack:
         self._num_features = pool.arena.shape[1]
         self._bits = np.dtype(f"u{pool.arena.itemsize}")  # the compiled loop knows no short floats; it only copies
         self._flat = pool.arena.reshape(-1).view(self._bits)
+
+    def ids(self, piece: slice) -> NDArray[np.int64]:
+        """The numbers, in the order of storage, of the windows that `take` copies of a piece."""
+        ids = self.pool.ids[piece]
+        return ids[self.pool.starts[piece] != NO_WINDOW] if self.pool.has_gaps else ids
 
     def take(self, piece: slice, x: torch.Tensor, y: torch.Tensor) -> int:
         """Copy the windows of `piece` to the first rows of x (B, C*D), as stored, and y (B,) int64.

@@ -45,6 +45,7 @@ class DatasetWindows:
             windows = np.maximum(lengths - in_frames + 1, 0) if edge == "valid" else lengths
             self._repeats = selection.repeats(dataset, windows)
         self.num_short = 0
+        self._takes_all = selection.is_everything
         self._by_manifest = edge != "valid" and selection.is_everything
         self.per_shard = np.array([shard.frames for shard in shards], np.int64)
         if not self._by_manifest:
@@ -82,6 +83,13 @@ class DatasetWindows:
         rows = np.empty(len(segments), np.int64)
         kernels.count_rows(self._lengths, self._repeats, utterances, windows, self._in_frames, self._edge, rows)
         return rows
+
+    def per_utterance(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Windows and class of each utterance, in the order of storage: (U,) int64 both. All are taken once."""
+        assert self._takes_all
+        frames = np.asarray(self._lengths, np.int64)
+        windows = np.maximum(frames - self._in_frames + 1, 0) if self._edge == VALID else frames
+        return windows, np.asarray(self._speakers, np.int64)
 
     def by_speaker(self) -> tuple[NDArray[np.int64], int]:
         """Utterances of each speaker that are taken and have a window (num_spks,), and how many are not taken at all.

@@ -22,6 +22,7 @@ from shards.kernels import (
 from spkid_dist.config.choices import EDGE, VALID, ZERO
 from spkid_dist.draws import GOLDEN, MASK, _mix, permute
 from spkid_dist.streaming.kernels import (
+    add_rows,
     count_rows,
     count_windows,
     deal,
@@ -318,3 +319,13 @@ def test_add_unseen_equals_a_set(first, second):
         count = add_unseen(np.array(values, np.uint64), table, unseen)
         assert unseen[:count].tolist() == expected
     assert set(table[table != 0].tolist()) == seen
+
+
+@given(matrices, st.data())
+def test_add_rows_equals_numpy(values, data):
+    rows = np.array(data.draw(st.lists(st.integers(0, 4), min_size=len(values), max_size=len(values))), np.int64)
+    sums = np.ones((5, values.shape[1]))
+    expected = sums.copy()
+    add_rows(values, rows, sums)
+    np.add.at(expected, rows, values)
+    np.testing.assert_array_equal(sums, expected)
