@@ -211,6 +211,7 @@ class GlobalBatchNorm(nn.BatchNorm1d):
     def __init__(self, num_units: int, *, full_batch: int | None = None) -> None:
         super().__init__(num_units)
         self.full_batch = full_batch
+        self._windows: torch.Tensor | None = None  # that came since `begin_statistics`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise x (B, H), B from 0; in training, all ranks must call it together."""
@@ -220,6 +221,17 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         self._track(mean, variance, count)
         return torch.addcmul(self.bias, standard, self.weight).to(x.dtype)
 
+    def begin_statistics(self) -> None:
+        """Compute the running statistics anew: until `end_statistics` they are means in which each window counts the same."""
+        self.reset_running_stats()
+        self._windows = torch.zeros((), dtype=torch.float64, device=self.weight.device)
+        self.train()
+
+    def end_statistics(self) -> None:
+        """Keep the statistics since `begin_statistics`."""
+        self._windows = None
+        self.eval()
+
     @torch.no_grad()
     def _track(self, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor) -> None:
         """Move the running statistics, of evaluation, towards those of this batch of `count` windows."""
@@ -228,8 +240,13 @@ class GlobalBatchNorm(nn.BatchNorm1d):
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         unbiased = variance * (count / (count - 1).clamp(min=1))
-        share = (count / self.full_batch).clamp(max=1) if self.full_batch else torch.ones_like(count)
+        if self._windows is not None:
+            self._windows += count
+            weight = count / self._windows.clamp(min=1)
+        else:
+            share = (count / self.full_batch).clamp(max=1) if self.full_batch else torch.ones_like(count)
+            weight = self.momentum * share
         for running, found, needed in ((self.running_mean, mean, 1), (self.running_var, unbiased, 2)):
-            moved = running.lerp(found.float(), (self.momentum * share).float())
+            moved = running.lerp(found.float(), weight.float())
             running.copy_(torch.where(count >= needed, moved, running))  # on the device: nobody waits for `count`
         self.num_batches_tracked.add_(count > 0)

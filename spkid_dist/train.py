@@ -19,6 +19,7 @@ import torch
 
 from shards.errors import SpkidError, Stopped
 from spkid_dist.config import TrainConfig
+from spkid_dist.config.choices import BestBy
 from spkid_dist.model import model_from_options, network_options, set_full_batch, set_moments
 from spkid_dist.process.allocator import keep_freed_memory
 from spkid_dist.process.freecpus import FreeCpus, go_on_with_threads, leave_cpus_to_others
@@ -31,6 +32,7 @@ from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.lostdevice import explain_lost_device
 from spkid_dist.ranks.together import by_main, explain_lost_ranks
 from spkid_dist.trained import ID_NAME, options_of
+from spkid_dist.trainedfolder import Figures, averaged_name, weights_name
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.training.engine import make_engine
 from spkid_dist.training.enginechoice import choose_engine
@@ -40,22 +42,42 @@ from spkid_dist.training.job import Job, TrainingData
 from spkid_dist.training.learner import Learner, make_learner
 from spkid_dist.training.loop import TrainingLoop
 from spkid_dist.training.preemption import STOP_NAME, StopRequest
-from spkid_dist.training.report import Summary, environment_of, weights_name
+from spkid_dist.training.report import Summary, environment_of
 from spkid_dist.training.resume import go_on
 from spkid_dist.training.startup import check_ranks_alike, log_start, open_data, open_save_path
 from spkid_dist.training.stopwatch import Stopwatch
 from spkid_dist.training.tracking import check_tracker, finish_tracking, start_tracking
 
+# What --best_by compares, as the log says it.
+BEST_BY: dict[BestBy, str] = {
+    "loss": "validation loss",
+    "accuracy": "validation accuracy",
+    "utterances": "number of wrong utterances",
+}
+
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training came to; `best_weights` is the file of the lowest validation loss, `va_loss` and `va_acc` its."""
+    """What a training came to.
+
+    Attributes:
+        best_weights: the weights of the best epoch by --best_by, the first of them being epoch 0.
+        best_epoch: that epoch.
+        va_loss, va_acc: mean loss and accuracy of these weights on the windows of the validation set.
+        epochs: how many epochs were trained.
+        va_wrong: how many utterances of the validation set these weights give a wrong speaker.
+        averaged_weights: the averaged weights of the last epoch; None where there are none.
+        averaged: what the validation found of them.
+    """
 
     best_weights: Path
     best_epoch: int
     va_loss: float
     va_acc: float
     epochs: int
+    va_wrong: int | None = None
+    averaged_weights: Path | None = None
+    averaged: Figures | None = None
 
 
 @torch_threads()
@@ -166,11 +188,9 @@ def _make_network(config: TrainConfig, data: TrainingData) -> torch.nn.Sequentia
 def _result(job: Job, folder: TrainingFolder, learner: Learner, stopwatch: Stopwatch) -> TrainResult:
     statistics, config, log = learner.statistics, job.config, job.log
     if statistics.is_out_of_patience(config.patience):
-        log.line(f"stopped: no better validation loss for {config.patience} epochs")
-    best = statistics.best_epoch
-    va_loss, va_acc = statistics.va_loss[best], statistics.va_acc[best]
-    path = config.save_path / weights_name(best, best=True)
-    log.line(f"best: epoch {best}, loss {va_loss:.4f}, acc {va_acc:.4f}: {path}")
+        log.line(f"stopped: no better {BEST_BY[config.best_by]} for {config.patience} epochs")
+    best, last = statistics.best_epoch, statistics.epochs - 1
+    found, averaged = statistics.figures(best), statistics.average_figures(last)
     # A training that was finished before keeps the summary of the run that ended it.
     if stopwatch.seconds["validation"] or not by_main(job.accelerator, lambda: folder.has_summary):
         environment = environment_of(job.accelerator)
@@ -178,7 +198,20 @@ def _result(job: Job, folder: TrainingFolder, learner: Learner, stopwatch: Stopw
         by_main(job.accelerator, lambda: folder.save_summary(summary))
         for line in summary.lines():
             log.line(line)
-    return TrainResult(path, best, va_loss, va_acc, statistics.epochs)
+    path, averaged_path = config.save_path / weights_name(best, best=True), config.save_path / averaged_name(last)
+    log.line(f"best: epoch {best}, {found}: {path}")
+    if averaged is not None and learner.average is not None:
+        log.line(f"averaged: {learner.average.describe(last)}, {averaged}: {averaged_path}")
+    return TrainResult(
+        best_weights=path,
+        best_epoch=best,
+        va_loss=found.loss,
+        va_acc=found.accuracy,
+        epochs=statistics.epochs,
+        va_wrong=found.wrong,
+        averaged_weights=None if averaged is None else averaged_path,
+        averaged=averaged,
+    )
 
 
 def main() -> None:

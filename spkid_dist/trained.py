@@ -36,12 +36,18 @@ _END = {"epoch", "patience"}
 MAY_CHANGE = frozenset(_PLACES | _RUN | _END)
 """The options that a training may change when it goes on; what is not among them changes results."""
 
+_NOTHING = object()
+# Options that came later, with the defaults that do as was done before: these are no part of a training's name.
+_LATER = {name: TrainConfig.__dataclass_fields__[name].default for name in ("average", "best_by")}
+
 ID_NAME = "training_id"
 
 
 def training_id(options: Mapping[str, Any], data: Mapping[str, str | None]) -> str:
     """The name of the training with these options (as JSON has them) on these data (what -> fingerprint, None for all)."""
-    decisive = {name: value for name, value in options.items() if name not in MAY_CHANGE}
+    decisive = {
+        name: value for name, value in options.items() if name not in MAY_CHANGE and _LATER.get(name, _NOTHING) != value
+    }
     return xxhash.xxh3_128_hexdigest(json.dumps([decisive, dict(data)], sort_keys=True).encode())
 
 

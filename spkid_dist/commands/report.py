@@ -19,8 +19,9 @@ from spkid_dist.config import ReportConfig, TrainConfig
 from spkid_dist.process.versions import installed_version
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.trained import OPTIONS_NAME, read_options
+from spkid_dist.trainedfolder import TrainStatistics, read_statistics
 from spkid_dist.training.curves import draw_curves
-from spkid_dist.training.report import STATISTICS_NAME, SUMMARY_NAME, TrainStatistics
+from spkid_dist.training.report import SUMMARY_NAME
 from spkid_dist.training.stopwatch import clock
 
 REPORT_NAME = "report.html"
@@ -28,7 +29,7 @@ SCORE_PICTURES = {"confusion": "confusions", "lengths": "errors by length", "det
 SHOWN_SPEAKERS = 20
 RATE = ("errors", "total", "rate", "low", "high")  # of an error rate
 UNKNOWN = "not known"
-BEST_WEIGHTS = re.compile(r"bestval_e(\d+)_weights\.ckpt")
+BEST_WEIGHTS = re.compile(r"(?:bestval|averaged)_e(\d+)_weights\.ckpt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def report(config: ReportConfig) -> Path:
     if not (folder / OPTIONS_NAME).is_file():
         raise InputError(f"{folder}: holds no {OPTIONS_NAME}, so it is no training; give the --save_path of one")
     options = read_options(folder / OPTIONS_NAME)
-    statistics = _statistics(folder / STATISTICS_NAME)
+    statistics = read_statistics(folder, options)
     summary = _read(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).exists() else None
     score = config.score or _scoring_in(folder)
     page = _render(folder, options, statistics, summary, (score, None if score is None else _read(score)))
@@ -79,8 +80,13 @@ def _render(
     best = statistics.best_epoch
     tiles = [("epochs trained", str(statistics.epochs))]
     if best >= 0:
-        tiles += [("best epoch", str(best)), ("validation loss", f"{statistics.va_loss[best]:.4f}")]
-        tiles += [("frame accuracy", f"{statistics.va_acc[best]:.2%}")]
+        found, averaged = statistics.figures(best), statistics.average_figures(statistics.epochs - 1)
+        tiles += [("best epoch", str(best)), ("validation loss", f"{found.loss:.4f}")]
+        tiles += [("frame accuracy", f"{found.accuracy:.2%}")]
+        if found.wrong is not None:
+            tiles.append((f"wrong of {found.utterances:,} utterances", str(found.wrong)))
+        if averaged is not None and averaged.wrong is not None:
+            tiles.append(("the same, averaged weights", str(averaged.wrong)))
     if summary is not None:
         tiles.append(("windows per second", _text(summary.get("run_windows_per_second"), "{:,.0f}")))
     sections = [
@@ -106,10 +112,8 @@ def _render(
 def _curves(statistics: TrainStatistics) -> Section:
     if not statistics.epochs:
         return Section(title="Curves", gap="No epoch has ended yet.")
-    picture = draw_curves(
-        (statistics.tr_loss, statistics.tr_acc), (statistics.va_loss, statistics.va_acc), statistics.best_epoch
-    )
-    return Section(title="Curves", pictures=[("loss and accuracy over the epochs", _uri(picture))])
+    picture = draw_curves(statistics)
+    return Section(title="Curves", pictures=[("loss, accuracy and wrong utterances over the epochs", _uri(picture))])
 
 
 def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) -> list[Section]:
@@ -211,20 +215,6 @@ def _text(value: Any, form: str) -> str:
 
 def _uri(picture: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(picture).decode()
-
-
-def _statistics(path: Path) -> TrainStatistics:
-    if not path.exists():
-        return TrainStatistics()
-    found = _read(path)
-    names = [one.name for one in fields(TrainStatistics)]
-    if not all(isinstance(found.get(name), list) for name in names) or len(found["va_loss"]) != len(found["va_acc"]):
-        raise InputError(f"{path}: not the statistics of a training; give the --save_path of one")
-    try:
-        columns = {name: [float("nan") if value is None else float(value) for value in found[name]] for name in names}
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: a value is no number; the file is damaged") from None
-    return TrainStatistics(**columns)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The command `spkid results`: make one table of the trainings below a folder, such as those of a sweep."""
 
 import json
-import math
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,13 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.errors import InputError
-from shards.files import read_text, write_atomic
+from shards.files import write_atomic
 from spkid_dist.config import ResultsConfig
 from spkid_dist.trained import OPTIONS_NAME, read_options
-from spkid_dist.training.report import STATISTICS_NAME, SUMMARY_NAME
+from spkid_dist.trainedfolder import read_statistics
+from spkid_dist.training.report import SUMMARY_NAME
 
 TABLE_NAME = "results.tsv"
-FIRST, LAST = ("training", "hsize", "in_frames"), ("epochs", "best_epoch", "va_loss", "va_acc", "data", "ended")
+FIRST, LAST = (
+    ("training", "hsize", "in_frames"),
+    ("epochs", "best_epoch", "va_loss", "va_acc", "va_wrong", "avg_wrong", "data", "ended"),
+)
 # What differs between any two trainings, or says where things lie and not what was trained.
 NOT_COMPARED = {"save_path", "input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "training_id", *FIRST}
 WIDEST = 10_000  # columns of the terminal: what does not fit is wrapped by the terminal, and never cut
@@ -26,7 +29,9 @@ FINGERPRINT_DIGITS = 8  # enough to tell datasets apart
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a training came to; losses and accuracies are those of `best_epoch`, None where none was validated.
+    """What a training came to; what begins with `va_` is of `best_epoch`, None where none was validated.
+
+    `va_wrong` counts the utterances of the validation set that get a wrong speaker, `avg_wrong` those by the averaged weights.
 
     `options` are those of train.opts. `data` is the first digits of the training set's fingerprint, None where train.opts has
     none. `ended` is when the training wrote its summary (UTC), None where it has not ended.
@@ -39,6 +44,8 @@ class Result:
     best_epoch: int | None
     va_loss: float | None
     va_acc: float | None
+    va_wrong: int | None
+    avg_wrong: int | None
     data: str | None
     ended: str | None
     options: dict[str, Any]
@@ -86,18 +93,21 @@ def _print_table(title: str, columns: list[str], rows: list[dict[str, Any]]) -> 
 
 def _read(folder: Path) -> Result:
     options = read_options(folder / OPTIONS_NAME)
-    losses, accuracies = _validations(folder / STATISTICS_NAME)
-    known = [epoch for epoch, loss in enumerate(losses) if loss is not None]
-    best = min(known, key=lambda epoch: losses[epoch] or 0.0, default=None)
+    statistics = read_statistics(folder, options)
+    best = statistics.best_epoch
+    found = statistics.figures(best) if best >= 0 else None
+    averaged = statistics.average_figures(statistics.epochs - 1)
     fingerprint = options.get("tr_fingerprint")
     return Result(
         training=folder.absolute().name,
         hsize=options["hsize"],
         in_frames=options["in_frames"],
-        epochs=len(losses),
-        best_epoch=best,
-        va_loss=None if best is None else losses[best],
-        va_acc=None if best is None else accuracies[best],
+        epochs=statistics.epochs,
+        best_epoch=None if found is None else best,
+        va_loss=None if found is None else found.loss,
+        va_acc=None if found is None else found.accuracy,
+        va_wrong=None if found is None else found.wrong,
+        avg_wrong=None if averaged is None else averaged.wrong,
         data=fingerprint[:FINGERPRINT_DIGITS] if isinstance(fingerprint, str) else None,
         ended=_time_of(folder / SUMMARY_NAME),
         options=options,
@@ -108,26 +118,6 @@ def _time_of(path: Path) -> str | None:
     if not path.exists():
         return None
     return f"{datetime.fromtimestamp(path.stat().st_mtime, UTC):%Y-%m-%dT%H:%M}"
-
-
-def _validations(path: Path) -> tuple[list[float | None], list[float | None]]:
-    """Losses and accuracies, one value per epoch; None where it is unknown. No values where no epoch has ended."""
-    if not path.exists():
-        return [], []
-    try:
-        statistics: dict[str, Any] = json.loads(read_text(path, "the statistics of a training", "train again"))
-        losses, accuracies = ([_known(value) for value in statistics[name]] for name in ("va_loss", "va_acc"))
-        if len(losses) != len(accuracies):
-            raise ValueError(f"{len(losses)} losses, {len(accuracies)} accuracies")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the statistics of a training: {error}; train again") from None
-    return losses, accuracies
-
-
-def _known(value: Any) -> float | None:
-    """A number of the statistics; None where it is null, or not finite. Raises ValueError and TypeError where it is neither."""
-    number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else None
 
 
 def _text(value: object) -> str:

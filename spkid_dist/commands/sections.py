@@ -46,7 +46,7 @@ TRAIN = {
     "Network": "in_frames edge normalize hsize num_layers activation batch_norm dropout",
     "Optimisation": (
         "epoch batch_size lr optimizer patience schedule warmup step_factor step_epochs weight_decay momentum "
-        "clip_grad_norm label_smoothing seed shuffle_windows num_streams"
+        "clip_grad_norm label_smoothing average best_by seed shuffle_windows num_streams"
     ),
     "Run": "save_path overwrite log_freq log_with profile",
     "Checkpoints": "resume checkpoint_steps checkpoint_minutes keep_checkpoints",

@@ -19,5 +19,7 @@ StreamNormalization = Literal["none", "utterance"]
 Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu"]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "clearml", "aim", "dvclive", "swanlab", "trackio"]
 
+BestBy = Literal["loss", "accuracy", "utterances"]
+
 DEFAULT_SHUFFLE_WINDOWS = 2**20  # in the pools of all streams together
 EXPORT_FORMATS = ("safetensors", "torch_export", "onnx")

@@ -8,8 +8,9 @@ from typing import Literal
 
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
+from spkid_dist.config.averaging import Averaging
 from spkid_dist.config.checks import Options, at_least, check_context, from_zero_below
-from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS, Activation, EdgeRule, Normalization, Tracker
+from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS, Activation, BestBy, EdgeRule, Normalization, Tracker
 
 MOST_LAYERS = 1000
 
@@ -47,7 +48,7 @@ class TrainConfig(Options):
     in_frames: int = 21
     """Frames stacked into one window."""
     patience: int = 10
-    """Stop after this many epochs without a better validation loss."""
+    """Stop after this many epochs without a better one, by --best_by."""
     lr: float = 0.001
     """Learning rate."""
     momentum: float = 0.5
@@ -95,7 +96,7 @@ class TrainConfig(Options):
     step_factor: float = 0.5
     """Factor by which --schedule step and plateau multiply the learning rate."""
     step_epochs: int = 3
-    """Epochs between two steps of --schedule step; for plateau, epochs without a better validation loss."""
+    """Epochs between two steps of --schedule step; for plateau, epochs without a better one, by --best_by."""
     clip_grad_norm: float | None = None
     """Largest norm of the gradient; a longer gradient is scaled down to it."""
     label_smoothing: float = 0.0
@@ -125,6 +126,11 @@ class TrainConfig(Options):
     """List of the utterances of the training set to train on. Default: all."""
     balance_speakers: bool = False
     """Repeat utterances so that all speakers have about as many windows per epoch."""
+
+    average: str = "epochs:10"
+    """Weights to average into a file of their own: of the last N epochs (epochs:N), of all batches (ema:DECAY), or none."""
+    best_by: BestBy = "loss"
+    """What the best epoch has least of on the validation set: loss, wrong frames (accuracy), or wrong utterances."""
 
     accumulation: int = 1
     """Parts into which each process splits its share of a batch: less memory, the same gradient."""
@@ -168,6 +174,7 @@ class TrainConfig(Options):
             raise UsageError(
                 f"--accumulation {self.accumulation}: with --batch_norm a batch is normalised as a whole; leave one of them out"
             )
+        Averaging.parse(self.average)
         if self.batch_size == 1 and self.batch_norm:
             raise UsageError(
                 "--batch_size 1: with --batch_norm a batch needs a deviation; give 2 or more, or leave one out"

@@ -39,10 +39,10 @@ class Replay:
         self._kinds: dict[Hashable, _Kind] = {}
         self._num_graphs = 0
 
-    def do_all(self, version: int, counts: Sequence[int], step: Callable[[int], None]) -> None:
+    def do_all(self, version: Hashable, counts: Sequence[int], step: Callable[[int], None]) -> None:
         """Do `step` on as many windows as each of `counts` says; steps with as many as the one before share a graph.
 
-        `version` is that of the ring of windows, whose addresses a graph has.
+        `version` is that of the ring of windows, whose addresses a graph has, with whatever else the steps differ by.
         """
         for size, alike in itertools.groupby(counts):
             self.do((version, size), partial(step, size), len(list(alike)))

@@ -80,3 +80,9 @@ def is_of_collective(error: RuntimeError) -> bool:
 def first_words(error: Exception) -> str:
     """An error's first sentence, without the place in the sources that it begins with."""
     return re.sub(r"^\[[^]]*\]\s*", "", first_line(error) or "no reason given").partition(". ")[0].rstrip(".")
+
+
+def share_weights(model: torch.nn.Module) -> None:
+    """Give all ranks the weights and buffers of rank 0."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        torch.distributed.broadcast(tensor.detach(), src=0)

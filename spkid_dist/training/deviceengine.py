@@ -12,9 +12,10 @@ import torch
 
 from spkid_dist.process.nocompiler import plain_step
 from spkid_dist.process.replay import Replay
+from spkid_dist.ranks.together import share_weights
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
 from spkid_dist.training.feed import Steps
-from spkid_dist.training.graph import JoinedGradients, share_weights
+from spkid_dist.training.graph import JoinedGradients
 from spkid_dist.training.job import Job
 from spkid_dist.training.learner import Learner
 from spkid_dist.training.learning import seed_dropout, training_loss
@@ -80,6 +81,7 @@ class DeviceEngine:
         if longest is not None:
             torch.nn.utils.clip_grad_norm_(self._learner.model.parameters(), longest)
         self._move_weights()
+        self._learner.after_step()
 
 
 class LearningSteps:

@@ -56,3 +56,4 @@ class EagerEngine:
         if config.clip_grad_norm is not None:
             accelerator.clip_grad_norm_(model.parameters(), config.clip_grad_norm)
         self._optimizer.step()
+        learner.after_step()

@@ -1,9 +1,9 @@
-"""Compute mean loss and accuracy of a network on a whole set; on a GPU by graphs of many steps, as in training.
+"""Validate networks on a whole set, all in one pass; on a GPU by graphs of many steps, as in training.
 
-Shapes: B windows of a rank's share, C*D inputs.
+Shapes: B windows of a rank's share, C*D inputs, K speakers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -12,48 +12,94 @@ from torch.nn import functional
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.process.replay import Replay
 from spkid_dist.streaming.ring import PlacedSteps, WindowRing
+from spkid_dist.trainedfolder import Figures
 from spkid_dist.training.feed import Feed, Steps
 from spkid_dist.training.losses import Tally
 from spkid_dist.training.step import network_input
 from spkid_dist.training.steptable import StepTable
+from spkid_dist.training.utterances import DeviceUtterances, OpenUtterances, UtteranceErrors, UtteranceTable
 
 
 class Evaluator:
-    """Evaluates `network` on batches of up to `batch_size`; its weights may change in between, but not their addresses."""
+    """Evaluates networks on `data`, whose batches have ids; weights may change in between, but not their addresses."""
 
-    def __init__(self, accelerator: Accelerator, network: torch.nn.Module, batch_size: int) -> None:
+    def __init__(self, accelerator: Accelerator, networks: Sequence[torch.nn.Module], data: WindowDataset) -> None:
         self._accelerator = accelerator
-        self._network = network
-        self._tally = Tally(accelerator.device)
+        self._data = data
+        self._utterances = UtteranceTable.of(data)
+        self._judged = [_Judged(network, self._utterances, data, accelerator) for network in networks]
         self._replay = Replay(accelerator.device)
-        self._table = StepTable(accelerator.device, self._tally.sums, batch_size)
+        self._table = StepTable(accelerator.device, self._judged[0].tally.sums, data.batch_size)
 
     @torch.no_grad()
-    def evaluate(self, data: WindowDataset, after_steps: Callable[[int], None]) -> tuple[float, float]:
-        """Mean loss and accuracy over all windows of `data`, each once; calls `after_steps` with each number of steps done."""
-        self._network.eval()
-        feed, done = Feed(data), 0
-        while done < len(data):
-            steps = feed.next(len(data) - done)
-            self._take(steps)
+    def evaluate(self, count: int, after_steps: Callable[[int], None]) -> list[Figures]:
+        """What is found of the first `count` networks on all windows; calls `after_steps` with each number of steps done."""
+        for judged in self._judged:
+            judged.network.eval()
+        feed, done = Feed(self._data), 0
+        while done < len(self._data):
+            steps = feed.next(len(self._data) - done)
+            self._take(steps, count)
             done += len(steps)
             after_steps(len(steps))
-        return self._tally.read(self._accelerator).means()
+        return [judged.read(self._accelerator, self._utterances.count) for judged in self._judged[:count]]
 
-    def _take(self, steps: Steps) -> None:
+    def _take(self, steps: Steps, count: int) -> None:
         if isinstance(steps, PlacedSteps):
             self._table.send(steps)
-            self._replay.do_all(steps.ring.version, steps.count, lambda count: self._step(steps.ring, count))
+            step = (
+                self._step if all(judged.is_on_device for judged in self._judged[:count]) else self._step_without_graph
+            )
+            step(steps, count)
             return
         for x, y in steps.batches():
-            self._add(x, y)
+            self._add(x, y, self._data.window_ids, count)
 
-    def _step(self, ring: WindowRing, count: int) -> None:
-        self._add(*self._table.gather(ring, count))
+    def _step(self, steps: PlacedSteps, count: int) -> None:
+        ring = steps.ring
+        kind = (ring.version, count)
+        self._replay.do_all(kind, steps.count, lambda size: self._next(ring, size, count))
+
+    def _step_without_graph(self, steps: PlacedSteps, count: int) -> None:
+        for size in steps.count:
+            self._next(steps.ring, size, count)
+
+    def _next(self, ring: WindowRing, size: int, count: int) -> None:
+        """The next step of the table."""
+        x, y = self._table.gather(ring, size)
+        self._add(x, y, self._table.gather_ids(ring, size), count)
         self._table.cursor.add_(1)
 
-    def _add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        with self._accelerator.autocast():
-            log_probs = self._network(network_input(x))
-        log_probs = log_probs.float()
-        self._tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
+    def _add(self, x: torch.Tensor, y: torch.Tensor, window_ids: torch.Tensor, count: int) -> None:
+        for judged in self._judged[:count]:
+            with self._accelerator.autocast():
+                log_probs = judged.network(network_input(x))
+            judged.add(log_probs.float(), y, window_ids)
+
+
+class _Judged:
+    """A network, and what was found of it so far."""
+
+    def __init__(
+        self, network: torch.nn.Module, table: UtteranceTable, data: WindowDataset, accelerator: Accelerator
+    ) -> None:
+        self.network = network
+        self.tally = Tally(accelerator.device)
+        num_classes = len(data.speakers)
+        self.is_on_device = data.is_placed and DeviceUtterances.fits(table, num_classes, accelerator.device)
+        self._errors: UtteranceErrors = (
+            DeviceUtterances(table, num_classes, accelerator.device)
+            if self.is_on_device
+            else OpenUtterances(table, num_classes)
+        )
+
+    def add(self, log_probs: torch.Tensor, y: torch.Tensor, window_ids: torch.Tensor) -> None:
+        """Take in a batch: log_probs (B, K) float32, classes y (B,), numbers of the windows (B,)."""
+        self.tally.add(log_probs, y, functional.nll_loss(log_probs, y, reduction="sum"))
+        self._errors.add(log_probs, window_ids)
+
+    def read(self, accelerator: Accelerator, utterances: int) -> Figures:
+        """The figures over all ranks, and start anew; called by all."""
+        loss, accuracy = self.tally.read(accelerator).means()
+        wrong = self._errors.read(accelerator)
+        return Figures(loss=loss, accuracy=accuracy, wrong=wrong, utterances=utterances)

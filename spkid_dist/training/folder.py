@@ -16,6 +16,7 @@ from shards.holding import FolderHold
 from spkid_dist.config import TrainConfig
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.trained import ID_NAME, OPTIONS_NAME, save_weights
+from spkid_dist.trainedfolder import STATISTICS_NAME, TrainStatistics, averaged_name, weights_name
 from spkid_dist.training.checkpoint import FOLDER_NAME, NAME_PATTERN, Checkpoint, CheckpointFolder
 from spkid_dist.training.outputs import (
     bring_summary,
@@ -23,11 +24,12 @@ from spkid_dist.training.outputs import (
     check_best_weights,
     names_in,
     outputs_of,
+    remove_earlier_averages,
     remove_outputs,
     remove_stale_weights,
 )
 from spkid_dist.training.preemption import STOP_NAME
-from spkid_dist.training.report import PLOTS_NAME, STATISTICS_NAME, SUMMARY_NAME, Summary, TrainStatistics, weights_name
+from spkid_dist.training.report import PLOTS_NAME, SUMMARY_NAME, Summary, plot_curves
 
 LOG_NAME = "train.log"
 
@@ -141,7 +143,7 @@ class TrainingFolder:
             return
         self._save_options()
         if statistics.save(self.path) or not (self.path / PLOTS_NAME).exists():
-            statistics.plot(self.path)
+            plot_curves(statistics, self.path)
         if statistics.is_finished(self._config.epoch, self._config.patience):
             bring_summary(origin, self.path, statistics.epochs)
         else:
@@ -168,6 +170,16 @@ class TrainingFolder:
             raise
         (self.path / weights_name(epoch, not best)).unlink(missing_ok=True)
         (self.path / SUMMARY_NAME).unlink(missing_ok=True)
+
+    def save_average(self, network: torch.nn.Module, epoch: int) -> None:
+        """Write the averaged weights after an epoch. Raises InputError as `save_weights`."""
+        self.check()
+        save_weights(network, self.path / averaged_name(epoch), self._options[ID_NAME])
+
+    def remove_earlier_averages(self, epoch: int) -> None:
+        """Remove the averaged weights of epochs before this one, which a resumed training needs no more. Raises InputError."""
+        self.check()
+        remove_earlier_averages(self.path, epoch)
 
     def save_summary(self, summary: Summary) -> None:
         """Write the summary. Raises InputError as `save_weights`."""

@@ -11,6 +11,7 @@ import torch
 
 from shards.errors import UsageError
 from spkid_dist.config import TrainConfig
+from spkid_dist.config.averaging import Averaging
 from spkid_dist.config.network import NetworkOptions
 from spkid_dist.model import BYTES_A_PARAMETER
 from spkid_dist.process.memory import free_memory, gigabytes
@@ -22,7 +23,9 @@ FLAGS = {NETWORK: "--hsize or --num_layers", BATCH: "--batch_size (or --accumula
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes that one process of a training takes: of the network with what the optimiser keeps, a batch, and the pools.
+    """Bytes that one process of a training takes: the network with what goes with it, a batch, and the pools.
+
+    With the network go its gradient, what the optimiser keeps, and the averaged weights.
 
     `checkpoint` is the copy of the network's and the optimiser's state that is written, in the host's memory.
     """
@@ -58,7 +61,7 @@ class Footprint:
         if needed > free:
             raise UsageError(
                 f"this training takes at least {gigabytes(needed)} per process, but {who} {gigabytes(free)}: the network, "
-                f"its gradient and the optimiser's state {gigabytes(self.network)}, their checkpoint "
+                f"its gradient, its average and the optimiser's state {gigabytes(self.network)}, their checkpoint "
                 f"{gigabytes(self.checkpoint)}, a batch {gigabytes(self.batch)}, the windows that are shuffled "
                 f"{gigabytes(self.pools)}; {self.remedy}"
             )
@@ -67,6 +70,7 @@ class Footprint:
 def footprint(config: TrainConfig, network: NetworkOptions, *, pools: int, world_size: int) -> Footprint:
     """The memory of a training of `network`; `pools` is `WindowDataset.memory_bound`."""
     moments = {"adam": 2, "adamw": 2, "sgd": 1 if config.momentum else 0}[config.optimizer]
+    averaging = Averaging.parse(config.average).kind
     parameters = network.num_parameters * BYTES_A_PARAMETER
     share = -(-config.batch_size // world_size)
     part = -(-share // config.accumulation)
@@ -74,8 +78,8 @@ def footprint(config: TrainConfig, network: NetworkOptions, *, pools: int, world
     # Kept for the backward pass: each layer's input and output. Of the last layer: log-probabilities and their gradient.
     activations = part * (inputs + network.num_layers * network.hsize + 2 * network.num_spks)
     return Footprint(
-        network=parameters * (2 + moments),
-        checkpoint=parameters * (1 + moments),
+        network=parameters * (2 + moments + (averaging != "none")),
+        checkpoint=parameters * (1 + moments + (averaging == "ema")),
         batch=FLOAT_BYTES * activations,
         pools=pools,
     )

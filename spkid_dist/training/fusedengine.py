@@ -14,12 +14,12 @@ from shards.errors import UsageError
 from spkid_dist.model import Normalize
 from spkid_dist.process.memory import gigabytes
 from spkid_dist.process.replay import Replay
+from spkid_dist.ranks.together import share_weights
 from spkid_dist.streaming.ring import PlacedSteps
 from spkid_dist.training.deviceengine import LearningSteps
 from spkid_dist.training.enginechoice import most_rows
 from spkid_dist.training.feed import Steps
 from spkid_dist.training.fused.plan import FusedPlan, Matmul
-from spkid_dist.training.graph import share_weights
 from spkid_dist.training.job import Job
 from spkid_dist.training.learner import Learner
 
@@ -45,6 +45,7 @@ class FusedEngine:
             if isinstance(layer, Normalize):
                 self._fused.set_moments(layer.mean, layer.std)
         self._take_over_state(learner.optimizer, parameters)
+        self._after_step = learner.after_step
         self._replay = Replay(device)
         self._steps = LearningSteps(job, learner)
         table = self._steps.table
@@ -69,6 +70,7 @@ class FusedEngine:
             self._fused.reduce_gradient()
             distributed.all_reduce(self._fused.gradient)
         self._fused.update(self._table, reduced=self._ranks_meet)
+        self._after_step()
 
     def _take_over_state(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
         """Have the optimiser's state lie in the tensors of the kernels, where a checkpoint finds it."""

@@ -7,6 +7,7 @@ import torch
 from torch import distributed
 
 from spkid_dist.process.nocompiler import plain_step
+from spkid_dist.ranks.together import share_weights
 from spkid_dist.training.feed import Steps
 from spkid_dist.training.job import Job
 from spkid_dist.training.learner import Learner
@@ -43,6 +44,7 @@ class GraphEngine:
         if longest is not None:
             torch.nn.utils.clip_grad_norm_(learner.model.parameters(), longest)
         self._move_weights()
+        learner.after_step()
 
     def _forward_backward(self, x: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
         """Leave the gradient of the share's part of the global batch's mean loss; returns the sum of the losses."""
@@ -85,9 +87,3 @@ class JoinedGradients:
         for parameter, view in zip(self._parameters, self._views, strict=True):
             parameter.grad = view
         return self._joined[len(self._joined) - len(more) :]
-
-
-def share_weights(model: torch.nn.Module) -> None:
-    """Give all ranks the weights and buffers of rank 0."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        distributed.broadcast(tensor.detach(), src=0)

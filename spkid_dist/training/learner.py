@@ -12,10 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from spkid_dist.config import TrainConfig
+from spkid_dist.trainedfolder import TrainStatistics
+from spkid_dist.training.averaging import MovingAverage, WeightAverage, make_average
 from spkid_dist.training.enginechoice import EngineName, prepare
 from spkid_dist.training.learning import Schedule, compile_model, make_optimizer
 from spkid_dist.training.losses import FiniteGuard, Tally
-from spkid_dist.training.report import TrainStatistics
 from spkid_dist.training.step import EpochSteps
 
 
@@ -36,7 +37,8 @@ class Learner:
     """A network and all that changes while it learns.
 
     `network` is what is evaluated and saved; `model` and `optimizer` are what the engine trains: the network and its
-    optimiser, or wrappers around them. `tally` and `guard` are of this rank, all else is the same on every rank.
+    optimiser, or wrappers around them; `average` is what averages the network's weights, if anything does. `tally` and `guard`
+    are of this rank, all else is the same on every rank.
     """
 
     network: torch.nn.Sequential
@@ -46,6 +48,7 @@ class Learner:
     steps: EpochSteps
     tally: Tally
     guard: FiniteGuard
+    average: WeightAverage | None
     scaler: Any = None
     statistics: TrainStatistics = field(default_factory=TrainStatistics)
 
@@ -53,7 +56,16 @@ class Learner:
     def parts(self) -> dict[str, Stateful]:
         """What has a state that checkpoints carry, by its name there."""
         parts: dict[str, Stateful] = {"model": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
-        return parts if self.scaler is None else parts | {"scaler": self.scaler}
+        if self.scaler is not None:
+            parts["scaler"] = self.scaler
+        if isinstance(self.average, MovingAverage):  # the mean of epochs is made of their files
+            parts["average"] = self.average
+        return parts
+
+    def after_step(self) -> None:
+        """What follows each step of the optimiser; all engines call it, and a GPU has it in its graphs."""
+        if self.average is not None:
+            self.average.after_step()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all parts, which are the same on every rank: name -> state."""
@@ -73,6 +85,7 @@ def make_learner(
     Raises:
         UsageError: --compile lacks the compiler that it needs.
     """
+    average = make_average(config, network)
     if config.compile:
         compile_model(network, accelerator.device)
     steps = EpochSteps(num_windows=num_windows, batch_size=config.batch_size)
@@ -86,5 +99,7 @@ def make_learner(
         steps=steps,
         tally=Tally(accelerator.device),
         guard=FiniteGuard(accelerator, model, optimizer),
+        average=None if average is None else average.to(accelerator.device),
         scaler=accelerator.scaler,
+        statistics=TrainStatistics(best_by=config.best_by),
     )

@@ -50,9 +50,8 @@ def training_loss(log_probs: torch.Tensor, y: torch.Tensor, label_smoothing: flo
 
 
 class ScheduleState(TypedDict):
-    """What `plateau` has seen: the lowest validation loss, the epochs since, and how often the rate was reduced."""
+    """What `plateau` has seen: the epochs since the best one, and how often the rate was reduced."""
 
-    best: float
     epochs_since: int
     reductions: int
 
@@ -66,7 +65,7 @@ class Schedule:
         self._steps = config.epoch * steps_per_epoch
         default = ONE_CYCLE_WARMUP if config.schedule == "one_cycle" else 0.0
         self._rising_steps = (default if config.warmup is None else config.warmup) * self._steps
-        self._state = ScheduleState(best=math.inf, epochs_since=0, reductions=0)
+        self._state = ScheduleState(epochs_since=0, reductions=0)
 
     def lr(self, step: int) -> float:
         """The rate of step `step` of the whole training, from 0."""
@@ -90,13 +89,10 @@ class Schedule:
             return self._config.lr * _between(first, 1.0, step / top)
         return self._config.lr * _between(1.0, final, (step - top) / (last - top) if step > top else 0.0)
 
-    def after_validation(self, loss: float) -> bool:
-        """Note an epoch's validation loss; True where it reduces the rate of the steps to come."""
+    def after_validation(self, is_best: bool) -> bool:
+        """Note whether an epoch was the best one so far; True where that reduces the rate of the steps to come."""
         state = self._state
-        if loss < state["best"]:
-            state["best"], state["epochs_since"] = loss, 0
-        else:
-            state["epochs_since"] += 1
+        state["epochs_since"] = 0 if is_best else state["epochs_since"] + 1
         if self._config.schedule != "plateau" or state["epochs_since"] < self._config.step_epochs:
             return False
         state["reductions"], state["epochs_since"] = state["reductions"] + 1, 0
@@ -108,7 +104,7 @@ class Schedule:
 
     def load_state_dict(self, state: ScheduleState) -> None:
         """Go on from a `state_dict`."""
-        self._state = state.copy()
+        self._state = ScheduleState(epochs_since=state["epochs_since"], reductions=state["reductions"])
 
 
 def _between(start: float, end: float, progress: float) -> float:

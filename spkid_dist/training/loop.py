@@ -7,7 +7,7 @@ batch, whatever the shares' sizes: W ranks learn what one learns.
 from accelerate.utils import gather_object
 
 from spkid_dist.process.replay import STEPS_A_GRAPH
-from spkid_dist.ranks.together import raise_everywhere
+from spkid_dist.ranks.together import by_main, raise_everywhere
 from spkid_dist.streaming.ledger import LedgerError
 from spkid_dist.training.checkpointing import CheckpointPolicy
 from spkid_dist.training.feed import Feed
@@ -26,6 +26,7 @@ class TrainingLoop:
 
     def __init__(self, job: Job, folder: TrainingFolder, learner: Learner, data: TrainingData, engine: Engine) -> None:
         self._job, self._config = job, job.config
+        self._folder = folder
         self._learner = learner
         self._data = data
         self._engine = engine
@@ -69,6 +70,7 @@ class TrainingLoop:
         with stopwatch.during("validation"):
             self._validation.run(epoch, after_steps=self._checkpoints.in_validation)
         self._checkpoints.after_epoch(best=statistics.best_epoch == epoch, finished=self.is_finished)
+        by_main(self._job.accelerator, lambda: self._folder.remove_earlier_averages(epoch))
 
     def _train_epoch(self) -> None:
         """The steps of an epoch, or of the rest of it."""

@@ -14,10 +14,11 @@ from typing import Any
 from shards.errors import InputError
 from shards.files import TEMPORARY_MARK, atomic_writer, write_json
 from spkid_dist.trained import ID_NAME, OPTIONS_NAME, name_in_weights
+from spkid_dist.trainedfolder import STATISTICS_NAME, TrainStatistics, averaged_name, weights_name
 from spkid_dist.training.checkpoint import CHAIN_NAME, FOLDER_NAME, NAME_PATTERN
-from spkid_dist.training.report import PLOTS_NAME, STATISTICS_NAME, SUMMARY_NAME, TrainStatistics, weights_name
+from spkid_dist.training.report import PLOTS_NAME, SUMMARY_NAME
 
-WEIGHTS_PATTERN = re.compile(r"(bestval_)?e(\d+)_weights\.ckpt")
+WEIGHTS_PATTERN = re.compile(r"(bestval_|averaged_)?e(\d+)_weights\.ckpt")
 PROFILE_PATTERN = re.compile(r"profile-rank\d+\.json")
 EVENTS = "tensorboard/**/events.out.tfevents.*"
 PLAIN_NAMES = (PLOTS_NAME, SUMMARY_NAME, STATISTICS_NAME, OPTIONS_NAME)
@@ -65,7 +66,7 @@ def names_in(folder: Path) -> set[str | None]:
 
 def remove_stale_weights(folder: Path, statistics: TrainStatistics, name: str) -> None:
     """Remove the weights that are not those of the training `name` after the epochs in `statistics`."""
-    right = weights_of(statistics)
+    right = [*weights_of(statistics), *average_of(statistics)]
     for path in _weights(folder):
         if path.name not in right or name_in_weights(path) not in (name, None):
             path.unlink()
@@ -77,7 +78,7 @@ def bring_weights(origin: Path, folder: Path, statistics: TrainStatistics, name:
     Raises:
         InputError: those of the best epoch are missing, or a file can't be written.
     """
-    for file_name in weights_of(statistics):
+    for file_name in (*weights_of(statistics), *average_of(statistics)):
         path = origin / file_name
         if not path.is_file() or name_in_weights(path) not in (name, None):
             continue
@@ -108,6 +109,19 @@ def bring_summary(origin: Path, folder: Path, epochs: int) -> None:
 def weights_of(statistics: TrainStatistics) -> list[str]:
     """The names of the weights after each epoch."""
     return [weights_name(epoch, statistics.was_best(epoch)) for epoch in range(statistics.epochs)]
+
+
+def average_of(statistics: TrainStatistics) -> list[str]:
+    """The name of the averaged weights after the last epoch, where there are any."""
+    last = statistics.epochs - 1
+    return [] if statistics.average_figures(last) is None else [averaged_name(last)]
+
+
+def remove_earlier_averages(folder: Path, epoch: int) -> None:
+    """Remove the averaged weights of epochs before this one."""
+    for path in _weights(folder):
+        if path.name.startswith("averaged_") and path.name != averaged_name(epoch):
+            path.unlink(missing_ok=True)
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """Write the files that a training leaves beside its weights: statistics, curves, summary."""
 
-import math
 import platform
 import socket
 from dataclasses import asdict, dataclass, field
@@ -10,72 +9,32 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from shards.files import json_bytes, write_atomic, write_json
+from shards.files import write_atomic, write_json
 from spkid_dist.process.versions import installed_version
+from spkid_dist.trainedfolder import TrainStatistics, averaged_name, weights_name
 from spkid_dist.training.stopwatch import Stopwatch, clock
 
-STATISTICS_NAME = "train_stats.json"
 SUMMARY_NAME = "summary.json"
 PLOTS_NAME = "log_plots.png"
 LEAST_SECONDS = 1e-9  # where the last run had no step to do, rates are 0
 
 
-@dataclass
-class TrainStatistics:
-    """Loss and accuracy: `tr_*` a value a log line, `va_*` a value an epoch."""
+def plot_curves(statistics: TrainStatistics, folder: Path) -> None:
+    """Draw the curves of a training into `folder`; takes half a second."""
+    from spkid_dist.training.curves import draw_curves
 
-    tr_loss: list[float] = field(default_factory=list)
-    tr_acc: list[float] = field(default_factory=list)
-    va_loss: list[float] = field(default_factory=list)
-    va_acc: list[float] = field(default_factory=list)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs that were trained and validated."""
-        return len(self.va_loss)
-
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch of the lowest validation loss; -1 where none is known. One that is not finite is not known."""
-        known = [loss for loss in self.va_loss if loss is not None and math.isfinite(loss)]
-        return self.va_loss.index(min(known)) if known else -1
-
-    def was_best(self, epoch: int) -> bool:
-        """Whether the epoch's validation loss was the lowest when it was validated."""
-        return TrainStatistics(va_loss=self.va_loss[: epoch + 1]).best_epoch == epoch
-
-    def is_out_of_patience(self, patience: int) -> bool:
-        """Whether the last `patience` epochs were not better."""
-        return bool(self.epochs) and self.epochs - 1 - self.best_epoch >= patience
-
-    def is_finished(self, epochs: int, patience: int) -> bool:
-        """Whether a training of so many epochs, at most, has ended."""
-        return self.epochs >= epochs or self.is_out_of_patience(patience)
-
-    def save(self, folder: Path) -> bool:
-        """Write the statistics into `folder`; returns whether there were none, or others."""
-        path = folder / STATISTICS_NAME
-        data = json_bytes(asdict(self))
-        if path.exists() and path.read_bytes() == data:
-            return False
-        write_atomic(path, data)
-        return True
-
-    def plot(self, folder: Path) -> None:
-        """Draw the curves into `folder`; takes half a second."""
-        from spkid_dist.training.curves import draw_curves
-
-        curves = draw_curves((self.tr_loss, self.tr_acc), (self.va_loss, self.va_acc), self.best_epoch)
-        write_atomic(folder / PLOTS_NAME, curves)
+    write_atomic(folder / PLOTS_NAME, draw_curves(statistics))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What a training came to, and what its last run, since it began or went on, took.
 
-    `windows` are those of all epochs; what begins with `run_` is of the last run. Rates are in windows a second over the
-    training steps, `run_waiting_share` is the share of these steps' time spent waiting for data; times are in seconds.
-    `run_core_wait_share` is the share of the run that its first process waited for a core, None where the system can't tell.
+    `va_` is of the best epoch's weights, `avg_` of the averaged ones, None where there are none; `wrong` are utterances of
+    `va_utterances`. `windows` are those of all epochs; what begins with `run_` is of the last run. Rates are in windows per
+    second over the training steps, `run_waiting_share` is the share of these steps' time spent waiting for data; times are in
+    seconds. `run_core_wait_share` is the share of the run that its first process waited for a core, None where the system
+    can't tell.
     """
 
     save_path: str
@@ -83,6 +42,12 @@ class Summary:
     best_epoch: int
     va_loss: float
     va_acc: float
+    va_wrong: int | None
+    va_utterances: int | None
+    averaged_weights: str | None
+    avg_loss: float | None
+    avg_acc: float | None
+    avg_wrong: int | None
     epochs: int
     windows: int
     run_windows: int
@@ -104,14 +69,21 @@ class Summary:
         environment: dict[str, str],
     ) -> "Summary":
         """Sum up a finished training whose last run `watch` has seen in `environment`."""
-        best, seconds = statistics.best_epoch, watch.seconds
+        best, last, seconds = statistics.best_epoch, statistics.epochs - 1, watch.seconds
+        found, average = statistics.figures(best), statistics.average_figures(last)
         training_seconds = seconds["training"] + seconds["waiting"]
         return cls(
             save_path=str(save_path),
             best_weights=weights_name(best, best=True),
             best_epoch=best,
-            va_loss=statistics.va_loss[best],
-            va_acc=statistics.va_acc[best],
+            va_loss=found.loss,
+            va_acc=found.accuracy,
+            va_wrong=found.wrong,
+            va_utterances=found.utterances,
+            averaged_weights=None if average is None else averaged_name(last),
+            avg_loss=None if average is None else average.loss,
+            avg_acc=None if average is None else average.accuracy,
+            avg_wrong=None if average is None else average.wrong,
             epochs=statistics.epochs,
             windows=statistics.epochs * windows_per_epoch,
             run_windows=watch.windows,
@@ -129,7 +101,7 @@ class Summary:
         write_json(folder / SUMMARY_NAME, asdict(self))
 
     def lines(self) -> list[str]:
-        """The summary for the log; its best epoch has a line already."""
+        """The summary for the log, without the figures of weights."""
         for_a_core = "" if self.run_core_wait_share is None else f", for a core: {self.run_core_wait_share:.1%}"
         return [
             f"summary: {self.epochs} epochs, {self.windows:,} windows; in this run {self.run_windows:,} windows, "
@@ -137,11 +109,6 @@ class Summary:
             f"summary: training {clock(self.run_training_seconds)} validation {clock(self.run_validation_seconds)} "
             f"checkpoints {clock(self.run_checkpoint_seconds)}; all files are in {self.save_path}",
         ]
-
-
-def weights_name(epoch: int, best: bool) -> str:
-    """The file of an epoch's weights; `best` where its validation loss was the lowest so far."""
-    return f"{'bestval_' if best else ''}e{epoch}_weights.ckpt"
 
 
 def environment_of(accelerator: Accelerator) -> dict[str, str]:

@@ -83,7 +83,7 @@ def open_data(job: Job) -> TrainingData:
         on_bad_block=config.on_bad_block,
         **options,
     )
-    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, **options)
+    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, with_ids=True, **options)
     tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
     for what, flag, ours, theirs in (
         ("features per frame", "features", tr_manifest.num_features, va_manifest.num_features),

@@ -32,7 +32,7 @@ def plain_state(learner: Learner, data: WindowDataset) -> dict[str, Any]:
     tallies = [tally for tally, _ in everyone]
     stream = data.state_dict(ledger=join_ledgers([ledger for _, ledger in everyone]))
     threads = torch.get_num_threads()  # another number may add in another order
-    return {"stream": stream, "tallies": tallies, "statistics": vars(learner.statistics), "threads": threads}
+    return {"stream": stream, "tallies": tallies, "statistics": learner.statistics.columns(), "threads": threads}
 
 
 def tensor_state(learner: Learner) -> bytes:
@@ -64,8 +64,7 @@ def restore(checkpoint: Checkpoint, learner: Learner, data: WindowDataset, accel
     learner.load_state_dict(states)
     data.load_state_dict(values["stream"])
     learner.tally.restore(values["tallies"], accelerator.process_index, accelerator.num_processes)
-    for name, history in values["statistics"].items():
-        setattr(learner.statistics, name, list(history))
+    learner.statistics.take_over(values["statistics"])
 
 
 def join_ledgers(of_ranks: Sequence[Ledger | None]) -> Ledger | None:

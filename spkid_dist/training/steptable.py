@@ -60,10 +60,18 @@ class StepTable:
 
         Nothing of it waits for the host, so it may be part of a graph.
         """
-        first = self.first.index_select(0, self.cursor.reshape(1))
-        places = (first + self._numbers[:count]) % len(ring.starts)
+        places = self._places(ring, count)
         x = ring.windows.index_select(0, ring.starts.index_select(0, places))
         return x, ring.labels.index_select(0, places).long()
+
+    def gather_ids(self, ring: WindowRing, count: int) -> torch.Tensor:
+        """The numbers (count,) int64, in the order of storage, of the windows of the step that is next."""
+        assert ring.ids is not None
+        return ring.ids.index_select(0, self._places(ring, count))
+
+    def _places(self, ring: WindowRing, count: int) -> torch.Tensor:
+        first = self.first.index_select(0, self.cursor.reshape(1))
+        return (first + self._numbers[:count]) % len(ring.starts)
 
 
 class _Staging:

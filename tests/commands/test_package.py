@@ -63,6 +63,6 @@ def test_a_training_without_torch_names_the_command_that_installs_it():
     assert done.returncode == 2
     assert done.stderr.startswith("spkid: error: torch is not installed, and this command needs it: run ")
     assert (
-        "pip install 'accelerate>=1.10' 'jinja2>=3.1' 'matplotlib>=3.8' 'safetensors>=0.4.3' 'torch>=2.11'"
+        "pip install 'accelerate>=1.10' 'jinja2>=3.1' 'matplotlib>=3.8' 'safetensors>=0.4.3' 'scikit-learn>=1.4' "
         in done.stderr
     )

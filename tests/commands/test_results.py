@@ -27,10 +27,10 @@ def test_the_best_training_comes_first_and_those_without_a_result_last(tmp_path,
     write_training(tmp_path / "c", 30, [0.125])
     results(ResultsConfig(folder=tmp_path))
     expected = [
-        "training hsize in_frames epochs best_epoch va_loss va_acc data ended",
-        "c 30 5 1 0 0.125 0.9875 - -",
-        "a 10 5 3 1 0.25 0.975 - -",
-        "b 20 5 0 - - - - -",
+        "training hsize in_frames epochs best_epoch va_loss va_acc va_wrong avg_wrong data ended",
+        "c 30 5 1 0 0.125 0.9875 - - - -",
+        "a 10 5 3 1 0.25 0.975 - - - -",
+        "b 20 5 0 - - - - - - -",
     ]
     table = [line.split("\t") for line in (tmp_path / "results.tsv").read_text().splitlines()]
     assert table == [line.split() for line in expected]
@@ -87,5 +87,5 @@ def test_a_folder_without_trainings_is_an_error(tmp_path):
 def test_damaged_statistics_are_named(tmp_path):
     write_training(tmp_path / "a", 10, [0.5])
     (tmp_path / "a/train_stats.json").write_text('{"va_loss": [1]}')
-    with pytest.raises(InputError, match=r"a/train_stats\.json: not the statistics of a training: 'va_acc'"):
+    with pytest.raises(InputError, match=r"a/train_stats\.json: not the statistics of a training: 'tr_loss'"):
         results(ResultsConfig(folder=tmp_path))

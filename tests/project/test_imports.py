@@ -20,8 +20,20 @@ BELOW = {
     "mixture": {"dataset", "streaming"},
     "model": {"config", "process"},
     "trained": {"config", "process", "model"},
-    "scoring": {"config", "process", "model", "order", "streaming", "trained"},
-    "training": {"config", "process", "ranks", "draws", "order", "streaming", "dataset", "model", "trained"},
+    "trainedfolder": {"config", "trained"},
+    "scoring": {"config", "process", "model", "order", "streaming", "trained", "trainedfolder"},
+    "training": {
+        "config",
+        "process",
+        "ranks",
+        "draws",
+        "order",
+        "streaming",
+        "dataset",
+        "model",
+        "trained",
+        "trainedfolder",
+    },
 }
 BELOW["score"] = BELOW["scoring"] | {"ranks", "scoring"}
 BELOW["export"] = {"config", "ranks", "scoring", "trained"}

@@ -106,9 +106,9 @@ def test_plateau_is_torchs():
     schedule = Schedule(TrainConfig(schedule="plateau", step_factor=0.5, step_epochs=3), STEPS)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.001)
     twin = lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2, threshold=0, eps=0)
-    for loss in losses:
+    for epoch, loss in enumerate(losses):
         before = schedule.lr(0)
-        reduced = schedule.after_validation(loss)
+        reduced = schedule.after_validation(is_best=loss < min(losses[:epoch], default=np.inf))
         twin.step(loss)
         assert schedule.lr(0) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
         assert reduced == (schedule.lr(0) < before)
@@ -117,16 +117,16 @@ def test_plateau_is_torchs():
 
 def test_plateau_goes_on_from_its_state():
     options = TrainConfig(schedule="plateau", step_epochs=2)
-    losses = [3.0, 2.0, 2.5, 2.5, 2.5, 2.1, 1.9, 2.0]
+    is_best = [True, True, False, False, False, False, True, False]
     straight = Schedule(options, STEPS)
-    for cut in range(len(losses)):
+    for cut in range(len(is_best)):
         first = Schedule(options, STEPS)
-        for loss in losses[:cut]:
-            first.after_validation(loss)
+        for best in is_best[:cut]:
+            first.after_validation(best)
         continued = Schedule(options, STEPS)
         continued.load_state_dict(json.loads(json.dumps(first.state_dict())))
-        for loss in losses[cut:]:
-            continued.after_validation(loss)
+        for best in is_best[cut:]:
+            continued.after_validation(best)
         if cut == 0:
             straight = continued
         assert continued.state_dict() == straight.state_dict()
@@ -135,7 +135,7 @@ def test_plateau_goes_on_from_its_state():
 
 def test_other_schedules_do_not_follow_the_validation_loss():
     schedule = Schedule(TrainConfig(step_epochs=1), STEPS)
-    assert not any(schedule.after_validation(1.0) for _ in range(5))
+    assert not any(schedule.after_validation(is_best=False) for _ in range(5))
     assert schedule.lr(0) == 0.001
 
 

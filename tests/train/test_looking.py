@@ -80,7 +80,10 @@ def test_curves_go_on_after_a_resume(options, tmp_path):
     found = statistics(tmp_path)
     assert [value for _, value in first["training/loss"]] == pytest.approx(found["tr_loss"])
     assert [value for _, value in first["validation/accuracy"]] == pytest.approx(found["va_acc"])
-    assert set(first) == {"validation/loss", "validation/accuracy"} | {
+    assert [value for _, value in first["averaged/loss"]] == pytest.approx(found["avg_loss"])
+    assert [value for _, value in first["validation/wrong_utterances"]] == found["va_wrong"]
+    validated = ("loss", "accuracy", "wrong_utterances")
+    assert set(first) == {f"{of}/{name}" for of in ("validation", "averaged") for name in validated} | {
         f"training/{name}" for name in ("loss", "accuracy", "lr", "windows_per_second")
     }
 

@@ -67,10 +67,12 @@ def test_what_a_control_group_grants_is_the_memory_but_for_what_files_have_there
 @pytest.mark.parametrize(
     ("optimizer", "momentum", "copies"), [("adam", 0.5, 4), ("adamw", 0.0, 4), ("sgd", 0.5, 3), ("sgd", 0.0, 2)]
 )
-def test_the_network_is_counted_with_its_gradient_and_the_optimisers_state(optimizer, momentum, copies):
-    found = footprint(TrainConfig(optimizer=optimizer, momentum=momentum), NETWORK, pools=0, world_size=1)
-    assert found.network == copies * 4 * NETWORK.num_parameters
-    assert found.checkpoint == (copies - 1) * 4 * NETWORK.num_parameters
+@pytest.mark.parametrize(("average", "more", "more_written"), [("none", 0, 0), ("epochs:2", 1, 0), ("ema:0.9", 1, 1)])
+def test_the_network_is_counted_with_what_goes_with_it(optimizer, momentum, copies, average, more, more_written):
+    config = TrainConfig(optimizer=optimizer, momentum=momentum, average=average)
+    found = footprint(config, NETWORK, pools=0, world_size=1)
+    assert found.network == (copies + more) * 4 * NETWORK.num_parameters
+    assert found.checkpoint == (copies - 1 + more_written) * 4 * NETWORK.num_parameters
 
 
 def test_a_batch_is_counted_by_the_part_that_a_process_takes_at_a_time():

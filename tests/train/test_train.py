@@ -18,7 +18,7 @@ from spkid_dist.config import ScoreConfig, TrainConfig
 from spkid_dist.score import score_utterances
 from spkid_dist.train import train_model
 from spkid_dist.trained import read_options
-from spkid_dist.training.report import TrainStatistics
+from spkid_dist.trainedfolder import TrainStatistics
 
 
 def run(*arguments, processes=1, cwd=None):
@@ -134,7 +134,8 @@ def test_the_known_command_line_works_as_it_is(synthetic, tmp_path):
     assert (folder / "log_plots.png").read_bytes().startswith(b"\x89PNG")
     options = json.loads((folder / "train.opts").read_text())
     assert (options["input_dim"], options["num_spks"], options["hsize"], options["in_frames"]) == (8, 5, 20, 1)
-    assert len(list(folder.glob("*e[01]_weights.ckpt"))) == 2
+    assert len([path for path in folder.glob("*e[01]_weights.ckpt") if "averaged" not in path.name]) == 2
+    assert f"{folder.name}/averaged_e1_weights.ckpt" in printed.splitlines()[-1]
 
 
 @pytest.fixture
@@ -261,7 +262,8 @@ def test_all_processes_end_where_the_last_step_diverged(shards, tmp_path):
     "losses, best", [([], -1), ([np.nan], -1), ([np.nan, 0.5, np.nan], 1), ([np.inf, 2.0, 1.0], 2)]
 )
 def test_an_unknown_validation_loss_is_never_the_best(losses, best):
-    statistics = TrainStatistics(va_loss=losses)
+    statistics = TrainStatistics()
+    statistics.take_over({"tr_loss": [], "tr_acc": [], "va_loss": losses, "va_acc": [0.5] * len(losses)})
     assert statistics.best_epoch == best
     assert [statistics.was_best(epoch) for epoch in range(len(losses))][best : best + 1] in ([True], [])
 

@@ -1,0 +1,225 @@
+"""Tell how good the weights in a training's folder are: the statistics of its epochs, and the names of its weights.
+
+Scoring, export and tables of results read them, and need nothing of training.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from shards.errors import InputError
+from shards.files import json_bytes, read_text, write_atomic
+from spkid_dist.config.choices import BestBy
+from spkid_dist.trained import OPTIONS_NAME, read_options
+
+STATISTICS_NAME = "train_stats.json"
+Number = float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a validation found: mean loss and accuracy of windows, and how many of `utterances` were given a wrong speaker.
+
+    Numbers of utterances are None where they were not counted, as by earlier versions.
+    """
+
+    loss: float
+    accuracy: float
+    wrong: int | None
+    utterances: int | None
+
+    def __str__(self) -> str:
+        """The figures as a log line has them."""
+        counted = "" if self.wrong is None else f" wrong utterances: {self.wrong} of {self.utterances}"
+        return f"loss: {self.loss:.4f} acc: {self.accuracy:.4f}{counted}"
+
+
+@dataclass(kw_only=True)
+class TrainStatistics:
+    """The history of a training: `tr_*` has a value per log line, all else a value per epoch.
+
+    Losses are mean negative log-likelihoods per window, accuracies shares of windows, `wrong` numbers of utterances out of
+    `va_utterances`. What begins with `va_` is of the weights after the epoch, what begins with `avg_` of their average; nothing
+    is there where no average is made. Values that are not known are None.
+    `best_by` says by what epochs are compared. It stands in train.opts.
+    """
+
+    tr_loss: list[float] = field(default_factory=list)
+    tr_acc: list[float] = field(default_factory=list)
+    va_loss: list[Number] = field(default_factory=list)
+    va_acc: list[Number] = field(default_factory=list)
+    va_wrong: list[int | None] = field(default_factory=list)
+    va_utterances: list[int | None] = field(default_factory=list)
+    avg_loss: list[Number] = field(default_factory=list)
+    avg_acc: list[Number] = field(default_factory=list)
+    avg_wrong: list[int | None] = field(default_factory=list)
+    best_by: BestBy = "loss"
+
+    def add(self, found: Figures, of_average: Figures | None) -> None:
+        """Note the validation of an epoch."""
+        self.va_loss.append(found.loss)
+        self.va_acc.append(found.accuracy)
+        self.va_wrong.append(found.wrong)
+        self.va_utterances.append(found.utterances)
+        self.avg_loss.append(None if of_average is None else of_average.loss)
+        self.avg_acc.append(None if of_average is None else of_average.accuracy)
+        self.avg_wrong.append(None if of_average is None else of_average.wrong)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were trained and validated."""
+        return len(self.va_loss)
+
+    def figures(self, epoch: int) -> Figures:
+        """What the validation after an epoch found of its weights."""
+        return self._figures(epoch, self.va_loss, self.va_acc, self.va_wrong)
+
+    def average_figures(self, epoch: int) -> Figures | None:
+        """What the validation after an epoch found of the average; None where there was none."""
+        if epoch < 0 or self.avg_loss[epoch] is None:
+            return None
+        return self._figures(epoch, self.avg_loss, self.avg_acc, self.avg_wrong)
+
+    def _figures(self, epoch: int, losses: list[Number], accuracies: list[Number], wrong: list[int | None]) -> Figures:
+        loss, accuracy = (math.nan if value is None else value for value in (losses[epoch], accuracies[epoch]))
+        return Figures(loss=loss, accuracy=accuracy, wrong=wrong[epoch], utterances=self.va_utterances[epoch])
+
+    @property
+    def best_epoch(self) -> int:
+        """The first of the best epochs by `best_by`; -1 where none is known. A loss that is not finite is not known.
+
+        The loss decides among epochs of equal accuracy, or of as many wrong utterances.
+        """
+        known = [epoch for epoch in range(self.epochs) if math.isfinite(self.figures(epoch).loss)]
+        return min(known, key=self._rank, default=-1)
+
+    def _rank(self, epoch: int) -> tuple[float, ...]:
+        """What is smaller for a better epoch."""
+        found = self.figures(epoch)
+        if self.best_by == "accuracy":
+            return -found.accuracy, found.loss
+        if self.best_by == "utterances":
+            return math.inf if found.wrong is None else found.wrong, found.loss
+        return (found.loss,)
+
+    def until(self, epoch: int) -> "TrainStatistics":
+        """The history as it was after an epoch, without the log lines."""
+        columns = {name: values[: epoch + 1] for name, values in self.columns().items() if not name.startswith("tr_")}
+        return TrainStatistics(**columns, best_by=self.best_by)
+
+    def was_best(self, epoch: int) -> bool:
+        """Whether the epoch was the best one when it was validated."""
+        return self.until(epoch).best_epoch == epoch
+
+    def is_out_of_patience(self, patience: int) -> bool:
+        """Whether the last `patience` epochs were not better."""
+        return bool(self.epochs) and self.epochs - 1 - self.best_epoch >= patience
+
+    def is_finished(self, epochs: int, patience: int) -> bool:
+        """Whether a training of so many epochs, at most, has ended."""
+        return self.epochs >= epochs or self.is_out_of_patience(patience)
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The values as JSON has them, by name."""
+        return {name: values for name, values in asdict(self).items() if name != "best_by"}
+
+    def take_over(self, columns: Mapping[str, Any]) -> None:
+        """Have the values of `columns`; what an earlier version did not keep is None for its epochs.
+
+        Raises:
+            KeyError, TypeError, ValueError: these are no such values.
+        """
+        losses = list(columns["va_loss"])
+        for one in fields(self):
+            if one.name == "best_by":
+                continue
+            needed = one.name in ("tr_loss", "tr_acc", "va_loss", "va_acc")
+            values = columns[one.name] if needed else columns.get(one.name, [None] * len(losses))
+            if not isinstance(values, list):
+                raise TypeError(f"{one.name} is a {type(values).__name__}, expected a list")
+            if not one.name.startswith("tr_") and len(values) != len(losses):
+                raise ValueError(f"{len(losses)} values of va_loss, {len(values)} of {one.name}")
+            convert = _count if one.name in ("va_wrong", "va_utterances", "avg_wrong") else _number
+            setattr(self, one.name, [convert(value) for value in values])
+
+    def save(self, folder: Path) -> bool:
+        """Write the statistics into `folder`; returns whether there were none, or others."""
+        path = folder / STATISTICS_NAME
+        data = json_bytes(self.columns())
+        if path.exists() and path.read_bytes() == data:
+            return False
+        write_atomic(path, data)
+        return True
+
+
+def _number(value: Any) -> Number:
+    """A number; None where it is null, or not finite. Raises ValueError and TypeError where it is neither."""
+    number = math.nan if value is None else float(value)
+    return number if math.isfinite(number) else None
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def weights_name(epoch: int, best: bool) -> str:
+    """The file of an epoch's weights; `best` where the epoch was the best one so far."""
+    return f"{'bestval_' if best else ''}e{epoch}_weights.ckpt"
+
+
+def averaged_name(epoch: int) -> str:
+    """The file of the averaged weights after an epoch."""
+    return f"averaged_e{epoch}_weights.ckpt"
+
+
+def read_statistics(folder: Path, options: Mapping[str, Any]) -> TrainStatistics:
+    """The statistics of the training in a folder, which has these options; none where no epoch has ended.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    best_by = options.get("best_by", "loss")  # earlier versions had no choice
+    if best_by not in get_args(BestBy):
+        raise InputError(
+            f"{folder / OPTIONS_NAME}: best_by is {best_by!r}, expected one of {', '.join(get_args(BestBy))}"
+        )
+    statistics, path = TrainStatistics(best_by=best_by), folder / STATISTICS_NAME
+    if path.exists():
+        text = read_text(path, "the statistics of a training", "train again")
+        try:
+            statistics.take_over(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not the statistics of a training: {error}; train again") from None
+    return statistics
+
+
+def best_weights(folder: Path) -> Path:
+    """The weights in a training's folder that did best in its validation.
+
+    These are those of the best epoch, or the averaged ones of the last epoch, whichever gave fewer utterances a wrong speaker.
+    Where both gave as many, they are the averaged ones, which do better on other utterances.
+
+    Raises:
+        InputError: this is no training's folder, no epoch has ended, or the weights are missing.
+    """
+    if not (folder / OPTIONS_NAME).is_file():
+        raise InputError(f"{folder}: holds no {OPTIONS_NAME}, so it is no training; give the --save_path of one")
+    statistics = read_statistics(folder, read_options(folder / OPTIONS_NAME))
+    best, last = statistics.best_epoch, statistics.epochs - 1
+    if best < 0:
+        raise InputError(f"{folder}: no epoch of this training has ended yet, so it has no weights; train it on")
+    names, of_average = [weights_name(best, best=True)], statistics.average_figures(last)
+    if of_average is not None:
+        wrong = statistics.figures(best).wrong
+        averaged_is_better = wrong is None or of_average.wrong is None or of_average.wrong <= wrong
+        names.insert(0 if averaged_is_better else 1, averaged_name(last))
+    path = folder / names[0]
+    if not path.is_file():
+        there = ", ".join(name for name in names[1:] if (folder / name).is_file()) or "none of the others"
+        raise InputError(
+            f"{path}: the best weights of this training are missing; restore them, or give others ({there})"
+        )
+    return path
