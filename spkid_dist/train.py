@@ -199,9 +199,9 @@ def _result(job: Job, folder: TrainingFolder, learner: Learner, stopwatch: Stopw
         for line in summary.lines():
             log.line(line)
     path, averaged_path = config.save_path / weights_name(best, best=True), config.save_path / averaged_name(last)
-    log.line(f"best: epoch {best}, {found}: {path}")
+    log.line(f"best: epoch {best}, {found.in_words}: {path}")
     if averaged is not None and learner.average is not None:
-        log.line(f"averaged: {learner.average.describe(last)}, {averaged}: {averaged_path}")
+        log.line(f"averaged: {learner.average.describe(last)}, {averaged.in_words}: {averaged_path}")
     return TrainResult(
         best_weights=path,
         best_epoch=best,

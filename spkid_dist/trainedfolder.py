@@ -36,6 +36,12 @@ class Figures:
         counted = "" if self.wrong is None else f" wrong utterances: {self.wrong} of {self.utterances}"
         return f"loss: {self.loss:.4f} acc: {self.accuracy:.4f}{counted}"
 
+    @property
+    def in_words(self) -> str:
+        """The figures as part of a sentence."""
+        counted = "" if self.wrong is None else f", {self.wrong} of {self.utterances} utterances wrong"
+        return f"loss {self.loss:.4f}, acc {self.accuracy:.4f}{counted}"
+
 
 @dataclass(kw_only=True)
 class TrainStatistics:

@@ -22,6 +22,7 @@ from spkid_dist.config import TrainConfig
 from spkid_dist.config.averaging import Averaging
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import GlobalBatchNorm
+from spkid_dist.process.memory import is_out_of_memory
 from spkid_dist.ranks.together import by_main, share_weights
 from spkid_dist.trainedfolder import TrainStatistics
 from spkid_dist.training.feed import Feed
@@ -96,8 +97,10 @@ class EpochAverage(WeightAverage):
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
                 for name, total in sums.items():
                     total += state[name]
-            except Exception:  # noqa: BLE001 - torch raises whatever the damaged bytes lead it to
-                return f"{path} is missing or damaged"
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                return f"{path} is missing or damaged"  # torch raises whatever the damaged bytes lead it to
         for name, weight in self.network.named_parameters():
             weight.copy_(sums[name] / (epoch - self._first(epoch) + 1))
         for mine, theirs in zip(self.network.buffers(), self._source.buffers(), strict=True):
