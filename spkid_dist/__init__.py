@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from spkid_dist.dataset import WindowDataset as WindowDataset
     from spkid_dist.export import export_model as export_model
     from spkid_dist.mixture import MixedDataset as MixedDataset
-    from spkid_dist.score import ScoreResult as ScoreResult
     from spkid_dist.score import score_utterances as score_utterances
+    from spkid_dist.scoring.outcome import ScoreResult as ScoreResult
+    from spkid_dist.scoring.scorefile import Scores as Scores
+    from spkid_dist.scoring.scorefile import read_scores as read_scores
     from spkid_dist.streaming.selection import Selection as Selection
     from spkid_dist.train import TrainResult as TrainResult
     from spkid_dist.train import train_model as train_model
@@ -28,12 +30,14 @@ _MODULES = {
     "ExportConfig": "config",
     "MixedDataset": "mixture",
     "ScoreConfig": "config",
-    "ScoreResult": "score",
+    "ScoreResult": "scoring.outcome",
+    "Scores": "scoring.scorefile",
     "Selection": "streaming.selection",
     "TrainConfig": "config",
     "TrainResult": "train",
     "WindowDataset": "dataset",
     "export_model": "export",
+    "read_scores": "scoring.scorefile",
     "score_utterances": "score",
     "train_model": "train",
 }

@@ -21,7 +21,8 @@ from shards.files import make_folder, write_atomic, write_json, writer_name
 from spkid_dist.config import ExportConfig
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.scoring.modeljson import INPUT, OUTPUT, describe_export, normalization
-from spkid_dist.trained import TrainedModel, load_trained
+from spkid_dist.scoring.models import find_models, load_models
+from spkid_dist.trained import TrainedModel
 
 MODEL_JSON = "model.json"
 ONNX_OPSET = 18  # what torch's exporter makes without converting; onnxruntime has it since 1.14
@@ -37,7 +38,8 @@ def export_model(config: ExportConfig) -> Path:
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise InputError(f"{config.out}: exists and is not an empty folder; give --out a new one")
-    model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
+    (chosen,) = find_models(config.models, config.weights, config.train_cfg)
+    model = load_models([chosen], config.spk2idx)
     staging = config.out.absolute().with_name(f".{config.out.name}-{writer_name()}")
     make_folder(staging)
     try:
@@ -47,7 +49,7 @@ def export_model(config: ExportConfig) -> Path:
             write_atomic(staging / file_name, write(model))
             files[name] = file_name
         opset = ONNX_OPSET if "onnx" in files else None
-        write_json(staging / MODEL_JSON, describe_export(model, files, config.weights_ckpt.name, opset))
+        write_json(staging / MODEL_JSON, describe_export(model, files, chosen.weights.name, opset))
         staging.replace(config.out)
     except OSError as error:
         raise InputError(f"{config.out}: can't be written: {error.strerror}; choose another --out") from error

@@ -10,8 +10,9 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
     run_command("score")
 
 import contextlib
+import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import read_list
 from shards.errors import InputError, UsageError
-from shards.files import write_atomic, write_json
+from shards.files import make_folder
 from shards.holding import HOLD_NAME, FolderHold
 from shards.sources import Source
 from shards.sources.kaldi import UTT2SPK_NAME
@@ -45,46 +46,22 @@ from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.console import Bar, RunLog
 from spkid_dist.ranks.lostdevice import explain_lost_device
 from spkid_dist.ranks.sharing import Processes
-from spkid_dist.scoring.confusion import ErrorRates, error_rates
-from spkid_dist.scoring.pictures import PICTURES, draw_pictures
+from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
+from spkid_dist.scoring.confusion import error_rates
+from spkid_dist.scoring.models import find_models, load_models, say_models
+from spkid_dist.scoring.outcome import ScoreResult
+from spkid_dist.scoring.ranking import best_speakers, margins_of
+from spkid_dist.scoring.resultfiles import write_results
+from spkid_dist.scoring.rowfile import RowFile
+from spkid_dist.scoring.scorefile import check_place, pieces
 from spkid_dist.scoring.scorer import GroupScores, Scorer
-from spkid_dist.scoring.trials import DetCurve, TrialCounts, det_curve
+from spkid_dist.scoring.trials import TrialCounts, det_curve
 from spkid_dist.scoring.utterances import UNKNOWN, ListedFiles, ShardedUtterances, Utterances
-from spkid_dist.trained import TrainedModel, load_trained
+from spkid_dist.trained import TrainedModel
 
 DEFAULT_LIST = Path("spk_rec.test")
 GIVE_RULE = f"give {SPEAKER_FLAGS}"
 LINE_SECONDS = 30  # between lines that say how far it is
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """The outcome for U utterances, in the order of the list: the same on every rank.
-
-    Attributes:
-        keys: of the utterances, U.
-        speakers: the model's, in class order.
-        found: the class found, (U,) int64.
-        mean_log_probs: the found class's log-probability, mean over the utterance's windows, (U,) float64.
-        true: the true class, (U,) int64; -1 where it is not known.
-        frames, windows: of each utterance, (U,) int64.
-        wrong_windows: windows whose largest log-probability is another class's, (U,) int64; 0 where `true` is -1.
-        rates: error rates; None where no true speaker is known.
-        det: the DET curve of claimed speakers (`spkid_dist.scoring.trials`); None where there is none.
-        seconds: until the last rank had scored its share.
-    """
-
-    keys: list[str]
-    speakers: list[str]
-    found: NDArray[np.int64]
-    mean_log_probs: NDArray[np.float64]
-    true: NDArray[np.int64]
-    frames: NDArray[np.int64]
-    windows: NDArray[np.int64]
-    wrong_windows: NDArray[np.int64]
-    rates: ErrorRates | None
-    det: DetCurve | None
-    seconds: float
 
 
 @torch_threads()
@@ -107,16 +84,34 @@ def _open_and_score(config: ScoreConfig, processes: Processes) -> ScoreResult:
     log, free_cpus = RunLog(shown=processes.is_main), FreeCpus()
     if config.mixed_precision == "fp16" and processes.device.type == "cpu":
         raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
-    model = load_trained(config.weights_ckpt, config.train_cfg, config.spk2idx)
+    files = find_models(config.models, config.weights, config.train_cfg)
+    model = load_models(files, config.spk2idx)
     utterances = open_utterances(config, model)
+    for line in say_models(files) if config.models or len(files) > 1 else ():
+        log.line(line)
     for line in say_unused(config.db_path) if reads_kaldi(config, model) else ():
         log.line(line)
     for line in _say_speakers(config, model, utterances):
         log.line(line)
     if processes.device.type == "cpu":
         leave_cpus_to_others(free_cpus, log.line)
-    with _results_held(config, log) if processes.is_main else contextlib.nullcontext():
-        return _score(config, processes, log, model, utterances)
+    with contextlib.ExitStack() as stack:
+        if processes.is_main:
+            stack.enter_context(_results_held(config, log))
+            if config.scores is not None:
+                check_place(config.scores)
+        rows = None
+        if config.scores is not None and config.top is None:
+            rows = stack.enter_context(contextlib.closing(_row_file(config.scores, len(model.speakers), processes)))
+        share = Share(utterances.count, len(model.speakers), top=config.top, rows=rows)
+        result = _score(config, processes, log, model, utterances, share)
+        means = None if rows is None else means_of_all(rows, utterances.count, len(model.speakers), processes)
+        if processes.is_main:
+            write_results(config, result, [one.weights for one in files], processes.world_size, means, log.line)
+        elif means is not None:
+            for _ in means:  # each process has rows of each piece
+                pass
+    return result
 
 
 def _results_held(config: ScoreConfig, log: RunLog) -> FolderHold:
@@ -126,45 +121,94 @@ def _results_held(config: ScoreConfig, log: RunLog) -> FolderHold:
 
 
 def _score(
-    config: ScoreConfig, processes: Processes, log: RunLog, model: TrainedModel, utterances: Utterances
+    config: ScoreConfig, processes: Processes, log: RunLog, model: TrainedModel, utterances: Utterances, share: "Share"
 ) -> ScoreResult:
     log.line(f"{utterances.count} utterances, {processes.world_size} process(es) on {processes.device.type}")
     scorer = Scorer(model, processes.device, batch_size=config.batch_size, precision=config.mixed_precision)
-    share = Share(utterances.count)
     began = time.perf_counter()
     with log.bar(utterances.share_size(processes.rank, processes.world_size), "utterances") as bar:
         for scores in scorer.score(utterances.groups(processes.rank, processes.world_size, config.workers)):
             share.add(scores)
             share.say_progress(bar, log, began)
-    result = share.join(processes, model.speakers, began)
-    if processes.is_main:
-        _write(config, result, processes.world_size, log)
-    return result
+    return share.join(processes, model.speakers, began)
+
+
+def _row_file(scores: Path, num_speakers: int, processes: Processes) -> RowFile:
+    """Where this process keeps the scores of all speakers until all are there: beside the file that they are for.
+
+    A process that can't write there, as on another host, keeps them in the system's folder of temporary files.
+    """
+    try:
+        make_folder(scores.parent)
+        return RowFile(scores.parent, num_speakers)
+    except InputError:
+        if processes.is_main:
+            raise
+        return RowFile(Path(tempfile.gettempdir()), num_speakers)
+
+
+def means_of_all(rows: RowFile, count: int, num_speakers: int, processes: Processes) -> Iterator[NDArray[np.float32]]:
+    """All processes' rows together, (`count`, K) in pieces; each process takes all pieces.
+
+    Each row is one process's. The sum of the rows' bits with the zeros of the others keeps every bit.
+    """
+    for first, last in pieces(count, num_speakers):
+        yield processes.sum(rows.read(first, last).view(np.int32)).view(np.float32)
 
 
 class Share:
-    """What this process has scored of all `count` utterances; the others' rows are 0 until the shares are joined."""
+    """What this process has scored of all `count` utterances; the others' rows are 0 until the shares are joined.
 
-    COLUMNS = ("found", "mean_log_probs", "true", "frames", "windows", "wrong_windows")
+    `top` is how many of the K speakers are kept with their scores, None for none; `rows` takes the scores of all speakers.
+    """
 
-    def __init__(self, count: int) -> None:
-        self._rows = np.zeros((count, len(self.COLUMNS)))
+    COLUMNS = ("found", "mean_log_probs", "margins", "true", "frames", "windows", "wrong_windows")
+    REAL = ("mean_log_probs", "margins")
+
+    def __init__(
+        self,
+        count: int,
+        num_speakers: int,
+        *,
+        top: int | None = None,
+        rows: RowFile | None = None,
+        scale: Scale | None = None,
+    ) -> None:
+        self._columns = np.zeros((count, len(self.COLUMNS)))
         self._keys: list[str] = []
         self._positions: list[NDArray[np.int64]] = []
+        self._most = None if top is None else min(top, num_speakers)
+        self._top = np.zeros((2, count, self._most or 0), np.int32)  # classes, and the bits of their scores
+        self._rows = rows
+        self._scale = scale or Scale()
         self._trials = TrialCounts()
         self._said = time.perf_counter()
 
     def add(self, scores: GroupScores) -> None:
-        """Keep the outcome of a group."""
-        group = scores.group
-        found = scores.means.argmax(axis=1)
-        best = scores.means[np.arange(len(found)), found]
-        columns = (found, best, group.true, group.lengths, scores.windows, scores.wrong_windows)
-        self._rows[group.positions] = np.stack(columns, axis=1)
+        """Keep the outcome of a group.
+
+        Raises:
+            InputError: the network's outputs are no numbers, or there is no room for them.
+        """
+        group, means = scores.group, scores.means
+        found = means.argmax(axis=1)
+        best = means[np.arange(len(found)), found]
+        _check_numbers(group.keys, best)
+        margins = margins_of(means, found)
+        columns = (found, best, margins, group.true, group.lengths, scores.windows, scores.wrong_windows)
+        self._columns[group.positions] = np.stack(columns, axis=1)
         self._keys += group.keys
         self._positions.append(group.positions)
+        if self._most is not None:
+            classes = best_speakers(means, self._most)
+            kept = np.take_along_axis(means, classes, axis=1).astype(np.float32)
+            self._top[:, group.positions] = classes, kept.view(np.int32)
+        if self._rows is not None:
+            self._rows.add(group.positions, means.astype(np.float32))
         known = group.true != UNKNOWN
-        self._trials.add(scores.means[known], group.true[known])
+        if known.any() and means.shape[1] > 1:  # a claim has rivals
+            ratios = log_likelihood_ratios(self._scale.scaled(means[known], scores.windows[known]))
+            self._trials.add(ratios, group.true[known])
 
     def say_progress(self, bar: Bar, log: RunLog, began: float) -> None:
         """Move the bar, and say a line now and then for who has no terminal."""
@@ -178,25 +222,38 @@ class Share:
         """All processes' shares together; waits for all. Each row is one process's, so that sums are exact."""
         positions = np.concatenate(self._positions).tolist() if self._positions else []
         keys = sorted(processes.gather(list(zip(positions, self._keys, strict=True))))
-        if len(keys) != len(self._rows):
+        if len(keys) != len(self._columns):
             raise InputError(
-                f"{len(keys)} of {len(self._rows)} utterances were found in the dataset's blocks, but its table has all; "
+                f"{len(keys)} of {len(self._columns)} utterances were found in the dataset's blocks, but its table has all; "
                 "build the table again: spkid index"
             )
-        rows = processes.sum(self._rows)
-        columns = dict(zip(self.COLUMNS, rows.T, strict=True))
+        columns = dict(zip(self.COLUMNS, processes.sum(self._columns).T, strict=True))
         seconds = time.perf_counter() - began
         trials = processes.sum(np.stack((self._trials.targets, self._trials.others)).astype(np.float64))
         self._trials.targets, self._trials.others = trials.astype(np.int64)
-        whole = {name: column.astype(np.int64) for name, column in columns.items() if name != "mean_log_probs"}
+        whole = {name: column.astype(np.int64) for name, column in columns.items() if name not in self.REAL}
+        classes, means = (None, None) if self._most is None else processes.sum(self._top)
         return ScoreResult(
             keys=[key for _, key in keys],
             speakers=speakers,
             mean_log_probs=columns["mean_log_probs"],
+            margins=columns["margins"],
             rates=error_rates(whole["true"], whole["found"], whole["frames"], whole["windows"], whole["wrong_windows"]),
             det=det_curve(self._trials),
             seconds=seconds,
+            top_classes=classes,
+            top_means=None if means is None else means.view(np.float32),
             **whole,
+        )
+
+
+def _check_numbers(keys: list[str], best: NDArray[np.float64]) -> None:
+    """Raise InputError where the best log-probability of an utterance is NaN, as its largest value is if any is."""
+    wrong = np.flatnonzero(np.isnan(best))
+    if len(wrong):
+        raise InputError(
+            f"utterance {keys[wrong[0]]!r}: the network's log-probabilities are no numbers (NaN); the weights are those of a "
+            "training that diverged, or too large for --mixed_precision fp16: give others, or --mixed_precision no"
         )
 
 
@@ -230,7 +287,7 @@ def open_source(config: ScoreConfig, options: dict[str, Any]) -> Source:
     """
     description = options.get("source", {"kind": "fmatrix", "ext": options.get("ext", "mcp")})
     if not isinstance(description, dict):
-        raise InputError(f"{config.train_cfg}: source is {description!r}, expected a JSON object; train again")
+        raise InputError(f"train.opts: source is {description!r}, expected a JSON object; train again")
     given = {} if config.ext is None else {"ext": config.ext}
     return source_from_description(description | given, config.db_path)
 
@@ -280,79 +337,6 @@ def _say_speakers(config: ScoreConfig, model: TrainedModel, utterances: Utteranc
 
 def _names_nobody(key: str) -> str:
     raise InputError(f"no rule names the speaker of utterance {key!r}; {GIVE_RULE}")
-
-
-def _write(config: ScoreConfig, result: ScoreResult, world_size: int, log: RunLog) -> None:
-    """Write results, figures and pictures, and say the figures."""
-    lines = [f"{key}\t{result.speakers[found]}\n" for key, found in zip(result.keys, result.found, strict=True)]
-    remove_earlier(config.log_file)
-    write_atomic(config.log_file, "".join(lines).encode(errors="backslashreplace"))
-    for line in lines if config.verbose else ():
-        log.line(line.rstrip())
-    if result.rates is None:
-        log.line("no true speaker is known, so there is no error rate")
-    else:
-        result.rates.say(result.speakers, log.line)
-    if result.det is not None:
-        rate, threshold = result.det.equal_error
-        log.line(
-            f"equal error rate of claimed speakers: {rate:.2%} at a mean log-probability of {threshold:.3f} per window "
-            f"({result.det.num_targets:,} targets, {result.det.num_others:,} others)"
-        )
-    write_json(config.log_file.with_suffix(".json"), _facts(config, result, world_size))
-    pictures = (
-        draw_pictures(result.true, result.found, result.speakers, result.rates, result.det) if config.pictures else {}
-    )
-    for name, picture in pictures.items():
-        write_atomic(config.log_file.with_suffix(f".{name}.png"), picture)
-    rates = f"{len(lines) / result.seconds:,.0f} utterances/s, {result.windows.sum() / result.seconds:,.0f} windows/s"
-    beside = ", ".join((".json", *(f".{name}.png" for name in pictures)))
-    log.line(f"{len(lines)} utterances scored, {rates}: {config.log_file}; beside it {beside}")
-
-
-def remove_earlier(log_file: Path) -> None:
-    """Remove the figures and pictures that an earlier scoring left beside its results.
-
-    The results are replaced after that: whatever happens in between, no figure or picture stands beside results of
-    another scoring.
-
-    Raises:
-        InputError: one of them can't be removed.
-    """
-    for suffix in (".json", *(f".{name}.png" for name in PICTURES)):
-        path = log_file.with_suffix(suffix)
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{path}: this file of an earlier scoring can't be removed: {error.strerror}; remove it, or give another "
-                "--log_file"
-            ) from None
-
-
-def _facts(config: ScoreConfig, result: ScoreResult, world_size: int) -> dict[str, Any]:
-    """All printed figures, as JSON values."""
-    facts: dict[str, Any] = {
-        "weights_ckpt": str(config.weights_ckpt),
-        "utterances": len(result.keys),
-        "windows": int(result.windows.sum()),
-        "processes": world_size,
-        "mixed_precision": config.mixed_precision,
-        "seconds": round(result.seconds, 3),
-        "utterances_per_second": round(len(result.keys) / result.seconds, 1),
-        "windows_per_second": round(int(result.windows.sum()) / result.seconds),
-    }
-    if result.rates is not None:
-        facts |= result.rates.facts(result.speakers)
-    if result.det is not None:
-        rate, threshold = result.det.equal_error
-        facts["claimed_speakers"] = {
-            "equal_error_rate": rate,
-            "threshold": threshold,
-            "targets": result.det.num_targets,
-            "others": result.det.num_others,
-        }
-    return facts
 
 
 def main() -> None:

@@ -132,12 +132,12 @@ def _words(path: Path, flag: Flag, value: Any) -> list[str]:
         if not isinstance(value, bool):
             raise UsageError(f"{path}: {flag.name}: {value!r}: expected true or false")
         return [f"--{flag.name}"] if value else []
-    takes_several = flag.placeholder.endswith("...")
+    takes_several = flag.repeated or flag.placeholder.endswith("...")
     values = value if isinstance(value, list) and takes_several else [value]
     if not values or not all(isinstance(one, str) for one in values):
         raise UsageError(f"{path}: {flag.name}: {value!r}: expected {flag.placeholder}")
-    if len(values) == 1:
-        return [f"--{flag.name}={values[0]}"]
+    if len(values) == 1 or flag.repeated:
+        return [f"--{flag.name}={one}" for one in values]
     if any(one.startswith("-") for one in values):  # it would be a flag itself
         raise UsageError(f"{path}: {flag.name}: {value!r}: among several values none may begin with a dash")
     return [f"--{flag.name}", *values]

@@ -28,7 +28,7 @@ class Flag:
     """One flag, or one value without a flag.
 
     `name` has no dashes, as in `features.kind`; `placeholder` is empty for a switch; `default` is the text that the help
-    shows, None where there is nothing to show.
+    shows, None where there is nothing to show. A `repeated` flag may be given several times, with a value each.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Flag:
     default: str | None
     required: bool
     positional: bool
+    repeated: bool = False
 
     @property
     def usage(self) -> str:
@@ -87,6 +88,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any, marks: tuple[Any, ...], text
         default=worded.removesuffix(".") if worded else _readable(default),
         required=_is_required(field),
         positional=positional,
+        repeated=tyro.conf.UseAppendAction in marks,
     )
 
 
@@ -107,13 +109,13 @@ def field_texts(options: type[Any]) -> dict[str, str]:
 
 
 def _split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type of a field without "or None", and what tyro is told of it."""
+    """The type of a field without "or None" or "or several", and what tyro is told of it."""
     marks: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
         hint, *rest = get_args(hint)
         marks = tuple(rest)
     if get_origin(hint) in (Union, types.UnionType):
-        (hint,) = (choice for choice in get_args(hint) if choice is not type(None))
+        hint = next(choice for choice in get_args(hint) if choice is not type(None))
     return hint, marks
 
 

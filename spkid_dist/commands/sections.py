@@ -16,7 +16,7 @@ COMMAND_GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "Models": (
         ("score", "export"),
-        "spkid score --te_shards data/test --weights_ckpt ckpt/bestval_e19_weights.ckpt",
+        "spkid score --te_shards data/test --model ckpt",
     ),
     "Measuring": (("bench", "simulate"), "spkid bench --out report"),
 }
@@ -30,7 +30,7 @@ EXAMPLES = {
     "report": "spkid report ckpt --score spk_classification.json",
     "results": "spkid results sweep",
     "doctor": "spkid doctor --shards data/train",
-    "export": "spkid export --weights_ckpt ckpt/bestval_e19_weights.ckpt --out exported --format onnx",
+    "export": "spkid export --model ckpt --out exported --format onnx",
     "simulate": (
         "spkid simulate --frames 1_000_000_000 --mean_frames 300 --speakers 5000 --nodes 2 --gpus 8 --network_gbits 100 "
         "--device h100"
@@ -64,10 +64,10 @@ SHARD = {
     "Slurm": ("slurm_array slurm.partition slurm.timeout_min slurm.mem_gb slurm.sbatch slurm.log_dir slurm.cluster"),
 }
 SCORE = {
-    "Model": "weights_ckpt train_cfg",
+    "Model": "model weights_ckpt train_cfg",
     "Data": "te_shards db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
     "Speakers": SPEAKER_RULES,
-    "Results": "log_file verbose no_pictures",
+    "Results": "log_file scores top verbose no_pictures",
     "Machine": "batch_size workers mixed_precision",
 }
 BENCH = {

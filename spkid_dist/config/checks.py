@@ -63,7 +63,9 @@ def _convert(value: Any, hint: Any) -> Any:
 def _convert_optional(value: Any, choices: tuple[Any, ...]) -> Any:
     if value is None and type(None) in choices:
         return None
-    (hint,) = (choice for choice in choices if choice is not type(None))
+    *others, hint = (choice for choice in choices if choice is not type(None))
+    if others:  # one value or a tuple of several, which is what it becomes
+        return _convert(value if isinstance(value, list | tuple) else (value,), hint)
     return _convert(value, hint)
 
 

@@ -1,5 +1,6 @@
 """The options of `spkid score` and `spkid export`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,11 @@ from spkid_dist.config.sharding import SpeakerFlags
 
 # The help of --no_pictures: a switch that is on by default is a flag of the opposite, so it needs the opposite's help.
 NO_PICTURES = "draw no pictures of confusions, errors by length and the DET curve."
+SCORE_FORMATS = (".npz", ".parquet")
+# One path or several: on the command line the flag is repeated, and in Python one path needs no list.
+Paths = Annotated[
+    Path | tuple[Path, ...], tyro.conf.UseAppendAction, tyro.conf.arg(constructor=tuple[Path, ...], metavar="PATH")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +40,18 @@ class ScoreConfig(SpeakerFlags):
     """Folder for downloads of --te_shards at a URL, shared by the machine's processes. Default: not kept."""
     shard_cache_bytes: int = StoreOptions.cache_bytes
     """Size limit of --shard_cache; files that were not read for the longest time are removed first."""
-    weights_ckpt: Path
-    """Weights file, such as ckpt/bestval_e19_weights.ckpt."""
+    model: Paths = ()
+    """Folder of a training: its best weights and its options. Repeat the flag to average several models."""
+    weights_ckpt: Paths = ()
+    """Weights file, such as ckpt/bestval_e19_weights.ckpt. Repeat the flag to average several models."""
     log_file: Path = Path("spk_classification.log")
     """File for the results, lines UTTERANCE<TAB>SPEAKER; figures (.json) and pictures are written beside it."""
-    train_cfg: Path = Path("ckpt/train.opts")
-    """The train.opts of the training that made the weights."""
+    scores: Path | None = None
+    """File for the scores of all speakers, .npz or .parquet: mean log-probabilities, margins, windows."""
+    top: int | None = None
+    """Speakers per utterance in --log_file and --scores, the best first, with their scores. Default: the best, and all."""
+    train_cfg: Path | None = None
+    """The train.opts of the training. Default: the one beside the weights, else ckpt/train.opts."""
     ext: str | None = None
     """Extension of the files. Default: as in the training (mcp for feature files)."""
     verbose: bool = False
@@ -58,17 +70,51 @@ class ScoreConfig(SpeakerFlags):
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
+        _check_models(self.models, self.weights)
         at_least(1, workers=self.workers, shard_cache_bytes=self.shard_cache_bytes)
-        if self.batch_size is not None:
-            at_least(1, batch_size=self.batch_size)
+        at_least(1, **{name: value for name in ("batch_size", "top") if (value := getattr(self, name)) is not None})
         if self.log_file.suffix in (".json", ".png"):
             raise UsageError(
                 f"--log_file {self.log_file}: its name with .json and .png is for the figures and pictures beside it; "
                 "give another ending, such as .log"
             )
+        if self.scores is not None:
+            _check_scores(self.scores, self.log_file)
         given = [name for name in ("ext", *SpeakerFlags.__annotations__) if getattr(self, name) is not None]
         if self.te_shards is not None and given:
             raise UsageError(f"--{given[0]} with --te_shards: a dataset has its own speakers and files; leave it out")
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The folders of --model."""
+        return self.model if isinstance(self.model, tuple) else (self.model,)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files of --weights_ckpt."""
+        return self.weights_ckpt if isinstance(self.weights_ckpt, tuple) else (self.weights_ckpt,)
+
+
+def _check_models(folders: Sequence[Path], weights: Sequence[Path]) -> None:
+    """Raise UsageError where no model is given, one is given in two ways, or one is given twice."""
+    if not folders and not weights:
+        raise UsageError(
+            "no model is given: give the folder of a training by --model, or a weights file by --weights_ckpt"
+        )
+    if folders and weights:
+        raise UsageError("--model and --weights_ckpt: each names the models another way; give one of them")
+    for name, paths in (("model", folders), ("weights_ckpt", weights)):
+        twice = next((path for number, path in enumerate(paths) if path in paths[:number]), None)
+        if twice is not None:
+            raise UsageError(f"--{name} {twice} is given twice; give each model once")
+
+
+def _check_scores(scores: Path, log_file: Path) -> None:
+    """Raise UsageError where the file of scores is of no known kind, or is the file of the results."""
+    if scores.suffix not in SCORE_FORMATS:
+        raise UsageError(f"--scores {scores}: expected a file name that ends in {' or '.join(SCORE_FORMATS)}")
+    if scores.absolute() == log_file.absolute():
+        raise UsageError(f"--scores {scores}: is the file of --log_file; give another name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,25 +124,38 @@ class ExportConfig(Options):
     The folder holds the weights or the graph, and a model.json with all that a caller needs.
     """
 
-    weights_ckpt: Path
+    model: Path | None = None
+    """Folder of a training: its best weights and its options."""
+    weights_ckpt: Path | None = None
     """Weights file, such as ckpt/bestval_e19_weights.ckpt."""
     out: Path
     """Folder to create; it must be empty or not exist."""
-    train_cfg: Path = Path("ckpt/train.opts")
-    """The train.opts of the training that made the weights."""
+    train_cfg: Path | None = None
+    """The train.opts of the training. Default: the one beside the weights, else ckpt/train.opts."""
     format: str = "safetensors,torch_export"
     """Formats to write, separated by commas: safetensors, torch_export (.pt2), onnx (needs the extra [onnx])."""
     spk2idx: Path | None = None
     """Speaker map (JSON), used if train.opts has no speaker names: speaker name -> class index."""
 
     def __post_init__(self) -> None:
-        """Check the formats' names; raises UsageError."""
+        """Check the model and the formats' names; raises UsageError."""
         super().__post_init__()
+        _check_models(self.models, self.weights)
         unknown = [name for name in self.formats if name not in EXPORT_FORMATS]
         if unknown:
             raise UsageError(
                 f"--format {unknown[0]!r}: expected some of {','.join(EXPORT_FORMATS)}, separated by commas"
             )
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The folder of --model, if it is given."""
+        return () if self.model is None else (self.model,)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The file of --weights_ckpt, if it is given."""
+        return () if self.weights_ckpt is None else (self.weights_ckpt,)
 
     @property
     def formats(self) -> list[str]:

@@ -17,6 +17,7 @@ from spkid_dist.ranks.launched import MEETING, check_world_size, is_on_cpus, is_
 from spkid_dist.ranks.settings import check_devices, check_settings
 
 Item = TypeVar("Item")
+Number = TypeVar("Number", np.float64, np.float32, np.int32)
 
 # The ranks meet once, at the end, when each has done its share: one may be hours later. Where one fails, the launcher
 # ends the others.
@@ -50,12 +51,12 @@ class Processes:
         """Whether this process writes and speaks."""
         return bool(self.rank == 0)
 
-    def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def sum(self, values: NDArray[Number]) -> NDArray[Number]:
         """The sum of all processes' arrays, of equal shapes; waits for all."""
         if self.world_size == 1:
             return values
         total: torch.Tensor = reduce_over_ranks(torch.from_numpy(values).to(self.device), reduction="sum")
-        return np.asarray(total.cpu().numpy(), np.float64)
+        return np.asarray(total.cpu().numpy(), values.dtype)
 
     def gather(self, values: list[Item]) -> list[Item]:
         """All processes' lists, one after the other in the order of ranks; waits for all."""

@@ -1,0 +1,151 @@
+"""Write the files of a scoring, and say its figures: results, JSON, pictures.
+
+They belong together: what an earlier scoring left is removed before the first of them gets its name.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.files import atomic_writer, write_atomic, write_json
+from spkid_dist.config import ScoreConfig
+from spkid_dist.scoring.outcome import ScoreResult
+from spkid_dist.scoring.pictures import PICTURES, draw_pictures
+from spkid_dist.scoring.scorefile import Scores, write_scores
+
+Say = Callable[[str], None]
+
+
+def write_results(
+    config: ScoreConfig,
+    result: ScoreResult,
+    weights: Sequence[Path],
+    world_size: int,
+    means: Iterable[NDArray[np.float32]] | None,
+    say: Say,
+) -> None:
+    """Write the scores, results, figures and pictures, and say the figures.
+
+    Args:
+        config: where they go.
+        result: the outcome.
+        weights: the models' files.
+        world_size: the number of processes.
+        means: mean log-probabilities of all speakers in pieces, where --scores wants them (`write_scores`).
+        say: prints a line.
+
+    Raises:
+        InputError: a file can't be written, or one of an earlier scoring can't be removed.
+    """
+    if config.scores is None:
+        _replace_results(config, result)
+    else:
+        # The results change when all scores are written, and the scores get their name after that.
+        scores = scores_of(result)
+        write_scores(config.scores, scores, means, before_replacing=lambda: _replace_results(config, result))
+    for line in _lines(result) if config.verbose else ():
+        say(line.rstrip())
+    if result.rates is None:
+        say("no true speaker is known, so there is no error rate")
+    else:
+        result.rates.say(result.speakers, say)
+    if result.det is not None:
+        rate, threshold = result.det.equal_error
+        say(
+            f"equal error rate of claimed speakers: {rate:.2%} at a log-likelihood ratio of {threshold:.3f} against the other "
+            f"speakers ({result.det.num_targets:,} targets, {result.det.num_others:,} others)"
+        )
+    write_json(config.log_file.with_suffix(".json"), _facts(config, result, weights, world_size))
+    pictures = (
+        draw_pictures(result.true, result.found, result.speakers, result.rates, result.det) if config.pictures else {}
+    )
+    for name, picture in pictures.items():
+        write_atomic(config.log_file.with_suffix(f".{name}.png"), picture)
+    count = len(result.keys)
+    rates = f"{count / result.seconds:,.0f} utterances/s, {result.windows.sum() / result.seconds:,.0f} windows/s"
+    beside = ", ".join((".json", *(f".{name}.png" for name in pictures)))
+    scores_at = "" if config.scores is None else f"; scores: {config.scores}"
+    say(f"{count} utterances scored, {rates}: {config.log_file}; beside it {beside}{scores_at}")
+
+
+def scores_of(result: ScoreResult) -> Scores:
+    """The result as a file of scores has it, without the means of all speakers."""
+    return Scores(
+        keys=result.keys,
+        speakers=result.speakers,
+        found=result.found,
+        true=result.true,
+        margins=result.margins.astype(np.float32),
+        windows=result.windows,
+        top_classes=result.top_classes,
+        top_means=result.top_means,
+    )
+
+
+def _replace_results(config: ScoreConfig, result: ScoreResult) -> None:
+    remove_earlier(config.log_file, config.scores)
+    with atomic_writer(config.log_file) as file:
+        for line in _lines(result):
+            file.write(line.encode(errors="backslashreplace"))
+
+
+def _lines(result: ScoreResult) -> Iterator[str]:
+    """The lines of the results: an utterance and its speaker; with --top also his score, and the next speakers with theirs."""
+    if result.top_classes is None or result.top_means is None:
+        for key, found in zip(result.keys, result.found, strict=True):
+            yield f"{key}\t{result.speakers[found]}\n"
+        return
+    for key, classes, means in zip(result.keys, result.top_classes, result.top_means, strict=True):
+        best = (f"{result.speakers[one]}\t{mean:.6g}" for one, mean in zip(classes, means, strict=True))
+        yield "\t".join((key, *best)) + "\n"
+
+
+def remove_earlier(log_file: Path, scores: Path | None = None) -> None:
+    """Remove the figures and pictures that an earlier scoring left beside its results, and the scores that are written anew.
+
+    The results are replaced after that: whatever happens in between, no figure, picture or score stands beside results of
+    another scoring.
+
+    Raises:
+        InputError: one of them can't be removed.
+    """
+    beside = [log_file.with_suffix(suffix) for suffix in (".json", *(f".{name}.png" for name in PICTURES))]
+    for path in beside if scores is None else (*beside, scores):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{path}: this file of an earlier scoring can't be removed: {error.strerror}; remove it, or give another "
+                f"{'--scores' if path == scores else '--log_file'}"
+            ) from None
+
+
+def _facts(config: ScoreConfig, result: ScoreResult, weights: Sequence[Path], world_size: int) -> dict[str, Any]:
+    """All printed figures, as JSON values."""
+    names = [str(path) for path in weights]
+    facts: dict[str, Any] = {
+        "weights_ckpt": names[0] if len(names) == 1 else names,
+        "utterances": len(result.keys),
+        "windows": int(result.windows.sum()),
+        "processes": world_size,
+        "mixed_precision": config.mixed_precision,
+        "seconds": round(result.seconds, 3),
+        "utterances_per_second": round(len(result.keys) / result.seconds, 1),
+        "windows_per_second": round(int(result.windows.sum()) / result.seconds),
+    }
+    if result.rates is not None:
+        facts |= result.rates.facts(result.speakers)
+    if result.det is not None:
+        rate, threshold = result.det.equal_error
+        facts["claimed_speakers"] = {
+            "score": "log_likelihood_ratio",
+            "equal_error_rate": rate,
+            "threshold": threshold,
+            "targets": result.det.num_targets,
+            "others": result.det.num_others,
+        }
+    return facts
