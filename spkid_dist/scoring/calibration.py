@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+SMALLEST_SUM = 1e-290  # of likelihoods relative to the best one; below it float64 loses digits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
@@ -48,14 +50,37 @@ def log_likelihood_ratios(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     rows = np.arange(len(scores))
     best = scores.argmax(axis=1)
-    likelihoods = np.exp(scores - scores[rows, best][:, None])
-    rivals = likelihoods.sum(axis=1, keepdims=True) - likelihoods
+    highest = scores[rows, best]
+    likelihoods = scores - highest[:, None]
+    np.exp(likelihoods, out=likelihoods)
+    likelihoods[rows, best] = 0
     # The best speaker's rivals: a sum of their own, as taking 1 from a total near 1 leaves no digits.
-    others = scores.copy()
-    others[rows, best] = -np.inf
-    second = others.max(axis=1)
-    rivals_of_best = np.exp(others - second[:, None]).sum(axis=1)
-    log_rivals = np.log(np.maximum(rivals, np.finfo(np.float64).tiny)) + scores[rows, best][:, None]
-    log_rivals[rows, best] = np.log(rivals_of_best) + second
-    ratios: NDArray[np.float64] = scores - log_rivals + np.log(scores.shape[1] - 1)
+    sums = likelihoods.sum(axis=1)
+    log_rivals_of_best = _log_sums_without(scores, best, sums)
+    # The others' rivals: 1 or more, as the best one is among them.
+    np.subtract(1 + sums[:, None], likelihoods, out=likelihoods)
+    np.log(likelihoods, out=likelihoods)
+    likelihoods[rows, best] = log_rivals_of_best
+    ratios: NDArray[np.float64] = scores - likelihoods
+    ratios += (np.log(scores.shape[1] - 1) - highest)[:, None]
     return ratios
+
+
+def _log_sums_without(
+    scores: NDArray[np.float64], best: NDArray[np.int64], sums: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Logarithms of the others' summed likelihoods relative to the best class (U,): of `sums` (U,), but where these vanish."""
+    vanished = np.flatnonzero(sums < SMALLEST_SUM)
+    logs = np.log(np.maximum(sums, SMALLEST_SUM))
+    if not len(vanished):
+        return logs
+    logs[vanished] = -np.inf
+    others = scores[vanished]
+    rows = np.arange(len(vanished))
+    highest = others[rows, best[vanished]]
+    others[rows, best[vanished]] = -np.inf
+    second = others.max(axis=1)
+    some = second > -np.inf
+    spread = np.exp(others[some] - second[some, None]).sum(axis=1)
+    logs[vanished[some]] = second[some] - highest[some] + np.log(spread)
+    return logs

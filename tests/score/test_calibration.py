@@ -22,6 +22,18 @@ def test_log_likelihood_ratio_keeps_its_digits_where_the_posterior_rounds_to_one
     assert np.allclose(log_likelihood_ratios(scores), [[200 + np.log(2), -200 + np.log(2), -300 + np.log(2)]])
 
 
+def test_log_likelihood_ratio_of_speakers_that_are_impossible_is_infinite() -> None:
+    ratios = log_likelihood_ratios(np.array([[0.0, -np.inf], [-1e30, 0.0]]))
+    assert np.array_equal(ratios, [[np.inf, -np.inf], [-1e30, 1e30]])
+
+
+def test_scores_stay_as_they_are_given() -> None:
+    scores = np.array([[0.0, -900.0, -900.0], [1.0, 2.0, 3.0]])
+    before = scores.copy()
+    log_likelihood_ratios(scores)
+    assert np.array_equal(scores, before)
+
+
 def test_posteriors_sum_to_one_and_keep_the_order_of_scores() -> None:
     scores = _scores(100.0)
     posteriors = np.exp(log_posteriors(scores))
