@@ -120,7 +120,9 @@ def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) ->
     if path is None or scoring is None:
         gap = "No scoring was given: run spkid score, and give its JSON file by --score."
         return [Section(title="Scoring", gap=gap)]
-    rows = [("weights", str(scoring.get("weights_ckpt"))), ("utterances", _text(scoring.get("utterances"), "{:,}"))]
+    given = scoring.get("weights_ckpt")
+    weights = [Path(str(one)) for one in (given if isinstance(given, list) else [given])]  # of several models a list
+    rows = [("weights", ", ".join(map(str, weights))), ("utterances", _text(scoring.get("utterances"), "{:,}"))]
     for name, title in (("utterance_errors", "wrong utterances"), ("frame_errors", "wrong frames")):
         found = scoring.get(name)
         if isinstance(found, dict) and all(_is_number(found.get(key)) for key in RATE):
@@ -132,9 +134,10 @@ def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) ->
     beside = {name: path.with_suffix(f".{name}.png") for name in SCORE_PICTURES}
     there = [(SCORE_PICTURES[name], _uri(place.read_bytes())) for name, place in beside.items() if place.is_file()]
     gap = "" if there else f"There are no pictures beside {path}. "
-    weights = Path(str(scoring.get("weights_ckpt")))
-    if weights.absolute().parent != folder.absolute():
-        gap += f"The weights that were scored lie in {weights.parent}, and not in the folder of this training."
+    elsewhere = [path.parent for path in weights if path.absolute().parent != folder.absolute()]
+    if elsewhere:
+        places = ", ".join(map(str, dict.fromkeys(elsewhere)))
+        gap += f"The weights that were scored lie in {places}, and not in the folder of this training."
     return [Section(title="Scoring", rows=rows, pictures=there, gap=gap)]
 
 

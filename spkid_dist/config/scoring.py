@@ -41,15 +41,15 @@ class ScoreConfig(SpeakerFlags):
     shard_cache_bytes: int = StoreOptions.cache_bytes
     """Size limit of --shard_cache; files that were not read for the longest time are removed first."""
     model: Paths = ()
-    """Folder of a training: its best weights and its options. Repeat the flag to average several models."""
+    """Folder of a training, whose best weights are taken. Give it, or --weights_ckpt. Repeat it to average models."""
     weights_ckpt: Paths = ()
-    """Weights file, such as ckpt/bestval_e19_weights.ckpt. Repeat the flag to average several models."""
+    """Weights file, such as ckpt/bestval_e19_weights.ckpt, in place of --model. Repeat it to average models."""
     log_file: Path = Path("spk_classification.log")
     """File for the results, lines UTTERANCE<TAB>SPEAKER; figures (.json) and pictures are written beside it."""
     scores: Path | None = None
-    """File for the scores of all speakers, .npz or .parquet: mean log-probabilities, margins, windows."""
+    """File for the scores, .npz or .parquet: mean log-probabilities of all speakers, margins, windows."""
     top: int | None = None
-    """Speakers per utterance in --log_file and --scores, the best first, with their scores. Default: the best, and all."""
+    """Keep this many speakers per utterance, the best first, with their scores, in --log_file and --scores."""
     train_cfg: Path | None = None
     """The train.opts of the training. Default: the one beside the weights, else ckpt/train.opts."""
     ext: str | None = None
@@ -125,9 +125,9 @@ class ExportConfig(Options):
     """
 
     model: Path | None = None
-    """Folder of a training: its best weights and its options."""
+    """Folder of a training, whose best weights are exported. Give it, or --weights_ckpt."""
     weights_ckpt: Path | None = None
-    """Weights file, such as ckpt/bestval_e19_weights.ckpt."""
+    """Weights file, such as ckpt/bestval_e19_weights.ckpt, in place of --model."""
     out: Path
     """Folder to create; it must be empty or not exist."""
     train_cfg: Path | None = None

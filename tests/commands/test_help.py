@@ -76,7 +76,7 @@ def test_placeholders_and_defaults_read_plainly(spkid):
     ):
         assert expected in text
     assert "(default: one per CPU of this process)" in " ".join(spkid("verify", "--help")[1].split())
-    assert "--weights_ckpt PATH [FLAGS]" in spkid("score", "--help")[1]
+    assert "usage: spkid export --out PATH [FLAGS]" in spkid("export", "--help")[1]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -46,7 +46,7 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
         pytest.param(
             "bench_score.py",
             ("--utterances", 40, "--mean_frames", 40, "--speakers", 5, "--peer_utterances", 5, "--repeats", 1),
-            6,
+            8,
             marks=LONG,
         ),
     ],
