@@ -1,5 +1,6 @@
 """Keep rows of float32 on the disk until all processes have theirs: a file without a name, which ends with the process."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class RowFile:
 
     def close(self) -> None:
         """Give the disk's room back."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what a full disk did not take
+            self._file.close()
 
     def _order(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All positions in ascending order, and the places of their rows in the file."""

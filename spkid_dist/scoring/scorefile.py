@@ -193,7 +193,8 @@ def _write_text(archive: zipfile.ZipFile, name: str, texts: list[str]) -> None:
 
 
 def _read_npz(path: Path) -> Scores:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file:
+        arrays = np.load(file, allow_pickle=False)
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array")
         version = arrays["format_version"].item()
@@ -260,7 +261,8 @@ def _batch(arrow: Any, schema: Any, names: Any, scores: Scores, first: int, last
 
 def _read_parquet(path: Path) -> Scores:
     _, parquet = _pyarrow()
-    table = parquet.read_table(path)
+    with path.open("rb") as file:
+        table = parquet.read_table(file)
     metadata = table.schema.metadata or {}
     version, speakers = (metadata[name.encode()].decode() for name in METADATA_KEYS)
     if version != str(FORMAT_VERSION):

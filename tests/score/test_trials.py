@@ -5,7 +5,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from spkid_dist.scoring.trials import TrialCounts, det_curve
+from spkid_dist.scoring.trials import NUM_BINS, TrialCounts, bins_of, det_curve, lowest_scores
 
 pytestmark = pytest.mark.fast
 
@@ -24,27 +24,44 @@ def twin(scores, true):
     return [((others >= t).mean(), (targets < t).mean()) for t in thresholds]
 
 
-def test_the_curve_is_that_of_plain_counting():
+@pytest.mark.parametrize("signs", [(-1,), (1,), (-1, 1)])
+def test_the_curve_is_that_of_plain_counting(signs):
     draw = np.random.default_rng(0)
-    scores = -np.exp(draw.normal(size=(40, 6)) * 3).round(3) - 0.001
+    sizes = np.exp(draw.normal(size=(40, 6)) * 3).round(3) + 0.001
+    scores = sizes * draw.choice(signs, size=sizes.shape)
     true = draw.integers(0, 6, size=40)
     curve = curve_of(scores, true)
     points = set(zip(curve.false_alarms.round(9), curve.misses.round(9), strict=True))
-    rounded = -(np.abs(scores).astype(np.float32).view(np.int32) >> 12)  # as the curve's bins round them
+    rounded = np.sign(scores) * (
+        np.abs(scores).astype(np.float32).view(np.int32) >> 12
+    )  # as the curve's bins round them
     assert points == {(round(a, 9), round(b, 9)) for a, b in twin(rounded, true)}
     exact, (rate, _) = twin(scores, true), curve.equal_error
     assert min(max(a, b) for a, b in exact) == pytest.approx(rate, abs=1 / 40)
 
 
-def test_equal_errors_of_two_normal_distributions_are_what_theory_says():
+def test_bins_are_in_the_order_of_scores_and_hold_what_they_say():
+    sizes = np.concatenate(([0.0], np.logspace(-44, 38, 999), [np.inf]))
+    scores = np.concatenate((sizes[::-1], -sizes[1:]))  # best first
+    bins = bins_of(scores)
+    assert (np.diff(bins) >= 0).all()
+    assert (bins.min(), bins.max()) == (0, NUM_BINS - 1)
+    lowest = lowest_scores(bins.astype(np.int64))
+    assert (lowest <= scores.astype(np.float32)).all()
+    large = (np.abs(scores) > 1e-30) & np.isfinite(scores)
+    np.testing.assert_allclose(lowest[large], scores[large], rtol=2**-10)
+
+
+@pytest.mark.parametrize("centre", [-30, 0, 30])
+def test_equal_errors_of_two_normal_distributions_are_what_theory_says(centre):
     # Targets 2 standard deviations above the others: the rate is the normal distribution's share beyond 1.
     draw = np.random.default_rng(1)
-    scores = draw.normal(-30, 1, size=(20_000, 11))
+    scores = draw.normal(centre, 1, size=(20_000, 11))
     true = draw.integers(0, 11, size=20_000)
     scores[np.arange(20_000), true] += 2
     rate, threshold = curve_of(scores, true).equal_error
     assert rate == pytest.approx(NormalDist().cdf(-1), abs=0.005)
-    assert threshold == pytest.approx(-29, abs=0.05)
+    assert threshold == pytest.approx(centre + 1, abs=0.05)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,7 @@ def test_counts_of_parts_add_up_to_those_of_the_whole():
     assert (whole.targets.sum(), whole.others.sum()) == (50, 150)
 
 
-@pytest.mark.parametrize("score", [0.0, -0.0, -1e-40, -1e30, -np.inf])
+@pytest.mark.parametrize("score", [0.0, -0.0, -1e-40, -1e30, -np.inf, 1e-40, 1e30, np.inf])
 def test_extreme_scores_are_counted(score):
     curve = curve_of([[score, -1.0]], [0])
     assert (curve.num_targets, curve.num_others) == (1, 1)
