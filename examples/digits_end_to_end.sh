@@ -25,13 +25,11 @@ done
 spkid train --tr_shards "$out/train" --va_shards "$out/test" --in_frames 11 --batch_size 100 --normalize global \
     --epoch 5 --save_path "$out/ckpt"
 
-# 3. Score the test recordings. The weights of the best epoch are the last ones with the name `bestval_`.
-weights=$(find "$out/ckpt" -name 'bestval_*_weights.ckpt' | sort -V | tail -n 1)
-spkid score --db_path "$recordings" --te_list_file "$lists/all.test" --weights_ckpt "$weights" \
-    --train_cfg "$out/ckpt/train.opts" --log_file "$out/scores.log"
+# 3. Score the test recordings with the best weights of the training.
+spkid score --db_path "$recordings" --te_list_file "$lists/all.test" --model "$out/ckpt" --log_file "$out/scores.log"
 
 # 4. Export the network to ONNX, with a model.json that says how to use it.
-spkid export --weights_ckpt "$weights" --train_cfg "$out/ckpt/train.opts" --format onnx --out "$out/exported"
+spkid export --model "$out/ckpt" --format onnx --out "$out/exported"
 
 # 5. Name the speakers again, with onnxruntime and without spkid-dist.
 python "$here/onnx_caller.py" "$out/exported" "$recordings" "$lists/all.test" >"$out/onnx.tsv"

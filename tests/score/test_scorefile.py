@@ -6,9 +6,11 @@ import resource
 import signal
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -75,6 +77,22 @@ def test_pieces_of_any_size_make_the_same_arrays(tmp_path, monkeypatch, kind):
 
 
 @KINDS
+def test_no_more_than_some_pieces_are_in_memory(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(scorefile, "PIECE_BYTES", 2**20)
+    scores = replace(made(1000, 1), speakers=[f"s{number}" for number in range(5000)])  # 20 MB of scores
+    means = (np.zeros((last - first, 5000), np.float32) for first, last in pieces(1000, 5000))
+    write_scores(tmp_path / f"small{kind}", made())  # imports
+    before = pa.default_memory_pool().max_memory()
+    tracemalloc.start()
+    try:
+        write_scores(tmp_path / f"x{kind}", replace(scores, means=None), means)
+        assert tracemalloc.get_traced_memory()[1] < 6 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert pa.default_memory_pool().max_memory() - before < 12 * 2**20
+
+
+@KINDS
 def test_names_that_are_no_utf8_are_escaped_as_in_the_results(tmp_path, kind):
     scores = replace(made(1, 1), keys=[os.fsdecode(b"caf\xe9")], speakers=[os.fsdecode(b"\xff")])
     write_scores(tmp_path / f"x{kind}", scores)
@@ -108,8 +126,6 @@ def test_pyarrow_alone_reads_a_table(tmp_path):
 
 
 def test_a_table_that_another_program_wrote_again_is_read(tmp_path):
-    import pyarrow as pa
-
     scores = made(6, 3, top=2)
     write_scores(tmp_path / "x.parquet", scores)
     table = pq.read_table(tmp_path / "x.parquet")
@@ -143,7 +159,7 @@ def test_other_files_are_refused(tmp_path):
         np.save(file, np.zeros(3))
     with pytest.raises(InputError, match=r"no file of scores, or a damaged one \(it holds one array\)"):
         read_scores(tmp_path / "x.npz")
-    pq.write_table(__import__("pyarrow").table({"key": ["a"]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(InputError, match="no file of scores, or a damaged one"):
         read_scores(tmp_path / "x.parquet")
     for name in ("x.csv", "x"):
