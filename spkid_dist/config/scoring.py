@@ -113,7 +113,7 @@ def _check_scores(scores: Path, log_file: Path) -> None:
     """Raise UsageError where the file of scores is of no known kind, or is the file of the results."""
     if scores.suffix not in SCORE_FORMATS:
         raise UsageError(f"--scores {scores}: expected a file name that ends in {' or '.join(SCORE_FORMATS)}")
-    if scores.absolute() == log_file.absolute():
+    if scores.resolve() == log_file.resolve():
         raise UsageError(f"--scores {scores}: is the file of --log_file; give another name")
 
 

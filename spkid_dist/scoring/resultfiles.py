@@ -137,6 +137,8 @@ def _facts(config: ScoreConfig, result: ScoreResult, weights: Sequence[Path], wo
         "utterances_per_second": round(len(result.keys) / result.seconds, 1),
         "windows_per_second": round(int(result.windows.sum()) / result.seconds),
     }
+    if config.scores is not None:
+        facts["scores"] = str(config.scores)
     if result.rates is not None:
         facts |= result.rates.facts(result.speakers)
     if result.det is not None:

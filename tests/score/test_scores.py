@@ -50,6 +50,7 @@ def test_scores_are_those_of_a_plain_loop(model, config, tmp_path, kind):
     np.testing.assert_array_equal(result.margins.astype(np.float32), found.margins)
     assert result.top_classes is None
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert json.loads(config["log_file"].with_suffix(".json").read_text())["scores"] == str(path)
 
 
 @pytest.mark.parametrize("top", [1, 2, 99])
@@ -170,6 +171,7 @@ def test_a_place_that_can_not_be_is_refused_before_anything_is_scored(model, con
         ({"scores": "x.csv"}, r"--scores x\.csv: expected a file name that ends in \.npz or \.parquet"),
         ({"scores": "npz"}, r"--scores npz: expected a file name"),
         ({"scores": "x.npz", "log_file": "x.npz"}, r"--scores x\.npz: is the file of --log_file; give another name"),
+        ({"scores": "a/../x.npz", "log_file": "x.npz"}, r"--scores a/\.\./x\.npz: is the file of --log_file"),
         ({"top": 0}, r"--top 0: expected 1 or more"),
         ({"top": 1.5}, r"--top 1\.5: expected a whole number"),
         ({"weights_ckpt": ()}, r"no model is given: give the folder of a training by --model, or a weights file by"),
