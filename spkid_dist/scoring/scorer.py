@@ -18,7 +18,7 @@ from shards.parallel import in_background
 from spkid_dist.config.choices import EDGE, EDGE_CODES, VALID
 from spkid_dist.scoring.devicescores import DeviceScores, WindowSums
 from spkid_dist.scoring.utterances import UNKNOWN, Group
-from spkid_dist.streaming.kernels import lay_out
+from spkid_dist.streaming.kernels import add_rows, lay_out
 from spkid_dist.streaming.normalization import normalize_frames
 from spkid_dist.trained import TrainedModel
 
@@ -114,16 +114,15 @@ class Scorer:
         group, num_features = layout.group, layout.arena.shape[1]
         arena = torch.from_numpy(layout.arena)
         rows = arena.as_strided((len(arena) - self._in_frames + 1, self._in_frames * num_features), (num_features, 1))
-        starts, owner, true = map(torch.from_numpy, (layout.starts, layout.owner, group.true))
-        sums = torch.zeros(len(true), self._num_classes, dtype=torch.float64)
-        wrong = torch.zeros(len(true), dtype=torch.int64)
+        starts, owner, true = torch.from_numpy(layout.starts), layout.owner, group.true
+        sums, wrong = np.zeros((len(true), self._num_classes)), np.zeros(len(true), np.int64)
         for piece in even_slices(len(starts), self._batch_size):
-            log_probs = self._log_probs(rows.index_select(0, starts[piece]))
-            sums.index_add_(0, owner[piece], log_probs.double())
+            log_probs = self._log_probs(rows.index_select(0, starts[piece])).float().numpy()
+            add_rows(log_probs, owner[piece], sums)
             # NumPy's argmax is 7 times as fast as torch's on a CPU: 75 and 520 ns a row of 600, 2 threads.
-            found = torch.from_numpy(log_probs.float().numpy().argmax(axis=1))
-            wrong.index_add_(0, owner[piece], (found != true[owner[piece]]).long())
-        return _means(layout, sums.numpy(), wrong.numpy())
+            is_wrong = log_probs.argmax(axis=1) != true[owner[piece]]
+            wrong += np.bincount(owner[piece][is_wrong], minlength=len(wrong))
+        return _means(layout, sums, wrong)
 
     def _log_probs(self, windows: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype is not None):
