@@ -1,8 +1,9 @@
-"""Utterance errors of training recipes on a hard synthetic corpus: channels as strong as the speakers, and noise.
+"""Utterance errors of training recipes, on synthetic corpora: one of many channels, and one of nearly one channel.
 
-A recipe is a set of training flags. Recipes are compared on the development list, which also picks each training's best
-epoch; ``--list test`` counts errors on utterances that nothing else sees, and is for what was settled before. The table has
-a row a recipe: the mean error rate, and the wrong utterances of each seed. It measures learning, not speed.
+A recipe is a set of training flags: a file of `recipes/`, or a variation of one. Recipes are compared on the development list,
+which is also the validation set of the trainings; ``--list test`` counts errors on utterances that nothing else sees, and is
+for what was settled before. The table has a row per recipe: wrong utterances of each seed, by the weights of the best epoch and
+by the averaged ones. It measures learning, not speed.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from shards.files import write_atomic
 from spkid_dist.bench.measure import machine
 from spkid_dist.config import ScoreConfig, TrainConfig
@@ -23,27 +26,44 @@ from spkid_dist.measure.synthetic import SyntheticCorpus
 from spkid_dist.score import score_utterances
 from spkid_dist.train import train_model
 
-HARD = SyntheticCorpus(
-    num_speakers=50,
-    train_utterances=20,
-    test_utterances=24,  # half of them for development
-    mean_frames=150,
-    accent_spread=0.7,
-    channel_spread=0.45,
-    noise_spread=0.5,
-)
-NORM = {"normalize": "utterance", "batch_norm": True}
-RECIPES: dict[str, dict[str, Any]] = {
-    "defaults": {},
-    "normalize global": {"normalize": "global"},
-    "normalize utterance": {"normalize": "utterance"},
-    "batch_norm": {"batch_norm": True},
-    "utterance, batch_norm": NORM,
-    "both and dropout 0.2": NORM | {"dropout": 0.2},
-    "both and cosine": NORM | {"schedule": "cosine"},
-    "both and adamw, weight_decay 1": NORM | {"optimizer": "adamw", "weight_decay": 1.0},
-    "recipe": NORM | {"label_smoothing": 0.1},
+CORPORA = {
+    # Each utterance has a channel of its own, as strong as the speakers.
+    "channels": SyntheticCorpus(
+        num_speakers=50,
+        train_utterances=20,
+        test_utterances=24,  # half of them for development
+        mean_frames=150,
+        accent_spread=0.7,
+        channel_spread=0.45,
+        noise_spread=0.5,
+    ),
+    # Short utterances of many speakers, whose channels differ little.
+    "one_channel": SyntheticCorpus(
+        num_speakers=100,
+        train_utterances=10,
+        test_utterances=20,
+        mean_frames=100,
+        accent_spread=0.5,
+        channel_spread=0.15,
+        noise_spread=0.6,
+    ),
 }
+FILES = Path(__file__).parents[1] / "recipes"
+FROM_FILES: dict[str, dict[str, Any]] = {
+    name: yaml.safe_load((FILES / f"{name}.yaml").read_text()) for name in ("cheap", "accurate", "channels")
+}
+CHEAP, ACCURATE, CHANNELS = FROM_FILES.values()
+SETTLED = {"defaults": {}, **FROM_FILES}
+RECIPES: dict[str, dict[str, Any]] = SETTLED | {
+    "cheap, without label smoothing": CHEAP | {"label_smoothing": 0.0},
+    "cheap, edge": CHEAP | {"edge": "edge"},
+    "accurate, 100 units": ACCURATE | {"hsize": 100},
+    "accurate, 256 units": ACCURATE | {"hsize": 256},
+    "accurate, dropout 0.5": ACCURATE | {"dropout": 0.5},
+    "accurate, without label smoothing": ACCURATE | {"label_smoothing": 0.0},
+    "accurate, normalize utterance": ACCURATE | {"normalize": "utterance"},
+}
+FILES_OF_A_TRAINING = ("best", "averaged")
 
 
 def make_corpus(folder: Path, corpus: SyntheticCorpus) -> None:
@@ -54,8 +74,8 @@ def make_corpus(folder: Path, corpus: SyntheticCorpus) -> None:
     write_atomic(folder / "cfg/all.test", "".join(held_out[1::2]).encode())
 
 
-def count_wrong(folder: Path, save_path: Path, options: dict[str, Any], list_name: str) -> tuple[int, int, int]:
-    """Train with `options`: wrong utterances of a list, all of them, and the best epoch by the development list."""
+def count_wrong(folder: Path, save_path: Path, options: dict[str, Any], list_name: str) -> tuple[dict[str, int], int]:
+    """Train with `options`: wrong utterances of a list by each file of weights, and how many the list has."""
     config = TrainConfig(
         db_path=folder / "mcp",
         tr_list_file=folder / "cfg/all.train",
@@ -65,54 +85,66 @@ def count_wrong(folder: Path, save_path: Path, options: dict[str, Any], list_nam
         save_path=save_path,
         **options,
     )
+    wrong, total = {}, 0
     with contextlib.redirect_stdout(io.StringIO()):
         result = train_model(config)
-        scores = score_utterances(
-            ScoreConfig(
-                db_path=folder / "mcp",
-                te_list_file=folder / f"cfg/all.{list_name}",
-                weights_ckpt=result.best_weights,
-                train_cfg=save_path / "train.opts",
-                log_file=save_path / "spk_classification.log",
+        for name, weights in zip(FILES_OF_A_TRAINING, (result.best_weights, result.averaged_weights), strict=True):
+            assert weights is not None
+            scores = score_utterances(
+                ScoreConfig(
+                    db_path=folder / "mcp",
+                    te_list_file=folder / f"cfg/all.{list_name}",
+                    weights_ckpt=weights,
+                    log_file=save_path / f"{name}.log",
+                    pictures=False,
+                )
             )
-        )
-    return int((scores.found != scores.true).sum()), len(scores.keys), result.best_epoch
+            wrong[name], total = int((scores.found != scores.true).sum()), len(scores.keys)
+    return wrong, total
 
 
-def compare(folder: Path, recipes: list[str], list_name: str, seeds: int, epochs: int) -> dict[str, list[int]]:
-    """Print a row a recipe; wrong utterances of each recipe, a seed each."""
-    wrong: dict[str, list[int]] = {}
+def compare(
+    folder: Path, recipes: list[str], list_name: str, seeds: int, epochs: int
+) -> dict[str, dict[str, list[int]]]:
+    """Print a row per recipe; wrong utterances of each recipe, by each file of weights, one per seed."""
+    found: dict[str, dict[str, list[int]]] = {}
     for recipe in recipes:
         options = RECIPES[recipe] | {"epoch": epochs}
         runs = [
             count_wrong(folder, folder / f"{recipe}-{seed}", options | {"seed": seed}, list_name)
             for seed in range(seeds)
         ]
-        wrong[recipe] = [run[0] for run in runs]
-        total, best_epochs = runs[0][1], [run[2] for run in runs]
-        rate = statistics.mean(wrong[recipe]) / total
-        print(f"{recipe:32} {rate:6.1%}  wrong of {total}: {wrong[recipe]}  best epochs: {best_epochs}", flush=True)
-    return wrong
+        found[recipe] = {name: [wrong[name] for wrong, _ in runs] for name in FILES_OF_A_TRAINING}
+        total = runs[0][1]
+        rates = (f"{name} {statistics.mean(wrong) / total:6.1%} {wrong}" for name, wrong in found[recipe].items())
+        print(f"{recipe:36} wrong of {total}: {'   '.join(rates)}", flush=True)
+    return found
 
 
 def main() -> None:
-    """Compare the recipes; the last line is JSON."""
+    """Compare the recipes on each corpus; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in dataclasses.fields(HARD):
-        value = getattr(HARD, field.name)
-        parser.add_argument(f"--{field.name}", type=type(value), default=value, help=f"of the corpus; {value}")
+    parser.add_argument("--corpus", action="append", choices=list(CORPORA), help="only this one; may be repeated")
+    for field in dataclasses.fields(SyntheticCorpus):
+        parser.add_argument(f"--{field.name}", type=type(field.default), help="of each corpus, in place of its own")
     parser.add_argument("--recipe", action="append", choices=list(RECIPES), help="only this one; may be repeated")
+    parser.add_argument("--all", action="store_true", help="the variations of the recipes too")
     parser.add_argument("--list", choices=("dev", "test"), default="dev", help="list that errors are counted on")
-    parser.add_argument("--seeds", type=int, default=1, help="trainings a recipe, of seeds 0, 1, ...")
+    parser.add_argument("--seeds", type=int, default=1, help="trainings per recipe, of seeds 0, 1, ...")
     parser.add_argument("--epoch", type=int, default=20, help="epochs of a training")
     arguments = vars(parser.parse_args())
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    corpus = SyntheticCorpus(**{field.name: arguments[field.name] for field in dataclasses.fields(HARD)})
-    with tempfile.TemporaryDirectory() as temporary:
-        make_corpus(Path(temporary), corpus)
-        recipes = arguments["recipe"] or list(RECIPES)
-        wrong = compare(Path(temporary), recipes, arguments["list"], arguments["seeds"], arguments["epoch"])
-    result = {"corpus": dataclasses.asdict(corpus), "list": arguments["list"], "wrong": wrong}
+    given = {field.name: arguments[field.name] for field in dataclasses.fields(SyntheticCorpus)}
+    given = {name: value for name, value in given.items() if value is not None}
+    recipes = arguments["recipe"] or list(RECIPES if arguments["all"] else SETTLED)
+    result: dict[str, Any] = {"list": arguments["list"], "corpora": {}, "wrong": {}}
+    for name in arguments["corpus"] or list(CORPORA):
+        corpus = dataclasses.replace(CORPORA[name], **given)
+        print(f"{name}: {corpus.num_speakers} speakers", flush=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            make_corpus(Path(temporary), corpus)
+            wrong = compare(Path(temporary), recipes, arguments["list"], arguments["seeds"], arguments["epoch"])
+        result["corpora"][name], result["wrong"][name] = dataclasses.asdict(corpus), wrong
     print(json.dumps(result | {"machine": machine()}))
 
 
