@@ -13,30 +13,29 @@ CHUNK_BYTES = 2**22  # also the longest line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows begin a file with it
 LINE_END = re.compile(r"\r\n|\r|\n")
 WHITE_SPACE = " \t\n\v\f\r"
+LIST = "the utterance list"
 REMEDY = "give a file with one utterance per line"
 
 
-def read_chunks(path: Path) -> Iterator[bytes]:
-    """The list in pieces of whole lines, UTF-8 text; the last one may lack its line's end.
+def read_chunks(path: Path, what: str = LIST, remedy: str = REMEDY) -> Iterator[bytes]:
+    """The list in pieces of whole lines, UTF-8 text; the last one may lack its line's end. `what` it is is for messages.
 
     Raises:
         InputError: the list is missing, unreadable, not UTF-8, or has a line of more than 4 MB.
     """
     offset = 0
-    for chunk in _whole_lines(path):
+    for chunk in _whole_lines(path, what, remedy):
         try:
             if not chunk.isascii():
                 chunk.decode()
         except UnicodeDecodeError as error:
             at = offset + error.start
-            raise InputError(
-                f"{path}: the utterance list must be UTF-8 text: {error.reason} at byte {at}; {REMEDY}"
-            ) from None
+            raise InputError(f"{path}: {what} must be UTF-8 text: {error.reason} at byte {at}; {remedy}") from None
         offset += len(chunk)
         yield chunk.removeprefix(BYTE_ORDER_MARK) if offset == len(chunk) else chunk
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def _whole_lines(path: Path, what: str, remedy: str) -> Iterator[bytes]:
     """The file cut behind LF, or behind CR where it has no LF."""
     try:
         with path.open("rb", buffering=0) as file:
@@ -49,11 +48,11 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
                     rest = b""
                 rest += block[cut:]
                 if len(rest) > CHUNK_BYTES:
-                    raise InputError(f"{path}: a line has more than {CHUNK_BYTES} bytes; {REMEDY}")
+                    raise InputError(f"{path}: a line has more than {CHUNK_BYTES} bytes; {remedy}")
             if rest:
                 yield rest
     except OSError as error:
-        raise InputError(f"{path}: can't read the utterance list: {error.strerror}; {REMEDY}") from None
+        raise InputError(f"{path}: can't read {what}: {error.strerror}; {remedy}") from None
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
