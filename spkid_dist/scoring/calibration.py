@@ -66,6 +66,12 @@ def log_likelihood_ratios(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return ratios
 
 
+def log_posteriors_of(ratios: NDArray[np.float64], num_speakers: int) -> NDArray[np.float64]:
+    """Logarithms of the posteriors of claims with these log-likelihood ratios, for equal priors of all speakers; any shape."""
+    posteriors: NDArray[np.float64] = -np.logaddexp(0, np.log(num_speakers - 1) - ratios)
+    return posteriors
+
+
 def _log_sums_without(
     scores: NDArray[np.float64], best: NDArray[np.int64], sums: NDArray[np.float64]
 ) -> NDArray[np.float64]:

@@ -129,7 +129,7 @@ def error_rates(
     low, high = ratio_interval(wrong_windows[known], windows[known])
     return ErrorRates(
         num_unknown=int((~known).sum()),
-        utterances=_utterance_rate(wrong),
+        utterances=error_rate(wrong),
         frames=ErrorRate(errors=int(wrong_windows[known].sum()), total=int(windows[known].sum()), low=low, high=high),
         lengths=rates_by_length(frames[known], wrong),
         confusions=worst_pairs(true[known], found[known]),
@@ -147,11 +147,12 @@ def rates_by_length(frames: NDArray[np.int64], wrong: NDArray[np.bool_]) -> list
     for group in np.unique(number):
         members = number == group
         first, last = int(frames[members].min()), int(frames[members].max())
-        groups.append(LengthGroup(first=first, last=last, utterances=_utterance_rate(wrong[members])))
+        groups.append(LengthGroup(first=first, last=last, utterances=error_rate(wrong[members])))
     return groups
 
 
-def _utterance_rate(wrong: NDArray[np.bool_]) -> ErrorRate:
+def error_rate(wrong: NDArray[np.bool_]) -> ErrorRate:
+    """How many of U >= 1 utterances are wrong, (U,), with the interval for independent utterances."""
     errors, total = int(wrong.sum()), len(wrong)
     low, high = wilson_interval(errors, total)
     return ErrorRate(errors=errors, total=total, low=low, high=high)
