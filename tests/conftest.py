@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from training import make_shards  # which imports this module
 
     return make_shards(tmp_path_factory.mktemp("shards") / "c")
+
+
+@pytest.fixture(scope="session")
+def trained_voices(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model of five speakers with held-out utterances of theirs and of others (`voices.Voices`); not to be changed."""
+    from voices import make_voices  # which imports this module
+
+    return make_voices(tmp_path_factory.mktemp("voices") / "c")
+
+
+@pytest.fixture
+def voices(trained_voices: Any, tmp_path: Path) -> Any:
+    """The same with a copy of the model in a folder of the test's own, where calibrations may be written."""
+    from voices import with_own_model
+
+    return with_own_model(trained_voices, tmp_path / "model")
 
 
 BUSY = "import os\nos.sched_setaffinity(0, {%d})\nprint(flush=True)\nwhile True: pass"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +16,10 @@ from spkid_dist.config.sharding import SpeakerFlags
 
 # The help of --no_pictures: a switch that is on by default is a flag of the opposite, so it needs the opposite's help.
 NO_PICTURES = "draw no pictures of confusions, errors by length and the DET curve."
+NO_CALIBRATION = "leave out the calibration that lies beside the weights (`spkid calibrate`)."
+Calibrated = Annotated[
+    bool, tyro.conf.arg(help=NO_CALIBRATION, help_behavior_hint="(default: use it where there is one)")
+]
 SCORE_FORMATS = (".npz", ".parquet")
 # One path or several: on the command line the flag is repeated, and in Python one path needs no list.
 Paths = Annotated[
@@ -23,19 +28,13 @@ Paths = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(SpeakerFlags):
-    """Name the speaker of each utterance with a trained model.
-
-    Where the true speakers are known, error rates are computed as well.
-    Under `accelerate launch -m spkid_dist.score` each process scores a share.
-    """
+class ScoringFlags(Options):
+    """Which model scores which kind of data, and how: what all commands that score have in common."""
 
     db_path: Path = Path("mcp")
     """Folder of the files to score, of the kind that the model was trained on (audio becomes the same features)."""
-    te_list_file: Path | None = None
-    """List of the utterances to score: one per line, without extension. Default: spk_rec.test, or all of --te_shards."""
     te_shards: str | None = None
-    """Score this dataset of `spkid shard` instead of files: its folder or a URL. It names the speakers."""
+    """Score this dataset of `spkid shard` instead of files: its folder or a URL."""
     shard_cache: Path | None = None
     """Folder for downloads of --te_shards at a URL, shared by the machine's processes. Default: not kept."""
     shard_cache_bytes: int = StoreOptions.cache_bytes
@@ -44,18 +43,10 @@ class ScoreConfig(SpeakerFlags):
     """Folder of a training, whose best weights are taken. Give it, or --weights_ckpt. Repeat it to average models."""
     weights_ckpt: Paths = ()
     """Weights file, such as ckpt/bestval_e19_weights.ckpt, in place of --model. Repeat it to average models."""
-    log_file: Path = Path("spk_classification.log")
-    """File for the results, lines UTTERANCE<TAB>SPEAKER; figures (.json) and pictures are written beside it."""
-    scores: Path | None = None
-    """File for the scores, .npz or .parquet: mean log-probabilities of all speakers, margins, windows."""
-    top: int | None = None
-    """Keep this many speakers per utterance, the best first, with their scores, in --log_file and --scores."""
     train_cfg: Path | None = None
     """The train.opts of the training. Default: the one beside the weights, else ckpt/train.opts."""
     ext: str | None = None
     """Extension of the files. Default: as in the training (mcp for feature files)."""
-    verbose: bool = False
-    """Also print the speaker of each utterance."""
     batch_size: int | None = None
     """Windows that go through the network at a time. Default: 2048 on a CPU, else 16384."""
     spk2idx: Path | None = None
@@ -64,25 +55,22 @@ class ScoreConfig(SpeakerFlags):
     """Threads per process that read ahead; at least 16 if --te_shards is a URL."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Arithmetic of the matrix products; sums are float64 in any case."""
-    pictures: Annotated[bool, tyro.conf.arg(help=NO_PICTURES, help_behavior_hint="(default: draw them)")] = True
-    """Draw confusions, errors by length and the DET curve, if the true speakers are known."""
 
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
-        _check_models(self.models, self.weights)
+        if self.needs_model:
+            _check_models(self.models, self.weights)
         at_least(1, workers=self.workers, shard_cache_bytes=self.shard_cache_bytes)
-        at_least(1, **{name: value for name in ("batch_size", "top") if (value := getattr(self, name)) is not None})
-        if self.log_file.suffix in (".json", ".png"):
-            raise UsageError(
-                f"--log_file {self.log_file}: its name with .json and .png is for the figures and pictures beside it; "
-                "give another ending, such as .log"
-            )
-        if self.scores is not None:
-            _check_scores(self.scores, self.log_file)
-        given = [name for name in ("ext", *SpeakerFlags.__annotations__) if getattr(self, name) is not None]
-        if self.te_shards is not None and given:
-            raise UsageError(f"--{given[0]} with --te_shards: a dataset has its own speakers and files; leave it out")
+        if self.batch_size is not None:
+            at_least(1, batch_size=self.batch_size)
+        if self.te_shards is not None and self.ext is not None:
+            raise _with_shards("ext")
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a model must be given."""
+        return True
 
     @property
     def models(self) -> tuple[Path, ...]:
@@ -93,6 +81,71 @@ class ScoreConfig(SpeakerFlags):
     def weights(self) -> tuple[Path, ...]:
         """The files of --weights_ckpt."""
         return self.weights_ckpt if isinstance(self.weights_ckpt, tuple) else (self.weights_ckpt,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListFlags(ScoringFlags, SpeakerFlags):
+    """A model and the utterances that it scores, whose speakers may be known."""
+
+    te_shards: str | None = None
+    """Score this dataset of `spkid shard` instead of files: its folder or a URL. It names the speakers."""
+    te_list_file: Path | None = None
+    """List of the utterances to score: one per line, without extension. Default: spk_rec.test, or all of --te_shards."""
+
+    def __post_init__(self) -> None:
+        """Check that the speakers are named in one way; raises UsageError."""
+        super().__post_init__()
+        given = [name for name in SpeakerFlags.__annotations__ if getattr(self, name) is not None]
+        if self.te_shards is not None and given:
+            raise _with_shards(given[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ListFlags):
+    """Name the speaker of each utterance with a trained model.
+
+    Where the true speakers are known, error rates are computed as well.
+    Under `accelerate launch -m spkid_dist.score` each process scores a share.
+    """
+
+    log_file: Path = Path("spk_classification.log")
+    """File for the results, lines UTTERANCE<TAB>SPEAKER; figures (.json) and pictures are written beside it."""
+    scores: Path | None = None
+    """File for the scores, .npz or .parquet: mean log-probabilities of all speakers, margins, windows."""
+    top: int | None = None
+    """Keep this many speakers per utterance, the best first, with their scores, in --log_file and --scores."""
+    threshold: float | None = None
+    """Call an utterance unknown whose speaker has a lower calibrated log-likelihood ratio. Default: the calibration's."""
+    calibration: Calibrated = True
+    """Use the calibration that lies beside the weights (`spkid calibrate`)."""
+    verbose: bool = False
+    """Also print the speaker of each utterance."""
+    pictures: Annotated[bool, tyro.conf.arg(help=NO_PICTURES, help_behavior_hint="(default: draw them)")] = True
+    """Draw confusions, errors by length and the DET curve, if the true speakers are known."""
+
+    def __post_init__(self) -> None:
+        """Check the values' ranges; raises UsageError."""
+        super().__post_init__()
+        if self.top is not None:
+            at_least(1, top=self.top)
+        if self.threshold is not None and isnan(self.threshold):
+            raise UsageError("--threshold nan: expected a number, such as 2.5")
+        check_results_name("log_file", self.log_file, ".log")
+        if self.scores is not None:
+            _check_scores(self.scores, self.log_file)
+
+
+def _with_shards(flag: str) -> UsageError:
+    return UsageError(f"--{flag} with --te_shards: a dataset has its own speakers and files; leave it out")
+
+
+def check_results_name(flag: str, path: Path, ending: str) -> None:
+    """Raise UsageError where the results would have the name of the figures or of a picture beside them."""
+    if path.suffix in (".json", ".png"):
+        raise UsageError(
+            f"--{flag} {path}: its name with .json and .png is for the figures and pictures beside it; give another ending, "
+            f"such as {ending}"
+        )
 
 
 def _check_models(folders: Sequence[Path], weights: Sequence[Path]) -> None:

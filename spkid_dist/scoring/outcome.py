@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spkid_dist.scoring.confusion import ErrorRates
+from spkid_dist.scoring.decisions import Decisions
 from spkid_dist.scoring.trials import DetCurve
 
 
@@ -27,6 +28,7 @@ class ScoreResult:
         seconds: until the last rank had scored its share.
         top_classes: the N best classes, best first, (U, N) int32; None without `top`.
         top_means: their mean log-probabilities, (U, N) float32; None without `top`.
+        decisions: confidences and unknown speakers; None without a calibration.
     """
 
     keys: list[str]
@@ -43,3 +45,4 @@ class ScoreResult:
     seconds: float
     top_classes: NDArray[np.int32] | None = None
     top_means: NDArray[np.float32] | None = None
+    decisions: Decisions | None = None

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -50,21 +49,22 @@ def draw_confusions(true: NDArray[np.int64], found: NDArray[np.int64], speakers:
     title = f"{wrong:,} of {len(true):,} utterances taken for another of {len(speakers):,} speakers"
     if len(speakers) <= MATRIX_SPEAKERS:
         side = 3.2 + 0.25 * max(len(speakers), 10)
-        return _png((side + 1, side), lambda figure: _draw_matrix(figure, true, found, speakers, title))
-    return _png((13, 7.5), lambda figure: _draw_worst(figure, true, found, speakers, title))
+        return png_of((side + 1, side), lambda figure: _draw_matrix(figure, true, found, speakers, title))
+    return png_of((13, 7.5), lambda figure: _draw_worst(figure, true, found, speakers, title))
 
 
 def draw_lengths(groups: Sequence[LengthGroup]) -> bytes:
     """The error rate of each group of lengths, with its 95 % interval."""
-    return _png((8, 5), lambda figure: _draw_lengths(figure, groups))
+    return png_of((8, 5), lambda figure: _draw_lengths(figure, groups))
 
 
 def draw_det(curve: DetCurve) -> bytes:
     """The DET curve on normal deviate axes, with the equal error rate."""
-    return _png((7, 7), lambda figure: _draw_det(figure, curve))
+    return png_of((7, 7), lambda figure: _draw_det(figure, curve))
 
 
-def _png(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
+def png_of(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
+    """What `draw` puts on a figure of so many inches, as PNG."""
     from matplotlib.figure import Figure  # a figure of its own: no backend and no global state
 
     figure = Figure(figsize=size, layout="constrained")
@@ -202,8 +202,9 @@ def _thinned(curve: DetCurve) -> NDArray[np.int64]:
 
 def _probit(rates: NDArray[np.float64]) -> NDArray[np.float64]:
     """The standard normal deviates of rates in (0, 1)."""
-    inverse = NormalDist().inv_cdf
-    return np.array([inverse(rate) for rate in rates.tolist()])
+    from scipy.special import ndtri
+
+    return np.asarray(ndtri(rates), np.float64)
 
 
 def _short(name: str) -> str:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from shards.errors import InputError
 from shards.files import atomic_writer, write_atomic, write_json
 from spkid_dist.config import ScoreConfig
+from spkid_dist.scoring.decisionpictures import OPEN_SET, draw_decisions
+from spkid_dist.scoring.decisions import UNKNOWN_WORD
 from spkid_dist.scoring.outcome import ScoreResult
 from spkid_dist.scoring.pictures import PICTURES, draw_pictures
 from spkid_dist.scoring.scorefile import Scores, write_scores
@@ -59,10 +61,14 @@ def write_results(
             f"equal error rate of claimed speakers: {rate:.2%} at a log-likelihood ratio of {threshold:.3f} against the other "
             f"speakers ({result.det.num_targets:,} targets, {result.det.num_others:,} others)"
         )
+    if result.decisions is not None:
+        result.decisions.say(say)
     write_json(config.log_file.with_suffix(".json"), _facts(config, result, weights, world_size))
     pictures = (
         draw_pictures(result.true, result.found, result.speakers, result.rates, result.det) if config.pictures else {}
     )
+    if config.pictures and result.decisions is not None:
+        pictures |= draw_decisions(result.decisions)
     for name, picture in pictures.items():
         write_atomic(config.log_file.with_suffix(f".{name}.png"), picture)
     count = len(result.keys)
@@ -74,6 +80,7 @@ def write_results(
 
 def scores_of(result: ScoreResult) -> Scores:
     """The result as a file of scores has it, without the means of all speakers."""
+    decisions = result.decisions
     return Scores(
         keys=result.keys,
         speakers=result.speakers,
@@ -83,6 +90,9 @@ def scores_of(result: ScoreResult) -> Scores:
         windows=result.windows,
         top_classes=result.top_classes,
         top_means=result.top_means,
+        ratios=None if decisions is None else decisions.ratios.astype(np.float32),
+        posteriors=None if decisions is None else decisions.posteriors.astype(np.float32),
+        scale=None if decisions is None else decisions.calibration.scale,
     )
 
 
@@ -95,12 +105,18 @@ def _replace_results(config: ScoreConfig, result: ScoreResult) -> None:
 
 def _lines(result: ScoreResult) -> Iterator[str]:
     """The lines of the results: an utterance and its speaker; with --top also his score, and the next speakers with theirs."""
+    decisions = result.decisions
+    accepted = np.ones(len(result.keys), np.bool_) if decisions is None else decisions.accepted
+    found = (
+        result.speakers[one] if is_known else UNKNOWN_WORD for one, is_known in zip(result.found, accepted, strict=True)
+    )
     if result.top_classes is None or result.top_means is None:
-        for key, found in zip(result.keys, result.found, strict=True):
-            yield f"{key}\t{result.speakers[found]}\n"
+        for key, name in zip(result.keys, found, strict=True):
+            yield f"{key}\t{name}\n"
         return
-    for key, classes, means in zip(result.keys, result.top_classes, result.top_means, strict=True):
-        best = (f"{result.speakers[one]}\t{mean:.6g}" for one, mean in zip(classes, means, strict=True))
+    for key, name, classes, means in zip(result.keys, found, result.top_classes, result.top_means, strict=True):
+        names = (name, *(result.speakers[one] for one in classes[1:]))
+        best = (f"{one}\t{mean:.6g}" for one, mean in zip(names, means, strict=True))
         yield "\t".join((key, *best)) + "\n"
 
 
@@ -113,7 +129,7 @@ def remove_earlier(log_file: Path, scores: Path | None = None) -> None:
     Raises:
         InputError: one of them can't be removed.
     """
-    beside = [log_file.with_suffix(suffix) for suffix in (".json", *(f".{name}.png" for name in PICTURES))]
+    beside = [log_file.with_suffix(suffix) for suffix in (".json", *(f".{name}.png" for name in (*PICTURES, OPEN_SET)))]
     for path in beside if scores is None else (*beside, scores):
         try:
             path.unlink(missing_ok=True)
@@ -141,6 +157,8 @@ def _facts(config: ScoreConfig, result: ScoreResult, weights: Sequence[Path], wo
         facts["scores"] = str(config.scores)
     if result.rates is not None:
         facts |= result.rates.facts(result.speakers)
+    if result.decisions is not None:
+        facts |= result.decisions.facts()
     if result.det is not None:
         rate, threshold = result.det.equal_error
         facts["claimed_speakers"] = {

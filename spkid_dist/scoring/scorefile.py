@@ -11,7 +11,8 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from numpy.typing import NDArray
 from shards.errors import InputError, UsageError
 from shards.extras import import_extra
 from shards.files import atomic_writer, make_folder
+from spkid_dist.scoring.calibration import Scale
 
 FORMAT_VERSION = 1
 NPZ, PARQUET = ".npz", ".parquet"
 PIECE_BYTES = 1 << 25  # of scores that are in memory at a time
 MOST_ROWS = 1 << 16  # of a piece
 METADATA_KEYS = ("format_version", "speakers")  # of a table in Parquet
+SCALE_KEYS = tuple(field.name for field in fields_of(Scale))
 DAMAGED = "give a file that spkid score --scores wrote"
 
 
@@ -44,6 +47,9 @@ class Scores:
         means: mean log-probabilities of all speakers, (U, K) float32; None where only the best are kept.
         top_classes: the N best classes, best first, (U, N) int32; None where all speakers are kept.
         top_means: their mean log-probabilities, (U, N) float32; None where all speakers are kept.
+        scale: how means become calibrated scores; None where they are not calibrated, and the next two are None then.
+        ratios: calibrated log-likelihood ratio of the found speaker against the others, (U,) float32.
+        posteriors: calibrated posterior of the found speaker, (U,) float32.
     """
 
     keys: list[str]
@@ -55,6 +61,9 @@ class Scores:
     means: NDArray[np.float32] | None = None
     top_classes: NDArray[np.int32] | None = None
     top_means: NDArray[np.float32] | None = None
+    scale: Scale | None = None
+    ratios: NDArray[np.float32] | None = None
+    posteriors: NDArray[np.float32] | None = None
 
 
 def pieces(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
@@ -156,6 +165,11 @@ def _write_npz(file: Any, scores: Scores, means: Iterable[NDArray[np.float32]] |
         _write_text(archive, "speakers", scores.speakers)
         arrays: dict[str, NDArray[Any]] = {"found": scores.found, "true": scores.true}
         arrays |= {"margins": scores.margins, "windows": scores.windows, "format_version": np.array(FORMAT_VERSION)}
+        if scores.scale is not None:
+            assert scores.ratios is not None
+            assert scores.posteriors is not None
+            arrays |= {"log_likelihood_ratios": scores.ratios, "posteriors": scores.posteriors}
+            arrays |= {name: np.array(value) for name, value in asdict(scores.scale).items()}
         if means is None:
             assert scores.top_classes is not None
             assert scores.top_means is not None
@@ -211,6 +225,9 @@ def _read_npz(path: Path) -> Scores:
             means=arrays["scores"] if is_whole else None,
             top_classes=None if is_whole else arrays["top_classes"],
             top_means=None if is_whole else arrays["top_scores"],
+            scale=_scale_of({name: arrays[name].item() for name in SCALE_KEYS if name in arrays}),
+            ratios=arrays.get("log_likelihood_ratios"),
+            posteriors=arrays.get("posteriors"),
         )
 
 
@@ -219,6 +236,8 @@ def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32
     names = arrow.array(scores.speakers, arrow.string())
     fields = [("key", arrow.string()), ("speaker", arrow.string()), ("true_speaker", arrow.string())]
     fields += [("margin", arrow.float32()), ("windows", arrow.int64())]
+    if scores.scale is not None:
+        fields += [("log_likelihood_ratio", arrow.float32()), ("posterior", arrow.float32())]
     if means is None:
         assert scores.top_classes is not None
         width = scores.top_classes.shape[1]
@@ -230,9 +249,10 @@ def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32
     else:
         fields += [("scores", arrow.list_(arrow.float32(), len(scores.speakers)))]
         parts = means
-    schema = arrow.schema(
-        fields, dict(zip(METADATA_KEYS, (str(FORMAT_VERSION), json.dumps(scores.speakers)), strict=True))
-    )
+    metadata = dict(zip(METADATA_KEYS, (str(FORMAT_VERSION), json.dumps(scores.speakers)), strict=True))
+    if scores.scale is not None:
+        metadata |= {name: repr(value) for name, value in asdict(scores.scale).items()}
+    schema = arrow.schema(fields, metadata)
     in_dictionaries = ["speaker", "true_speaker", "top_speakers.list.element"]
     with parquet.ParquetWriter(file, schema, use_dictionary=in_dictionaries) as writer:
         first = 0
@@ -252,6 +272,10 @@ def _batch(arrow: Any, schema: Any, names: Any, scores: Scores, first: int, last
         arrow.array(scores.margins[first:last], arrow.float32()),
         arrow.array(scores.windows[first:last], arrow.int64()),
     ]
+    if scores.scale is not None:
+        assert scores.ratios is not None
+        assert scores.posteriors is not None
+        columns += [arrow.array(one[first:last], arrow.float32()) for one in (scores.ratios, scores.posteriors)]
     values = [arrow.array(np.ascontiguousarray(part).ravel())]
     if scores.top_means is not None:
         values = [names.take(values[0]), arrow.array(np.ascontiguousarray(scores.top_means[first:last]).ravel())]
@@ -283,7 +307,18 @@ def _read_parquet(path: Path) -> Scores:
         means=scores if is_whole else None,
         top_classes=None if top is None else np.array([classes[name] for name in top], np.int32).reshape(-1, width),
         top_means=None if is_whole else scores,
+        scale=_scale_of({name: float(metadata[name.encode()]) for name in SCALE_KEYS if name.encode() in metadata}),
+        ratios=_column(table, "log_likelihood_ratio"),
+        posteriors=_column(table, "posterior"),
     )
+
+
+def _column(table: Any, name: str) -> NDArray[np.float32] | None:
+    return table[name].to_numpy() if name in table.column_names else None
+
+
+def _scale_of(values: dict[str, float]) -> Scale | None:
+    return Scale(**values) if values else None
 
 
 def _pyarrow() -> tuple[Any, Any]:
@@ -304,6 +339,8 @@ def _check(scores: Scores) -> None:
         ("means", "f", width),
         ("top_classes", "i", kept),
         ("top_means", "f", kept),
+        ("ratios", "f", count),
+        ("posteriors", "f", count),
     ):
         array = getattr(scores, name)
         if array is not None and (array.dtype.kind != kind or array.shape != shape):
@@ -314,6 +351,8 @@ def _check(scores: Scores) -> None:
             raise ValueError(
                 f"{name} has classes {classes.min()} to {classes.max()}, expected {least} to {width[1] - 1}"
             )
+    if scores.scale is not None and not scores.scale.temperature > 0:
+        raise ValueError(f"temperature is {scores.scale.temperature}, expected more than 0")
     if kept[:1] != count or not 1 <= kept[1] <= width[1]:
         raise ValueError(f"it keeps {kept} scores of {width[0]} utterances and {width[1]} speakers")
 

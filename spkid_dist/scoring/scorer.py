@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shards.parallel import in_background
 from spkid_dist.config.choices import EDGE, EDGE_CODES, VALID
 from spkid_dist.scoring.devicescores import DeviceScores, WindowSums
-from spkid_dist.scoring.utterances import UNKNOWN, Group
+from spkid_dist.scoring.utterances import Group
 from spkid_dist.streaming.kernels import add_rows, lay_out
 from spkid_dist.streaming.normalization import normalize_frames
 from spkid_dist.trained import TrainedModel
@@ -133,7 +133,7 @@ class Scorer:
 def _means(layout: _Layout, sums: NDArray[np.float64], wrong: NDArray[np.int64]) -> GroupScores:
     group = layout.group
     windows = np.bincount(layout.owner, minlength=len(group.true))
-    return GroupScores(group, sums / windows[:, None], windows, np.where(group.true == UNKNOWN, 0, wrong))
+    return GroupScores(group, sums / windows[:, None], windows, np.where(group.true < 0, 0, wrong))
 
 
 def lay_out_group(group: Group, in_frames: int, edge: int) -> _Layout:

@@ -23,7 +23,8 @@ from shards.sources import Source
 from shards.stores.store import StoreOptions
 from spkid_dist.trained import TrainedModel
 
-UNKNOWN = -1  # true class of an utterance whose speaker is not known, or none of the model's
+# True classes of an utterance whose speaker is none of the model's, and of one whose speaker nobody names.
+UNKNOWN, UNNAMED = -1, -2
 FILES_A_TASK = 8  # a thread's task costs as much as reading a small file
 
 
@@ -51,16 +52,31 @@ class Unknown:
 
 
 class Utterances(Protocol):
-    """What can be scored: `count` utterances, of which every rank reads its share; of some the speaker is `unknown`."""
+    """What can be scored: `count` utterances, of which every rank reads its share; of some the speaker is `unknown`.
+
+    `fingerprint` is that of the dataset which they are all of; None where they are not of one.
+    """
 
     count: int
     unknown: Unknown
+    fingerprint: str | None
 
     def share_size(self, rank: int, world_size: int) -> int:
         """How many utterances are this rank's."""
 
+    def key_hashes(self) -> NDArray[np.uint64]:
+        """The hashes of all utterances' keys, as `shards.layout.key_hash`, (count,)."""
+
     def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
         """This rank's utterances. Raises InputError where one can't be read."""
+
+
+class MissingUtterancesError(InputError):
+    """A dataset lacks utterances of a list: those at `indices`."""
+
+    def __init__(self, message: str, indices: Sequence[int]) -> None:
+        super().__init__(message)
+        self.indices = indices
 
 
 class ListedFiles:
@@ -72,12 +88,17 @@ class ListedFiles:
         self._num_features = model.num_features
         self._classes = {name: index for index, name in enumerate(model.speakers)}
         self.count = len(listed)
+        self.fingerprint: str | None = None
         others = [utterance for utterance in listed if utterance.speaker not in self._classes]
         self.unknown = Unknown(len(others), others[0].key, others[0].speaker) if others else Unknown()
 
     def share_size(self, rank: int, world_size: int) -> int:
         """How many utterances are this rank's."""
         return len(range(rank, self.count, world_size))
+
+    def key_hashes(self) -> NDArray[np.uint64]:
+        """The hashes of all utterances' keys, (count,)."""
+        return np.array([key_hash(utterance.key) for utterance in self._listed], np.uint64)
 
     def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
         """This rank's utterances, some files a group. Raises InputError where one can't be read or is no such features."""
@@ -93,8 +114,11 @@ class ListedFiles:
             np.concatenate(loaded),
             np.array([len(frames) for frames in loaded], np.int32),
             np.array(positions, np.int64),
-            np.array([self._classes.get(utterance.speaker, UNKNOWN) for utterance in utterances], np.int64),
+            np.array([self._class_of(utterance) for utterance in utterances], np.int64),
         )
+
+    def _class_of(self, utterance: Utterance) -> int:
+        return self._classes.get(utterance.speaker, UNKNOWN if utterance.speaker else UNNAMED)
 
     def _load(self, utterance: Utterance) -> NDArray[np.float32]:
         frames = self._source.load(utterance)
@@ -128,9 +152,11 @@ class ShardedUtterances:
         names = self.data.manifest.speakers
         self._class_of_label = np.array([classes.get(name, UNKNOWN) for name in names], np.int64)
         self._position: dict[str, int] | None = None
+        self.fingerprint = self.data.fingerprint if listed is None else None
         if listed is None:
             self.count = self.data.manifest.num_utterances
             labels = self.data.utterances["speaker"]
+            self._hashes = np.array(self.data.utterances["key_hash"], np.uint64)
             self._blocks: NDArray[np.int64] = np.arange(len(self.data.blocks))
             self._per_block = np.asarray(self.data.blocks["utterances"], np.int64)
         else:
@@ -139,11 +165,16 @@ class ShardedUtterances:
             rows = _find_rows(self.data, listed, list_path)
             self._blocks, self._per_block = np.unique(self.data.utterances["block"][rows], return_counts=True)
             labels = self.data.utterances["speaker"][rows]
+            self._hashes = np.array(self.data.utterances["key_hash"][rows], np.uint64)
         self.unknown = self._find_unknown(labels)
 
     def share_size(self, rank: int, world_size: int) -> int:
         """How many utterances are this rank's."""
         return int(self._per_block[rank::world_size].sum())
+
+    def key_hashes(self) -> NDArray[np.uint64]:
+        """The hashes of all utterances' keys, (count,)."""
+        return self._hashes
 
     def groups(self, rank: int, world_size: int, workers: int) -> Generator[Group, None, None]:
         """This rank's utterances, a block a group. Raises InputError where a block is damaged, or the store fails."""
@@ -196,8 +227,9 @@ def _find_rows(data: ShardDataset, listed: Sequence[Utterance], list_path: Path 
     rows: NDArray[np.int64] = order[places]
     missing = np.flatnonzero(hashes[rows] != asked)
     if len(missing):
-        raise InputError(
+        raise MissingUtterancesError(
             f"{list_path}: utterance {listed[missing[0]].key!r} is not in the dataset {data.folder} ({len(missing)} of "
-            f"{len(listed)} are not); shard it, or remove it from the list"
+            f"{len(listed)} are not); shard it, or remove it from the list",
+            missing.tolist(),
         )
     return rows

@@ -21,7 +21,7 @@ BELOW = {
     "model": {"config", "process"},
     "trained": {"config", "process", "model"},
     "trainedfolder": {"config", "trained"},
-    "scoring": {"config", "process", "model", "order", "streaming", "trained", "trainedfolder"},
+    "scoring": {"config", "process", "ranks", "model", "order", "streaming", "trained", "trainedfolder"},
     "training": {
         "config",
         "process",

@@ -1,0 +1,112 @@
+"""Open the utterances that a command's flags name, and find out who speaks in them."""
+
+from pathlib import Path
+from typing import Any
+
+from shards.corpus import read_list
+from shards.errors import InputError, UsageError
+from shards.sources import Source
+from shards.sources.kaldi import UTT2SPK_NAME
+from shards.sources.registry import source_from_description
+from shards.speakers import (
+    DEFAULT_COMPONENT,
+    SPEAKER_FLAGS,
+    SpeakerRule,
+    kept_rule,
+    kept_table,
+    speaker_by_component,
+    speaker_by_utt2spk,
+)
+from shards.stores.store import StoreOptions
+from spkid_dist.config.scoring import ListFlags, ScoringFlags
+from spkid_dist.scoring.utterances import ListedFiles, ShardedUtterances, Utterances
+from spkid_dist.trained import TrainedModel
+
+DEFAULT_LIST = Path("spk_rec.test")
+GIVE_RULE = f"give {SPEAKER_FLAGS}"
+
+
+def open_utterances(config: ListFlags, model: TrainedModel) -> Utterances:
+    """What the flags name: a dataset, all of it or a list's part, or the files of a list.
+
+    Raises:
+        InputError: dataset or list missing or damaged, or not of this model's features.
+        UsageError: a library that the kind of source, or of URL, needs is not installed; or the URL needs a cache.
+    """
+    if config.te_shards is None:
+        list_path = config.te_list_file or DEFAULT_LIST
+        if config.te_list_file is None and not DEFAULT_LIST.exists():
+            raise UsageError(
+                f"--te_list_file is not given, and there is no {DEFAULT_LIST}: give the list of the utterances to score, or a "
+                "dataset by --te_shards"
+            )
+        listed = read_list(list_path, rule=find_rule(config, model.options), speakers_known=False)
+        return ListedFiles(listed, open_source(config, model.options), model)
+    wanted = None if config.te_list_file is None else read_list(config.te_list_file, speakers_known=False)
+    return ShardedUtterances(config.te_shards, model, wanted, config.te_list_file, store_options(config))
+
+
+def store_options(config: ScoringFlags) -> StoreOptions:
+    """How datasets at URLs are read."""
+    return StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)
+
+
+def open_source(config: ScoringFlags, options: dict[str, Any]) -> Source:
+    """The files under --db_path, read as those of the training: `options` of train.opts tell their kind.
+
+    Raises:
+        InputError: train.opts describes no source that can be read, or the folder lacks what it needs.
+        UsageError: a library that this kind of source needs is not installed.
+    """
+    description = options.get("source", {"kind": "fmatrix", "ext": options.get("ext", "mcp")})
+    if not isinstance(description, dict):
+        raise InputError(f"train.opts: source is {description!r}, expected a JSON object; train again")
+    given = {} if config.ext is None else {"ext": config.ext}
+    return source_from_description(description | given, config.db_path)
+
+
+def reads_kaldi(config: ScoringFlags, model: TrainedModel) -> bool:
+    """Whether the utterances are read from a Kaldi folder."""
+    source = model.options.get("source")
+    return config.te_shards is None and isinstance(source, dict) and source.get("kind") == "kaldi"
+
+
+def find_rule(config: ListFlags, options: dict[str, Any]) -> SpeakerRule:
+    """What names the true speakers: a flag; the rule of the training; the utt2spk of a Kaldi folder; or a component.
+
+    Where a table named the speakers of the training, the rule names none: other utterances need a table of their own.
+
+    Raises:
+        InputError: a table is missing or damaged, or the rule in `options` (of train.opts) is damaged.
+        UsageError: the flag's value can't be.
+    """
+    source = options.get("source")
+    rule = config.speaker_rule() or kept_rule(source)
+    if rule is not None:
+        return rule
+    utt2spk = config.db_path / UTT2SPK_NAME
+    if isinstance(source, dict) and source.get("kind") == "kaldi" and utt2spk.exists():
+        return speaker_by_utt2spk(utt2spk)
+    if kept_table(source) is not None:
+        return _names_nobody
+    return speaker_by_component(options.get("speaker_component") or DEFAULT_COMPONENT)
+
+
+def say_speakers(config: ScoringFlags, model: TrainedModel, utterances: Utterances) -> list[str]:
+    """Lines on utterances whose true speaker is not known, or not the model's, and what to do about it."""
+    unknown = utterances.unknown
+    if not unknown.count:
+        return []
+    table = kept_table(model.options.get("source")) if config.te_shards is None and not unknown.name else None
+    what = f"{unknown.count} of {utterances.count} utterances are left out of the error rates: "
+    if table is not None:
+        return [f"{what}the speakers of the training were named by {table}, which names nobody here; {GIVE_RULE}"]
+    example = f"utterance {unknown.key!r}" if unknown.key else "one"
+    if not unknown.name:
+        return [f"{what}{example} names no speaker; {GIVE_RULE}"]
+    remedy = "" if config.te_shards is not None else f"; if that is no speaker, {GIVE_RULE}"
+    return [f"{what}the speaker of {example} would be {unknown.name!r}, whom the model does not know{remedy}"]
+
+
+def _names_nobody(key: str) -> str:
+    raise InputError(f"no rule names the speaker of utterance {key!r}; {GIVE_RULE}")
