@@ -24,9 +24,11 @@ from spkid_dist.training.outputs import (
     check_best_weights,
     names_in,
     outputs_of,
+    remove_calibrations,
     remove_earlier_averages,
     remove_outputs,
     remove_stale_weights,
+    remove_weights,
 )
 from spkid_dist.training.preemption import STOP_NAME
 from spkid_dist.training.report import PLOTS_NAME, SUMMARY_NAME, Summary, plot_curves
@@ -164,16 +166,18 @@ class TrainingFolder:
         try:
             if not self._options_are_there:
                 self._save_options()
+            remove_calibrations(self.path / weights_name(epoch, best))
             save_weights(model, self.path / weights_name(epoch, best), self._options[ID_NAME])
         except InputError:
             self.check()  # where the folder was deleted, that is what is wrong
             raise
-        (self.path / weights_name(epoch, not best)).unlink(missing_ok=True)
+        remove_weights(self.path / weights_name(epoch, not best))
         (self.path / SUMMARY_NAME).unlink(missing_ok=True)
 
     def save_average(self, network: torch.nn.Module, epoch: int) -> None:
         """Write the averaged weights after an epoch. Raises InputError as `save_weights`."""
         self.check()
+        remove_calibrations(self.path / averaged_name(epoch))
         save_weights(network, self.path / averaged_name(epoch), self._options[ID_NAME])
 
     def remove_earlier_averages(self, epoch: int) -> None:

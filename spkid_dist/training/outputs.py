@@ -19,6 +19,8 @@ from spkid_dist.training.checkpoint import CHAIN_NAME, FOLDER_NAME, NAME_PATTERN
 from spkid_dist.training.report import PLOTS_NAME, SUMMARY_NAME
 
 WEIGHTS_PATTERN = re.compile(r"(bestval_|averaged_)?e(\d+)_weights\.ckpt")
+# What `spkid calibrate` puts beside weights, alone or together with those of other models.
+CALIBRATION_PATTERN = re.compile(r"(?P<stem>.+?_weights)(\+\d+)?\.calibration\.(json|png|open_set\.png)")
 PROFILE_PATTERN = re.compile(r"profile-rank\d+\.json")
 EVENTS = "tensorboard/**/events.out.tfevents.*"
 PLAIN_NAMES = (PLOTS_NAME, SUMMARY_NAME, STATISTICS_NAME, OPTIONS_NAME)
@@ -29,7 +31,8 @@ def outputs_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    named = [path for path in files if WEIGHTS_PATTERN.fullmatch(path.name) or PROFILE_PATTERN.fullmatch(path.name)]
+    weights = [path for path in files if WEIGHTS_PATTERN.fullmatch(path.name)]
+    named = weights + [path for path in files if PROFILE_PATTERN.fullmatch(path.name) or _calibrated(path.name)]
     checkpoints = sorted(path for path in folder.glob(f"{FOLDER_NAME}/*-epoch*") if NAME_PATTERN.match(path.name))
     chain = [path for path in (folder / FOLDER_NAME / CHAIN_NAME,) if path.is_file()]
     plain = [folder / name for name in PLAIN_NAMES if (folder / name).is_file()]
@@ -69,7 +72,27 @@ def remove_stale_weights(folder: Path, statistics: TrainStatistics, name: str) -
     right = [*weights_of(statistics), *average_of(statistics)]
     for path in _weights(folder):
         if path.name not in right or name_in_weights(path) not in (name, None):
-            path.unlink()
+            remove_weights(path)
+
+
+def remove_weights(path: Path) -> None:
+    """Remove a weights file, if it is there, and its calibrations."""
+    remove_calibrations(path)
+    path.unlink(missing_ok=True)
+
+
+def remove_calibrations(weights: Path) -> None:
+    """Remove the calibrations that stand beside these weights, which go or are written anew."""
+    for path in sorted(weights.parent.glob("*.calibration.*")):
+        if _calibrated(path.name) == weights.name:
+            path.unlink(missing_ok=True)
+
+
+def _calibrated(name: str) -> str | None:
+    """The weights file that a file of this name is a calibration of; None where it is none of a training's weights."""
+    match = CALIBRATION_PATTERN.fullmatch(name)
+    weights = f"{match['stem']}.ckpt" if match else ""
+    return weights if WEIGHTS_PATTERN.fullmatch(weights) else None
 
 
 def bring_weights(origin: Path, folder: Path, statistics: TrainStatistics, name: str) -> None:
@@ -121,7 +144,7 @@ def remove_earlier_averages(folder: Path, epoch: int) -> None:
     """Remove the averaged weights of epochs before this one."""
     for path in _weights(folder):
         if path.name.startswith("averaged_") and path.name != averaged_name(epoch):
-            path.unlink(missing_ok=True)
+            remove_weights(path)
 
 
 def _weights(folder: Path) -> list[Path]:

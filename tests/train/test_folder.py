@@ -69,7 +69,8 @@ def test_a_used_folder_is_refused_and_left_as_it_is(copy, options):
 
 @pytest.mark.parametrize(
     "name", ["train.opts", "bestval_e3_weights.ckpt", "e0_weights.ckpt", "checkpoints/000001-epoch0/state.pt",
-             "train_stats.json", "summary.json", "log_plots.png", "profile-rank0.json", "tensorboard/events.out.tfevents.1.x"],
+             "train_stats.json", "summary.json", "log_plots.png", "profile-rank0.json", "tensorboard/events.out.tfevents.1.x",
+             "bestval_e3_weights.calibration.json", "e0_weights+2.calibration.open_set.png"],
 )  # fmt: skip
 def test_each_file_of_a_training_makes_a_folder_used(name, options):
     path = options["save_path"] / name
@@ -98,11 +99,15 @@ def test_overwriting_leaves_what_a_fresh_training_leaves_and_all_that_is_of_othe
         "e7_weights.ckpt",
         "profile-rank1.json",
         "tensorboard/events.out.tfevents.9",
+        "bestval_e9_weights.calibration.json",
+        "bestval_e9_weights.calibration.png",
+        "e7_weights+1.calibration.open_set.png",
     ):
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_bytes(b"{}")
     (copy / "e1_weights.ckpt.tmp-host-1-ab").touch()
     foreign = {"notes.txt", "e0_weights.ckpt.bak", "checkpoints/mine.txt", "tensorboard/mine.txt", "final_weights.ckpt"}
+    foreign |= {"final_weights.calibration.json", "e7_weights.calibration.txt"}
     for name in foreign:
         (copy / name).write_text("mine")
     train_model(TrainConfig(**(options | {"epoch": 1, "lr": 0.01}), overwrite=True))
@@ -280,6 +285,15 @@ def test_going_back_in_a_folder_leaves_nothing_of_the_epochs_after(copy, options
     train_model(TrainConfig(**options, resume="auto"))
     train_model(TrainConfig(**(options | {"save_path": tmp_path / "straight"}), resume="auto"))
     assert result(copy) == result(tmp_path / "straight")
+
+
+def test_weights_that_are_trained_again_lose_their_calibrations(copy, options):
+    for weights in copy.glob("*_weights.ckpt"):
+        (copy / f"{weights.stem}.calibration.json").write_text("{}")
+    train_model(
+        TrainConfig(**options, resume=str(checkpoints(copy)[1]))
+    )  # after epoch 1, so that epoch 2 is trained again
+    assert {p.name.split("_w")[0] for p in copy.glob("*.calibration.json")} == {"bestval_e0", "bestval_e1"}
 
 
 def test_the_folder_of_a_checkpoint_is_known_by_any_of_its_paths(copy, options, tmp_path):
