@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from spkid_dist.commands.calibrate import CalibrationResult as CalibrationResult
+    from spkid_dist.commands.calibrate import calibrate_model as calibrate_model
+    from spkid_dist.commands.trials import TrialResult as TrialResult
+    from spkid_dist.commands.trials import score_trials as score_trials
+    from spkid_dist.config import CalibrateConfig as CalibrateConfig
     from spkid_dist.config import ExportConfig as ExportConfig
     from spkid_dist.config import ScoreConfig as ScoreConfig
     from spkid_dist.config import TrainConfig as TrainConfig
+    from spkid_dist.config import TrialsConfig as TrialsConfig
     from spkid_dist.dataset import WindowDataset as WindowDataset
     from spkid_dist.export import export_model as export_model
     from spkid_dist.mixture import MixedDataset as MixedDataset
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
 
 # name: the module that has it; none has the name of a module
 _MODULES = {
+    "CalibrateConfig": "config",
+    "CalibrationResult": "commands.calibrate",
     "ExportConfig": "config",
     "MixedDataset": "mixture",
     "ScoreConfig": "config",
@@ -35,9 +43,13 @@ _MODULES = {
     "Selection": "streaming.selection",
     "TrainConfig": "config",
     "TrainResult": "train",
+    "TrialResult": "commands.trials",
+    "TrialsConfig": "config",
     "WindowDataset": "dataset",
+    "calibrate_model": "commands.calibrate",
     "export_model": "export",
     "read_scores": "scoring.scorefile",
+    "score_trials": "commands.trials",
     "score_utterances": "score",
     "train_model": "train",
 }

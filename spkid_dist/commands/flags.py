@@ -18,7 +18,14 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import tyro
 
 PLACEHOLDERS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
-URLS_TOO = ("tr_shards", "va_shards", "te_shards", "shards", "out")  # text, because a folder here may be a URL
+URLS_TOO = (
+    "tr_shards",
+    "va_shards",
+    "te_shards",
+    "shards",
+    "out",
+    "unknown",
+)  # text, because a folder here may be a URL
 DEFAULT_MARK = "Default: "  # what a field's text says of a default that is not one value
 LARGE = 1_000_000  # from here on digits are grouped by underscores, which the parser takes too
 

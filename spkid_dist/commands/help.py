@@ -16,6 +16,7 @@ from spkid_dist.commands.flags import CONFIG_COMMANDS, CONFIG_FLAG, Flag, flags_
 from spkid_dist.commands.sections import COMMAND_GROUPS, EXAMPLES, SECTIONS
 
 HELP_WORDS = ("-h", "--help")
+COMMAND_WIDTH = 13  # columns of a command in the overview
 USAGE_WIDTH = 25  # columns of a flag and its placeholder; a longer one has a line of its own
 LONGEST_USAGE = 60  # columns; more choices than fit in there are listed in the text
 LEAST_WIDTH, MOST_WIDTH = 50, 110  # columns of the whole text
@@ -47,7 +48,7 @@ def print_overview(commands: Commands) -> None:
     for title, (names, example) in COMMAND_GROUPS.items():
         lines += [Text(), _heading(title)]
         for name in names:
-            lines += _row(name, _purpose(commands[name][0]), 12)
+            lines += _row(name, _purpose(commands[name][0]), COMMAND_WIDTH)
         lines += _example(example)
     lines += [Text(), _heading("More")]
     for usage, purpose in OTHER_WORDS.items():

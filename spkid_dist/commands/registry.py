@@ -40,6 +40,8 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "info": (configs.InfoConfig, "spkid_dist.commands.info", "info"),
     "train": (configs.TrainConfig, "spkid_dist.train", "train_model"),
     "score": (configs.ScoreConfig, "spkid_dist.score", "score_utterances"),
+    "calibrate": (configs.CalibrateConfig, "spkid_dist.commands.calibrate", "calibrate_model"),
+    "trials": (configs.TrialsConfig, "spkid_dist.commands.trials", "score_trials"),
     "export": (configs.ExportConfig, "spkid_dist.export", "export_model"),
     "results": (configs.ResultsConfig, "spkid_dist.commands.results", "results"),
     "report": (configs.ReportConfig, "spkid_dist.commands.report", "report"),

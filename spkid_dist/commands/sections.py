@@ -15,7 +15,7 @@ COMMAND_GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         "spkid train --tr_shards data/train --va_shards data/test --save_path ckpt",
     ),
     "Models": (
-        ("score", "export"),
+        ("score", "calibrate", "trials", "export"),
         "spkid score --te_shards data/test --model ckpt",
     ),
     "Measuring": (("bench", "simulate"), "spkid bench --out report"),
@@ -30,6 +30,8 @@ EXAMPLES = {
     "report": "spkid report ckpt --score spk_classification.json",
     "results": "spkid results sweep",
     "doctor": "spkid doctor --shards data/train",
+    "calibrate": "spkid calibrate --te_shards data/dev --model ckpt",
+    "trials": "spkid trials --trials cfg/trials --te_shards data/test --model ckpt",
     "export": "spkid export --model ckpt --out exported --format onnx",
     "simulate": (
         "spkid simulate --frames 1_000_000_000 --mean_frames 300 --speakers 5000 --nodes 2 --gpus 8 --network_gbits 100 "
@@ -68,7 +70,21 @@ SCORE = {
     "Data": "te_shards db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
     "Speakers": SPEAKER_RULES,
     "Results": "log_file scores top verbose no_pictures",
+    "Decisions": "threshold no_calibration",
     "Machine": "batch_size workers mixed_precision",
+}
+CALIBRATE = {
+    "Model": SCORE["Model"],
+    "Data": "te_shards db_path te_list_file unknown force ext spk2idx shard_cache shard_cache_bytes",
+    "Speakers": SPEAKER_RULES,
+    "Machine": SCORE["Machine"],
+}
+TRIALS = {
+    "Trials": "trials scores p_target",
+    "Model": f"{SCORE['Model']} no_calibration",
+    "Data": "te_shards db_path ext spk2idx shard_cache shard_cache_bytes",
+    "Results": "out no_pictures",
+    "Machine": SCORE["Machine"],
 }
 BENCH = {
     "What": "what",
@@ -92,6 +108,7 @@ SIMULATE = {
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     command: {title: tuple(names.split()) for title, names in sections.items()}
     for command, sections in {
-        "train": TRAIN, "shard": SHARD, "score": SCORE, "bench": BENCH, "simulate": SIMULATE
+        "train": TRAIN, "shard": SHARD, "score": SCORE, "calibrate": CALIBRATE, "trials": TRIALS, "bench": BENCH,
+        "simulate": SIMULATE,
     }.items()
 }  # fmt: skip

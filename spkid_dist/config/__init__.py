@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from spkid_dist.config.commands import ReportConfig as ReportConfig
     from spkid_dist.config.commands import ResultsConfig as ResultsConfig
     from spkid_dist.config.commands import VerifyConfig as VerifyConfig
+    from spkid_dist.config.decisions import CalibrateConfig as CalibrateConfig
+    from spkid_dist.config.decisions import TrialsConfig as TrialsConfig
     from spkid_dist.config.scoring import ExportConfig as ExportConfig
     from spkid_dist.config.scoring import ScoreConfig as ScoreConfig
     from spkid_dist.config.sharding import MergeConfig as MergeConfig
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BenchConfig": "bench",
+    "CalibrateConfig": "decisions",
     "DemoConfig": "commands",
     "DoctorConfig": "commands",
     "ExportConfig": "scoring",
@@ -42,6 +45,7 @@ _MODULES = {
     "SlurmFlags": "sharding",
     "SpeakerFlags": "sharding",
     "TrainConfig": "training",
+    "TrialsConfig": "decisions",
     "VerifyConfig": "commands",
 }
 __all__ = list(_MODULES)

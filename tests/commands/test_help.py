@@ -165,7 +165,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
         command = ["bash", "-c", program, "bash", tmp_path / "spkid.bash", *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
-    assert complete("spkid", "tr") == ["train"]
+    assert complete("spkid", "tr") == ["train", "trials"]
     assert complete("spkid", "train", "--tr_sh") == ["--tr_shards"]
     assert complete("spkid", "verify", "--tr_sh") == []
     assert complete("spkid", "train", "--conf") == ["--config"]

@@ -13,7 +13,7 @@ from spkid_dist.commands.registry import COMMANDS
 from spkid_dist.config import ExportConfig, ScoreConfig, ShardConfig, TrainConfig
 from spkid_dist.train import train_model
 
-NEEDED = {"weights_ckpt": "w.ckpt", "out": "out", "folder": "folder", "save_path": "ckpt"}
+NEEDED = {"weights_ckpt": "w.ckpt", "trials": "trials", "out": "out", "folder": "folder", "save_path": "ckpt"}
 CLASSES = [options for options, _, _ in COMMANDS.values()]
 
 
