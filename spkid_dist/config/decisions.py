@@ -62,7 +62,7 @@ class TrialsConfig(ScoringFlags):
         check_results_name("out", self.out, ".txt")
         for prior in self.p_target:
             if not 0 < prior < 1:
-                raise UsageError(f"--p_target {prior}: a probability between 0 and 1 was expected, such as 0.01")
+                raise UsageError(f"--p_target {prior}: expected a probability above 0 and below 1, such as 0.01")
         if not self.p_target:
             raise UsageError("--p_target: no value is given; give one or more, such as 0.01 0.05")
         taken = {"trials": self.trials, "scores": self.scores}

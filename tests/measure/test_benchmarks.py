@@ -81,6 +81,15 @@ def test_recipes_are_compared_by_their_wrong_utterances(tmp_path):
         assert all(0 <= wrong <= 6 for files in found.values() for (wrong,) in files.values())
 
 
+@LONG
+def test_a_calibration_is_measured_on_utterances_that_it_has_not_seen(tmp_path):
+    sizes = ("--num_speakers", 4, "--train_utterances", 4, "--test_utterances", 8, "--mean_frames", 40, "--epoch", 1)
+    (run,) = run_benchmark("bench_calibration.py", (*sizes, "--unknown", 1), tmp_path)["runs"]
+    assert run["utterances"] == 12
+    assert set(run["scores"]) == {"summed", "mean", "calibrated", "mean log-probability, no ratio"}
+    assert run["open_set"]["false_acceptances"]["total"] == 4
+
+
 def test_programs_of_plain_torch_for_a_gpu_run_on_a_cpu():
     options = ["--batch_size", 16, "--frames", 200, "--seconds", 0.01, "--only", "loader-0", "plain", "graphs"]
     command = [sys.executable, BENCHMARKS / "gpu_peers.py", *map(str, options)]

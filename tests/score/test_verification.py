@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from training import run
 
-from shards import InputError, UsageError
+from shards import InputError, UsageError, Utterance
+from shards.sources.kaldi import ArkEntry, KaldiSource
 from spkid_dist import CalibrateConfig, ScoreConfig, TrialsConfig, calibrate_model, read_scores, score_trials
 from spkid_dist import score_utterances as score
 from spkid_dist.scoring.detection import detection_figures
+from spkid_dist.scoring.trialscores import _is_there
 
 
 @pytest.fixture
@@ -201,6 +203,22 @@ def test_an_utterance_outside_the_feature_folder_is_refused(voices, outputs, tmp
         score_trials(TrialsConfig(trials=tmp_path / "trials", **flags, **outputs))
 
 
+def test_the_command_ends_in_one_line_and_code_1(voices, outputs, tmp_path, spkid, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    (tmp_path / "trials").write_text("carla SYN/x/y target\n")
+    flags = ("--weights_ckpt", voices.weights, "--te_shards", voices.folder / "test", "--out", outputs["out"])
+    code, _, error = spkid("trials", "--trials", tmp_path / "trials", *flags, "--p_target", "0.1", "0.5")
+    assert code == 1
+    assert error.startswith(
+        f"spkid: error: {tmp_path}/trials:1: speaker 'carla' is not one of the model's speakers (1 of 1"
+    )
+
+
+def test_a_kaldi_folder_has_what_its_feats_scp_lists(tmp_path):
+    source = KaldiSource(tmp_path, {"a": ArkEntry("x.ark", 0, None)})
+    assert [_is_there(source, Utterance(key, "")) for key in ("a", "b")] == [True, False]
+
+
 def test_scores_of_the_best_speakers_alone_can_not_serve_trials(voices, trials, outputs, tmp_path):
     scores = tmp_path / "top.npz"
     flags = voices.shards("test") | {"log_file": tmp_path / "s.log", "pictures": False}
@@ -225,7 +243,7 @@ def test_scores_that_are_no_numbers_are_refused(voices, trials, outputs, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"p_target": (0.0,)}, r"--p_target 0\.0: a probability between 0 and 1 was expected"),
+        ({"p_target": (0.0,)}, r"--p_target 0\.0: expected a probability above 0 and below 1"),
         ({"p_target": (0.5, 1.0)}, r"--p_target 1\.0"),
         ({"p_target": (float("nan"),)}, r"--p_target nan"),
         ({"p_target": ()}, r"--p_target: no value is given"),
