@@ -6,8 +6,9 @@ EXPORTED is the folder that `spkid export --format onnx` wrote. DB_PATH is the f
 LIST has one utterance per line. The program prints one line per utterance: UTTERANCE, SPEAKER and the mean logarithm of
 the speaker's probability, separated by tabs.
 
-It needs numpy and onnxruntime. A model of recordings needs soundfile and kaldi-native-fbank too, and a model of Kaldi
-files needs kaldiio. The program does what `model.json` says, step by step, and knows nothing else of the model.
+It needs numpy and onnxruntime. A model of recordings needs soundfile too, to read them, and a model of Kaldi files needs
+kaldiio. The program does what `model.json` says, step by step, and knows nothing else of the model: it can be written in any
+other language, too.
 
 Shapes: T frames of an utterance, D features, C frames of a window, N windows, K speakers.
 """
@@ -51,23 +52,83 @@ def kaldi_places(folder):
 
 def compute_features(step, path):
     """The features of a recording, (T, D) float32."""
-    import kaldi_native_fbank
     import soundfile
 
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     if rate != step["sample_rate"]:
         raise ValueError(f"{path}: its sample rate is {rate} Hz, expected {step['sample_rate']} Hz")
-    channel = (step["channel"] or 1) - 1
-    samples = samples[:, channel] * np.float32(step["sample_scale"])
-    options = dict(step["options"])
-    options["frame_opts"] = kaldi_native_fbank.FrameExtractionOptions(**options["frame_opts"])
-    options["mel_opts"] = kaldi_native_fbank.MelBanksOptions(**options["mel_opts"])
-    name = step["features"].capitalize()  # Fbank or Mfcc
-    all_options = getattr(kaldi_native_fbank, f"{name}Options")(**options)
-    extractor = getattr(kaldi_native_fbank, f"Online{name}")(all_options)
-    extractor.accept_waveform(rate, samples)
-    extractor.input_finished()
-    return np.stack([extractor.get_frame(t) for t in range(extractor.num_frames_ready)])
+    x = samples[:, (step["channel"] or 1) - 1].astype(np.float64)
+    for one in step["feature_steps"]:
+        x = FEATURE_STEPS[one["step"]](one, x)
+    return x.astype(step["feature_dtype"])
+
+
+def cut_frames(step, x):
+    """The samples of each frame, (T, size)."""
+    size, shift = step["size"], step["shift"]
+    if len(x) < size:
+        raise ValueError(f"{len(x)} samples are too few for a frame of {size}")
+    return np.stack([x[start : start + size] for start in range(0, len(x) - size + 1, shift)])
+
+
+def preemphasize(step, x):
+    """Each sample without a part of the one before it, (T, size)."""
+    before = np.concatenate((x[:, :1], x[:, :-1]), axis=1)
+    return x - step["coefficient"] * before
+
+
+def povey_window(step, x):
+    """The samples of each frame, faded in and out, (T, size)."""
+    angles = 2 * np.pi * np.arange(x.shape[1]) / (x.shape[1] - 1)
+    return x * (0.5 - 0.5 * np.cos(angles)) ** step["exponent"]
+
+
+def power_spectrum(step, x):
+    """The power of each line of the spectrum, (T, lines)."""
+    return np.abs(np.fft.rfft(x, step["size"])[:, : step["lines"]]) ** 2
+
+
+def mel(frequency):
+    """A frequency in Hz on the mel scale."""
+    return 1127 * np.log(1 + frequency / 700)
+
+
+def sum_mel_bins(step, x):
+    """The power in each mel bin, whose weights are triangles on the mel scale, (T, num_bins)."""
+    low, high = mel(step["low_frequency"]), mel(step["high_frequency"])
+    edges = low + np.arange(step["num_bins"] + 2) * (high - low) / (step["num_bins"] + 1)
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    lines = mel(np.arange(x.shape[1]) * step["hertz_per_line"])
+    rising, falling = (lines - left) / (centre - left), (right - lines) / (right - centre)
+    return x @ np.maximum(0, np.minimum(rising, falling)).T
+
+
+def cosine_transform(step, x):
+    """Cepstral coefficients, (T, num_ceps)."""
+    bins, ceps = np.arange(step["num_bins"]), np.arange(step["num_ceps"])
+    cosines = np.cos(np.pi / step["num_bins"] * (bins[:, None] + 0.5) * ceps)
+    return x @ (cosines * np.sqrt(np.where(ceps == 0, 1, 2) / step["num_bins"]))
+
+
+def lift(step, x):
+    """Cepstral coefficients of sizes that are more alike, (T, num_ceps)."""
+    return x * (1 + step["lifter"] / 2 * np.sin(np.pi * np.arange(x.shape[1]) / step["lifter"]))
+
+
+FEATURE_STEPS = {
+    "scale": lambda step, x: x * step["scale"],
+    "cut": cut_frames,
+    "dither": lambda _, x: x,  # its amount is 0
+    "remove_mean": lambda _, x: x - x.mean(axis=1, keepdims=True),
+    "preemphasis": preemphasize,
+    "window": povey_window,
+    "pad": lambda step, x: np.pad(x, ((0, 0), (0, step["size"] - x.shape[1]))),
+    "power_spectrum": power_spectrum,
+    "mel_bins": sum_mel_bins,
+    "log": lambda step, x: np.log(np.maximum(x, step["floor"])),
+    "cosine_transform": cosine_transform,
+    "lifter": lift,
+}
 
 
 def normalize(step, x):

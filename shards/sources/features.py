@@ -17,6 +17,7 @@ SAMPLE_SCALE = 32768.0  # Kaldi's features are of samples in -32768..32767
 LOW_FREQUENCY = 20.0  # Hz, where the lowest mel bin begins; the highest ends at half the sample rate
 PREEMPHASIS = 0.97
 LIFTER = 22.0
+FLOOR = float(np.finfo(np.float32).eps)  # energies below it are taken for it before the logarithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,10 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 def kaldi_options(options: FeatureOptions) -> dict[str, Any]:
-    """The options as Kaldi names them, those of frames and of mel bins in objects of their own; JSON values."""
+    """All options as Kaldi names them, those of frames and of mel bins in objects of their own; JSON values.
+
+    Those that keep their usual value are among them, so that no other version of the library changes a feature.
+    """
     frames = {
         "samp_freq": options.sample_rate,
         "frame_shift_ms": options.shift_ms,
@@ -87,11 +91,24 @@ def kaldi_options(options: FeatureOptions) -> dict[str, Any]:
         "remove_dc_offset": True,
         "window_type": "povey",
         "round_to_power_of_two": True,
+        "blackman_coeff": 0.42,  # of another type of window
         "snip_edges": True,
     }
-    bins = {"num_bins": options.num_bins, "low_freq": LOW_FREQUENCY, "high_freq": 0.0}
-    cepstra = {} if options.kind == "fbank" else {"num_ceps": options.num_ceps, "cepstral_lifter": LIFTER}
-    return {"frame_opts": frames, "mel_opts": bins, "use_energy": False} | cepstra
+    warping = {"vtln_low": 100.0, "vtln_high": -500.0}  # without effect: the warping factor is 1
+    librosa = {"is_librosa": False, "norm": "slaney", "use_slaney_mel_scale": True, "floor_to_int_bin": False}
+    bins = {
+        "num_bins": options.num_bins,
+        "low_freq": LOW_FREQUENCY,
+        "high_freq": 0.0,
+        "debug_mel": False,
+        "htk_mode": False,
+    }
+    energy = {"use_energy": False, "energy_floor": 0.0, "raw_energy": True, "htk_compat": False}
+    if options.kind == "fbank":
+        kind = {"use_log_fbank": True, "use_log_floor": True, "eps": FLOOR, "use_power": True}
+    else:
+        kind = {"num_ceps": options.num_ceps, "cepstral_lifter": LIFTER}
+    return {"frame_opts": frames, "mel_opts": bins | warping | librosa} | energy | kind
 
 
 def make_extractor(options: FeatureOptions) -> Any:

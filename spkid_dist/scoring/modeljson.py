@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from shards.errors import InputError
-from shards.sources.features import SAMPLE_SCALE, FeatureOptions, kaldi_options
+from shards.sources.features import FeatureOptions, kaldi_options
+from shards.sources.featuresteps import feature_steps
 from spkid_dist.model import GlobalBatchNorm, Normalize
 from spkid_dist.streaming.kernels import FLOAT32_EPS
 from spkid_dist.trained import TrainedModel
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 INPUT, OUTPUT = "windows", "log_probs"
 FRAME_FILES = {
     "fmatrix": "two little-endian int32, T and D, then T x D little-endian float32, frame by frame",
@@ -90,11 +91,13 @@ def _frames_step(source: dict[str, Any]) -> dict[str, Any]:
         "channel_meaning": "counted from 1; null: the file must have one channel",
         "resample": False,
         "sample_range": [-1.0, 1.0],
-        "sample_scale": SAMPLE_SCALE,
+        "sample_meaning": "whole numbers of b bits are divided by 2^(b - 1); those of a wav of 8 bits are 0 to 255, so 128 is "
+        "taken from them first",
         "features": options.kind,
+        "feature_steps": feature_steps(options),
+        "feature_dtype": "float32",
         "options": kaldi_options(options),
-        "options_meaning": "Kaldi's names, as kaldi-native-fbank takes them; what is not named has Kaldi's default",
-        "formula": "features of samples * sample_scale, as float32; frames lie wholly within the samples",
+        "options_meaning": "all options of kaldi-native-fbank for the same features; give that library samples * scale",
     } | result
 
 

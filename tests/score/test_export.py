@@ -10,10 +10,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from shards import FeatureOptions, InputError, UsageError
-from shards.sources.features import compute_features
+from shards.sources.audio import read_audio
+from shards.sources.features import compute_features, kaldi_options, make_extractor
+from shards.sources.featuresteps import feature_steps
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.config import ExportConfig, ScoreConfig
 from spkid_dist.config.choices import EDGE_CODES, EXPORT_FORMATS, Normalization
@@ -75,7 +79,7 @@ for folder, db_path, list_path, form in json.loads(sys.argv[1]):
     open_network = {"safetensors": open_layers, "onnx": open_onnx, "torch_export": open_program}[form]
     network = open_network(folder, model)
     print(json.dumps([(key, *identify(model, network, db_path, key)) for key in open(list_path).read().split()]))
-assert not {"shards", "spkid_dist"} & set(sys.modules)
+assert not {"shards", "spkid_dist", "kaldi_native_fbank"} & set(sys.modules)
 assert "torch" not in sys.modules or any(job[3] == "torch_export" for job in json.loads(sys.argv[1]))
 """
 
@@ -197,6 +201,76 @@ def test_audio_options_of_cepstra_are_all_in_model_json(recordings, tmp_path):
     paths = random_model(tmp_path / "model", normalize="utterance", edge="zero", source=source)
     export_model(ExportConfig(**paths, out=tmp_path / "out", format="safetensors"))
     compare_with_score([(paths, tmp_path / "out", db_path, listed, "safetensors")])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        FeatureOptions(sample_rate=RATE, num_bins=24),
+        FeatureOptions(sample_rate=RATE, num_bins=40, window_ms=32, shift_ms=7.3),  # 58 samples, and no zeros to pad
+        FeatureOptions(sample_rate=RATE, num_bins=23, window_ms=25.5, kind="mfcc", num_ceps=23),
+        FeatureOptions(sample_rate=RATE, num_bins=30, window_ms=20.2, kind="mfcc", num_ceps=13),
+    ],
+    ids=["log mel", "log mel of odd sizes", "all cepstra", "some cepstra"],
+)
+def test_features_computed_by_the_steps_of_model_json_are_ours(digits, tmp_path, options, monkeypatch):
+    """Those of real speech; sums in another order and in float64 differ most where a bin's energy is least."""
+    source = {"kind": "audio", "ext": "wav", "features": options.describe()}
+    num_features = options.num_bins if options.kind == "fbank" else options.num_ceps
+    torch.save(build_model(num_features * 3, 4, 2).state_dict(), tmp_path / "w.ckpt")
+    train_opts = {"input_dim": num_features, "in_frames": 3, "hsize": 4, "num_spks": 2, "speakers": ["a", "b"]}
+    (tmp_path / "train.opts").write_text(json.dumps(train_opts | {"source": source}))
+    paths = {"weights_ckpt": tmp_path / "w.ckpt", "train_cfg": tmp_path / "train.opts"}
+    model = json.loads(export_model(ExportConfig(**paths, out=tmp_path / "out", format="safetensors")).read_text())
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import onnx_caller
+
+    files = sorted((digits / "wav").rglob("*.wav"))[::24]
+    assert len(files) == 10
+    for path in map(str, files):
+        found = onnx_caller.compute_features(model["steps"][0], path)
+        expected = compute_features(read_audio(path, RATE), options, path)
+        assert found.dtype == expected.dtype == np.float32
+        assert found.shape == expected.shape
+        difference = np.abs(found - expected)
+        assert np.median(difference) < 1e-4
+        assert difference.max() < 1e-2
+
+
+@pytest.mark.parametrize("kind", ["fbank", "mfcc"])
+def test_model_json_names_every_option_of_the_feature_library(kind):
+    """With its value, the usual ones too, so that no other version of it computes other features."""
+    import kaldi_native_fbank
+
+    library = {"fbank": kaldi_native_fbank.FbankOptions, "mfcc": kaldi_native_fbank.MfccOptions}[kind]().as_dict()
+    given = kaldi_options(FeatureOptions(kind=kind))
+    for ours, theirs in ((given, library), *((given[name], library[name]) for name in ("frame_opts", "mel_opts"))):
+        assert ours.keys() == theirs.keys()
+    changed = {"dither", "num_bins", "num_ceps", "use_energy"}  # from the library's usual values
+    flat = {**library["frame_opts"], **library["mel_opts"], **library}
+    for name, value in {**given["frame_opts"], **given["mel_opts"], **given}.items():
+        if name not in changed | {"frame_opts", "mel_opts"}:
+            assert value == (flat[name] if isinstance(value, str | bool) else pytest.approx(flat[name], rel=1e-6)), name
+
+
+@given(
+    rate=st.sampled_from([8000, 11025, 16000, 22050, 44100, 48000]) | st.integers(4000, 50_000),
+    milliseconds=st.floats(20, 60) | st.integers(20, 60),
+    shift=st.floats(1, 60) | st.integers(1, 60),
+)
+@settings(max_examples=60)
+def test_sizes_in_samples_are_those_of_the_feature_library(rate, milliseconds, shift):
+    options = FeatureOptions(sample_rate=rate, num_bins=3, window_ms=milliseconds, shift_ms=shift)
+    cut = next(step for step in feature_steps(options) if step["step"] == "cut")
+
+    def num_frames(count):
+        extractor = make_extractor(options)
+        extractor.accept_waveform(rate, np.zeros(count, np.float32))
+        extractor.input_finished()
+        return extractor.num_frames_ready
+
+    size, step = cut["size"], cut["shift"]
+    assert [num_frames(count) for count in (size - 1, size, size + step - 1, size + step)] == [0, 1, 1, 2]
 
 
 def test_damaged_audio_features_leave_no_folder(tmp_path):
