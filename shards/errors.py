@@ -19,11 +19,13 @@ def first_line(error: BaseException, most: int = 300) -> str:
 class SpkidError(Exception):
     """Base of all errors that are reported as one line; `exit_code` is what the command ends with.
 
-    `everywhere` is set where all processes of a job raise the same error together, so that one of them can report it.
+    `everywhere` is set where all processes of a job raise the same error together, so that one of them can report it;
+    `is_said` where what went wrong has been said already.
     """
 
     exit_code = EXIT_FAILED
     everywhere = False
+    is_said = False
 
 
 class InputError(SpkidError):
@@ -41,7 +43,6 @@ class UsageError(SpkidError):
 
 
 class Stopped(SpkidError):  # noqa: N818 - it is no error
-    """A job was told to stop, and has: what it saved can be continued. `is_said`: its log has the message already."""
+    """A job was told to stop, and has: what it saved can be continued."""
 
     exit_code = EXIT_STOPPED
-    is_said = False

@@ -47,7 +47,7 @@ def guess_content(data: bytes, source: str) -> str | None:
         data: the file, or its beginning.
         source: the kind of source that could not read it.
     """
-    found = _content(data)
+    found = content_kind(data)
     if found is None or found[1] == source:
         return None
     what, kind = found
@@ -58,7 +58,7 @@ def guess_content(data: bytes, source: str) -> str | None:
     return f"it seems to be {what}: {INSTEAD.get(what, 'save it as one of the kinds of --source')}"
 
 
-def _content(data: bytes) -> tuple[str, str | None] | None:
+def content_kind(data: bytes) -> tuple[str, str | None] | None:
     """What `data` seems to be the beginning of, and the --source that reads it."""
     for beginning, what, kind in BEGINNINGS:
         if data.startswith(beginning):
@@ -96,7 +96,7 @@ def guess_missing_file(path: str) -> str | None:
     found = f"there is {others[0]} in its folder: give --ext {others[0][len(name) + 1 :]}"
     try:
         with (folder / others[0]).open("rb") as other:
-            kind = (_content(other.read(HEAD)) or (None, None))[1]
+            kind = (content_kind(other.read(HEAD)) or (None, None))[1]
     except OSError:
         return found
     return found if kind in (None, "kaldi") else f"{found} and --source {kind}"

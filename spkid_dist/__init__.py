@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from spkid_dist.export import export_model as export_model
     from spkid_dist.mixture import MixedDataset as MixedDataset
     from spkid_dist.score import score_utterances as score_utterances
+    from spkid_dist.scoring.identification import Candidate as Candidate
+    from spkid_dist.scoring.identification import Identification as Identification
+    from spkid_dist.scoring.identification import Model as Model
+    from spkid_dist.scoring.identification import load_model as load_model
     from spkid_dist.scoring.outcome import ScoreResult as ScoreResult
     from spkid_dist.scoring.scorefile import Scores as Scores
     from spkid_dist.scoring.scorefile import read_scores as read_scores
@@ -35,8 +39,11 @@ if TYPE_CHECKING:
 _MODULES = {
     "CalibrateConfig": "config",
     "CalibrationResult": "commands.calibrate",
+    "Candidate": "scoring.identification",
     "ExportConfig": "config",
+    "Identification": "scoring.identification",
     "MixedDataset": "mixture",
+    "Model": "scoring.identification",
     "ScoreConfig": "config",
     "ScoreResult": "scoring.outcome",
     "Scores": "scoring.scorefile",
@@ -48,6 +55,7 @@ _MODULES = {
     "WindowDataset": "dataset",
     "calibrate_model": "commands.calibrate",
     "export_model": "export",
+    "load_model": "scoring.identification",
     "read_scores": "scoring.scorefile",
     "score_trials": "commands.trials",
     "score_utterances": "score",

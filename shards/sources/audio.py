@@ -3,6 +3,7 @@
 libsndfile plays what is left of a file that was cut short; here that is an error.
 """
 
+import io
 import os
 import struct
 from dataclasses import dataclass, field
@@ -23,6 +24,21 @@ UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a length that the header doe
 UNKNOWN_BYTES = 0x7FFFF000  # from here on a wav's size is a placeholder of a program that wrote to a pipe
 OGG_TAIL = 65536  # bytes; an ogg page is shorter
 OGG_LAST_PAGE = 4  # flag in a page's header
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioRemedies:
+    """What messages advise to do about a file; `{found}` stands for its sample rate."""
+
+    missing: str = "check the list, --db_path and --ext"
+    kind: str = "convert it, or check --ext"
+    no_samples: str = "remove the utterance from the list"
+    sample_rate: str = "give --features.sample_rate {found} if all files have that, or resample it"
+    one_channel: str = "choose one with --features.channel, counted from 1"
+    channel: str = "set --features.channel to one that all files have"
+
+
+OF_SHARDING = AudioRemedies()
 
 
 @dataclass(frozen=True)
@@ -71,32 +87,46 @@ def read_audio(path: str, sample_rate: int, channel: int | None = None) -> NDArr
     """The samples of one channel, (n,) float32 in -1..1; channels count from 1, None is for files that have only one.
 
     Raises:
-        InputError: the file is missing, damaged or cut short, is no wav, flac or ogg, or has another sample rate, no such
-            channel, or several and `channel` is None.
+        InputError: the file is missing, or as `decode_audio`.
         UsageError: soundfile is not installed.
     """
-    soundfile = import_extra("soundfile", "audio")
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
-            _check_container(file, path)
-            file.seek(0)
-            with soundfile.SoundFile(file.fileno(), closefd=False) as audio:
-                _check_audio(audio, sample_rate, channel, path)
-                return _read_channel(audio, (channel or 1) - 1, path)
-    except soundfile.SoundFileError as error:
-        raise InputError(f"{path}: can't decode this audio file: {error}; record or convert it again") from None
+            return decode_audio(file, path, sample_rate, channel)
     except OSError as error:
         guess = guess_missing_file(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
         raise InputError(
-            f"{path}: can't read this audio file: {error.strerror}; {guess or 'check the list, --db_path and --ext'}"
+            f"{path}: can't read this audio file: {error.strerror}; {guess or OF_SHARDING.missing}"
         ) from None
 
 
-def _check_container(file: IO[bytes], path: str) -> None:
+def decode_audio(
+    file: IO[bytes], where: str, sample_rate: int, channel: int | None = None, remedies: AudioRemedies = OF_SHARDING
+) -> NDArray[np.float32]:
+    """The samples of one channel of an open file, or of an `io.BytesIO`, as `read_audio`; `where` it is, is for messages.
+
+    Raises:
+        InputError: the file is damaged or cut short, is no wav, flac or ogg, or has another sample rate, no such channel,
+            or several and `channel` is None.
+        OSError: it can't be read.
+        UsageError: soundfile is not installed.
+    """
+    soundfile = import_extra("soundfile", "audio")
+    _check_container(file, where, remedies)
+    file.seek(0)
+    try:
+        with soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False) as audio:
+            _check_audio(audio, sample_rate, channel, where, remedies)
+            return _read_channel(audio, (channel or 1) - 1, where, remedies)
+    except soundfile.SoundFileError as error:
+        raise InputError(f"{where}: can't decode this audio file: {error}; record or convert it again") from None
+
+
+def _check_container(file: IO[bytes], path: str, remedies: AudioRemedies) -> None:
     """Refuse what is no wav, flac or ogg, and what was cut short without the decoder telling."""
     head = file.read(HEAD)
     magic = head[:4]
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     if size == 0:
         raise InputError(f"{path}: the file is empty; expected audio: record or convert it again")
     if magic == b"RIFF":
@@ -106,7 +136,7 @@ def _check_container(file: IO[bytes], path: str) -> None:
     elif magic not in (b"RF64", b"fLaC"):
         raise InputError(
             f"{path}: it begins with {magic!r}; expected a wav, flac or ogg file: "
-            f"{guess_content(head, 'audio') or 'convert it, or check --ext'}"
+            f"{guess_content(head, 'audio') or remedies.kind}"
         )
 
 
@@ -133,24 +163,19 @@ def _check_ogg(file: IO[bytes], size: int, path: str) -> None:
         raise _truncated(path, "its last page is missing")
 
 
-def _check_audio(audio: Any, sample_rate: int, channel: int | None, path: str) -> None:
+def _check_audio(audio: Any, sample_rate: int, channel: int | None, path: str, remedies: AudioRemedies) -> None:
     if audio.samplerate != sample_rate:
         raise InputError(
-            f"{path}: its sample rate is {audio.samplerate} Hz, expected {sample_rate} Hz: give "
-            f"--features.sample_rate {audio.samplerate} if all files have that, or resample it"
+            f"{path}: its sample rate is {audio.samplerate} Hz, expected {sample_rate} Hz: "
+            f"{remedies.sample_rate.format(found=audio.samplerate)}"
         )
     if channel is None and audio.channels != 1:
-        raise InputError(
-            f"{path}: it has {audio.channels} channels, expected one: choose one with --features.channel, counted from 1"
-        )
+        raise InputError(f"{path}: it has {audio.channels} channels, expected one: {remedies.one_channel}")
     if channel is not None and channel > audio.channels:
-        raise InputError(
-            f"{path}: it has {audio.channels} channels, expected at least {channel}: set --features.channel to one that "
-            "all files have"
-        )
+        raise InputError(f"{path}: it has {audio.channels} channels, expected at least {channel}: {remedies.channel}")
 
 
-def _read_channel(audio: Any, channel: int, path: str) -> NDArray[np.float32]:
+def _read_channel(audio: Any, channel: int, path: str, remedies: AudioRemedies) -> NDArray[np.float32]:
     parts = []
     while len(part := audio.read(max(1, READ_SAMPLES // audio.channels), dtype="float32", always_2d=True)):
         parts.append(part[:, channel])
@@ -158,7 +183,7 @@ def _read_channel(audio: Any, channel: int, path: str) -> NDArray[np.float32]:
     if num_samples < audio.frames != UNKNOWN_FRAMES:
         raise _truncated(path, f"{num_samples} of {audio.frames} samples")
     if num_samples == 0:
-        raise InputError(f"{path}: 0 samples; expected audio: remove the utterance from the list")
+        raise InputError(f"{path}: 0 samples; expected audio: {remedies.no_samples}")
     return np.concatenate(parts)
 
 

@@ -87,16 +87,7 @@ class KaldiSource:
         return frames
 
     def _read(self, entry: ArkEntry, where: str) -> NDArray[np.float32]:
-        frames = parse_matrix(_read_matrix(entry, where), where)
-        if entry.rows is None:
-            return frames
-        first, last = entry.rows
-        if not first <= last < len(frames):
-            raise InputError(
-                f"{where}: rows [{first}:{last}] of a matrix of {len(frames)}; expected both below that, in order: "
-                f"correct {self.folder / SCP_NAME}"
-            )
-        return frames[first : last + 1]
+        return _read_rows(entry, where, f"correct {self.folder / SCP_NAME}")
 
     def _entry(self, utterance: Utterance) -> ArkEntry:
         if utterance.key not in self.entries:
@@ -105,6 +96,29 @@ class KaldiSource:
                 "add it there, or remove it from the list"
             )
         return self.entries[utterance.key]
+
+
+def read_matrix_at(place: str) -> NDArray[np.float32]:
+    """The frames (T, D) of a matrix at ``archive[:offset][[first:last]]``, as a line of feats.scp names it.
+
+    Raises:
+        InputError: the place is not of that form, or as `KaldiSource.load`.
+        UsageError: kaldiio is not installed.
+    """
+    _, entry = _parse_scp_line(f"- {place}", place)
+    return _read_rows(entry, f"{entry.ark}:{entry.offset}", "give others")
+
+
+def _read_rows(entry: ArkEntry, where: str, remedy: str) -> NDArray[np.float32]:
+    frames = parse_matrix(_read_matrix(entry, where), where)
+    if entry.rows is None:
+        return frames
+    first, last = entry.rows
+    if not first <= last < len(frames):
+        raise InputError(
+            f"{where}: rows [{first}:{last}] of a matrix of {len(frames)}; expected both below that, in order: {remedy}"
+        )
+    return frames[first : last + 1]
 
 
 def read_kaldi_folder(path: Path, rule: SpeakerRule | None = None) -> list[Utterance]:

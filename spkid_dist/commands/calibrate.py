@@ -214,7 +214,7 @@ def _write(
     for ending, picture in pictures.items():
         write_atomic(result.path.with_name(stem + ending), picture)
     beside = ", ".join(stem + ending for ending in pictures)
-    run.log.line(f"{result.path}: the calibration, which spkid score and spkid trials use; beside it {beside}")
+    run.log.line(f"{result.path}: the calibration, which spkid score, identify and trials use; beside it {beside}")
 
 
 def say_calibration(result: CalibrationResult) -> Iterator[str]:

@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "score": (configs.ScoreConfig, "spkid_dist.score", "score_utterances"),
     "calibrate": (configs.CalibrateConfig, "spkid_dist.commands.calibrate", "calibrate_model"),
     "trials": (configs.TrialsConfig, "spkid_dist.commands.trials", "score_trials"),
+    "identify": (configs.IdentifyConfig, "spkid_dist.commands.identify", "identify"),
     "export": (configs.ExportConfig, "spkid_dist.export", "export_model"),
     "results": (configs.ResultsConfig, "spkid_dist.commands.results", "results"),
     "report": (configs.ReportConfig, "spkid_dist.commands.report", "report"),
@@ -154,8 +155,7 @@ def _parse_and_run(parse: Callable[[], Any]) -> int:
 def _report(error: SpkidError) -> int:
     """Say what went wrong, unless another process or the log has said so; returns the exit code."""
     said_by_another = error.everywhere and os.environ.get("RANK", "0") != "0"
-    said_in_log = isinstance(error, Stopped) and error.is_said
-    if not (said_by_another or said_in_log):
+    if not (said_by_another or error.is_said):
         with contextlib.suppress(OSError):  # the terminal may be gone
             print(f"spkid: {'' if isinstance(error, Stopped) else 'error: '}{error}", file=sys.stderr)
     return error.exit_code

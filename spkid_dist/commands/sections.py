@@ -15,7 +15,7 @@ COMMAND_GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         "spkid train --tr_shards data/train --va_shards data/test --save_path ckpt",
     ),
     "Models": (
-        ("score", "calibrate", "trials", "export"),
+        ("identify", "score", "calibrate", "trials", "export"),
         "spkid score --te_shards data/test --model ckpt",
     ),
     "Measuring": (("bench", "simulate"), "spkid bench --out report"),
@@ -33,6 +33,7 @@ EXAMPLES = {
     "calibrate": "spkid calibrate --te_shards data/dev --model ckpt",
     "trials": "spkid trials --trials cfg/trials --te_shards data/test --model ckpt",
     "export": "spkid export --model ckpt --out exported --format onnx",
+    "identify": "spkid identify ckpt recording.wav",
     "simulate": (
         "spkid simulate --frames 1_000_000_000 --mean_frames 300 --speakers 5000 --nodes 2 --gpus 8 --network_gbits 100 "
         "--device h100"
@@ -108,7 +109,7 @@ SIMULATE = {
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     command: {title: tuple(names.split()) for title, names in sections.items()}
     for command, sections in {
-        "train": TRAIN, "shard": SHARD, "score": SCORE, "calibrate": CALIBRATE, "trials": TRIALS, "bench": BENCH,
-        "simulate": SIMULATE,
+        "train": TRAIN, "shard": SHARD, "score": SCORE, "calibrate": CALIBRATE, "trials": TRIALS,
+        "bench": BENCH, "simulate": SIMULATE,
     }.items()
 }  # fmt: skip

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spkid_dist.config.commands import VerifyConfig as VerifyConfig
     from spkid_dist.config.decisions import CalibrateConfig as CalibrateConfig
     from spkid_dist.config.decisions import TrialsConfig as TrialsConfig
+    from spkid_dist.config.identification import IdentifyConfig as IdentifyConfig
     from spkid_dist.config.scoring import ExportConfig as ExportConfig
     from spkid_dist.config.scoring import ScoreConfig as ScoreConfig
     from spkid_dist.config.sharding import MergeConfig as MergeConfig
@@ -34,6 +35,7 @@ _MODULES = {
     "DemoConfig": "commands",
     "DoctorConfig": "commands",
     "ExportConfig": "scoring",
+    "IdentifyConfig": "identification",
     "IndexConfig": "commands",
     "InfoConfig": "commands",
     "MergeConfig": "sharding",

@@ -14,6 +14,7 @@ from spkid_dist.config import ExportConfig, ScoreConfig, ShardConfig, TrainConfi
 from spkid_dist.train import train_model
 
 NEEDED = {"weights_ckpt": "w.ckpt", "trials": "trials", "out": "out", "folder": "folder", "save_path": "ckpt"}
+MODEL = {"model": "ckpt"}  # of a command that takes no weights
 CLASSES = [options for options, _, _ in COMMANDS.values()]
 
 
@@ -23,6 +24,7 @@ def test_every_path_may_be_text(options):
     paths = [field.name for field in fields(options) if hints[field.name] in (Path, Path | None)]
     names = {field.name for field in fields(options)}
     needed = {name: value for name, value in NEEDED.items() if name in names}
+    needed |= MODEL if "model" in names and "weights_ckpt" not in names else {}
     for name in paths:
         try:
             made = options(**needed | {name: "some/where"})

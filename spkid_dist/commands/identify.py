@@ -1,0 +1,120 @@
+"""The command `spkid identify`: say who speaks in each file, as text, as a table, or as JSON.
+
+A file that can't be read has a line on standard error at its place, and the others are answered: of a thousand recordings one
+is always empty. The exit code is 1 then.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+from shards.errors import InputError, UsageError
+from spkid_dist.config import IdentifyConfig
+from spkid_dist.scoring.decisions import UNKNOWN_WORD
+from spkid_dist.scoring.identification import Candidate, Identification, Model, load_model
+from spkid_dist.scoring.recordings import STANDARD_INPUT
+
+ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+COLUMNS = ("file", "speaker", "confidence", "score", "margin", "windows")
+NEXT_COLUMNS = ("speaker", "confidence", "score")  # of each further candidate
+
+
+def identify(config: IdentifyConfig) -> None:
+    """Print who speaks in each file, in the files' order.
+
+    Raises:
+        InputError: the model can't be opened, or a file can't be read; the other files are answered then.
+        UsageError: no file is given and standard input is a terminal; or a library that the files need is not installed.
+    """
+    files = config.files or (STANDARD_INPUT,)
+    if STANDARD_INPUT in files and (sys.stdin is None or sys.stdin.isatty()):
+        what = "no file is given" if not config.files else "-"
+        raise UsageError(f"{what}, and standard input is a terminal; give files, or pipe a recording in")
+    model = load_model(config.model)
+    if model.calibration is None:
+        _say(
+            f"{model.weights}: no calibration lies beside these weights, so there are scores and no confidence; run spkid "
+            f"calibrate --model {config.model} on a list of held-out recordings"
+        )
+    elif model.calibration.threshold is not None and UNKNOWN_WORD in model.speakers and not config.json:
+        raise InputError(
+            f"{config.model}: the model has a speaker named {UNKNOWN_WORD!r}, the word for files below the threshold; give "
+            "--json, where such files have null"
+        )
+    show = _printer(config, model)
+    errors = []
+    for file, answer in zip(files, model.answers(files, top=config.top), strict=True):
+        if isinstance(answer, InputError):
+            errors.append(answer)
+            if len(files) > 1:
+                _say(f"error: {answer}")
+        show(file, answer)
+    if errors:
+        error = errors[0] if len(files) == 1 else InputError(f"{len(errors)} of {len(files)} files have no answer")
+        error.is_said = len(files) > 1
+        raise error
+
+
+def _printer(config: IdentifyConfig, model: Model) -> Callable[[str, Identification | InputError], None]:
+    """What prints one answer."""
+    if config.json:
+        return _print_json
+    if config.tsv:
+        shown = min(config.top, len(model.speakers))
+        more = [f"{name}_{rank}" for rank in range(2, shown + 1) for name in NEXT_COLUMNS]
+        print("\t".join((*COLUMNS, *more)), flush=True)
+        return _print_row
+    return _print_text
+
+
+def _print_json(file: str, answer: Identification | InputError) -> None:
+    facts = {"error": str(answer)} if isinstance(answer, InputError) else asdict(answer)
+    print(json.dumps({"file": file, **facts}), flush=True)
+
+
+def _print_row(file: str, answer: Identification | InputError) -> None:
+    if isinstance(answer, InputError):
+        return
+    speaker = UNKNOWN_WORD if answer.speaker is None else _escaped(answer.speaker)
+    row = [
+        _escaped(file),
+        speaker,
+        *map(_number, (answer.confidence, answer.score, answer.margin)),
+        str(answer.windows),
+    ]
+    for one in answer.top[1:]:
+        row += [_escaped(one.speaker), _number(one.confidence), _number(one.score)]
+    print("\t".join(row), flush=True)
+
+
+def _print_text(file: str, answer: Identification | InputError) -> None:
+    if isinstance(answer, InputError):
+        return
+    best, *others = answer.top
+    name = UNKNOWN_WORD if answer.speaker is None else _escaped(answer.speaker)
+    if best.confidence is not None:
+        sure = f"confidence {best.confidence:.3f}"
+    else:
+        margin = "" if answer.margin is None else f", margin {answer.margin:.3f}"
+        sure = f"mean log-probability {best.score:.3f}{margin}"
+    nearest = answer.top if answer.speaker is None else others
+    then = "; nearest: " if answer.speaker is None else "; then "
+    more = then + ", ".join(map(_candidate, nearest)) if nearest else ""
+    print(f"{_escaped(file)}: {name} ({sure}{more})", flush=True)
+
+
+def _candidate(one: Candidate) -> str:
+    return f"{_escaped(one.speaker)} {one.score if one.confidence is None else one.confidence:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _escaped(text: str) -> str:
+    return text.translate(ESCAPES)
+
+
+def _say(text: str) -> None:
+    print(f"spkid: {text}", file=sys.stderr, flush=True)

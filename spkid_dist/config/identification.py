@@ -1,0 +1,38 @@
+"""The options of `spkid identify`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from shards.errors import UsageError
+from spkid_dist.config.checks import Options, at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentifyConfig(Options):
+    """Say who speaks in a recording, by a trained model.
+
+    A file that can't be read has a line on standard error; the others are answered, and the exit code is 1.
+    """
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of the training, its --save_path: its best weights are used, and their calibration if they have one."""
+    files: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Files of the kind that the model was trained on: recordings or features. Default: standard input, as for -."""
+    top: int = 3
+    """Number of speakers per answer, the most likely first."""
+    json: bool = False
+    """Print one JSON object per file and line."""
+    tsv: bool = False
+    """Print a table with tabs between its columns; tabs and line breaks in names are written as \\t and \\n."""
+
+    def __post_init__(self) -> None:
+        """Check the values; raises UsageError."""
+        super().__post_init__()
+        at_least(1, top=self.top)
+        if self.json and self.tsv:
+            raise UsageError("--json and --tsv: each prints the answers another way; give one of them")
+        if self.files.count("-") > 1:
+            raise UsageError("-: standard input can be read once; give it once")

@@ -1,0 +1,219 @@
+"""Read one recording as a trained model takes it: a file, standard input, samples or frames become frames (T, D) float32.
+
+The files are of the kind that the model was trained on. What has no signal is refused: a network names a speaker for silence
+too, and may be sure of it.
+
+Shapes: n samples, T frames, D features.
+"""
+
+import io
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError, UsageError
+from shards.extras import import_extra
+from shards.guesses import HEAD, content_kind
+from shards.sources.audio import AudioRemedies, decode_audio
+from shards.sources.features import FeatureOptions, compute_features, make_extractor
+from shards.sources.featuresteps import whole_samples
+from shards.sources.fmatrix import parse_fmatrix
+from shards.sources.kaldi import ENTRY, parse_matrix, read_matrix_at
+from shards.sources.npy import ZIP_MAGIC, parse_npy, parse_npz
+from spkid_dist.trained import TrainedModel
+
+Recording = str | os.PathLike[str] | NDArray[Any]
+"""A file's path, samples (n,) or frames (T, D) of floating numbers."""
+
+STANDARD_INPUT = "-"
+KINDS = {
+    "audio": "wav, flac or ogg files",
+    "fmatrix": "fmatrix files",
+    "npy": "NumPy files",
+    "kaldi": "Kaldi matrices",
+}
+REMEDIES = AudioRemedies(
+    missing="check its name",
+    kind="convert it",
+    no_samples="record or convert it again",
+    sample_rate="the model was trained on this rate; resample the recording",
+    one_channel="the model was trained on files of one channel; take one channel, or mix them",
+    channel="the model was trained on that channel; give a recording that has it",
+)
+
+
+class RecordingReader:
+    """Reads recordings for one model.
+
+    Attributes:
+        kind: of the files, as `shards.sources.registry` names it.
+        features: how audio becomes features; None where the files hold features.
+
+    Raises:
+        InputError: the options of the model's features are damaged.
+        UsageError: a library that the kind of files needs is not installed.
+    """
+
+    def __init__(self, model: TrainedModel) -> None:
+        source = model.options.get("source", {"kind": "fmatrix"})
+        kind = source.get("kind") if isinstance(source, dict) else None
+        self.kind = str(kind)
+        self.features: FeatureOptions | None = None
+        self._num_features = model.num_features
+        if self.kind == "audio":
+            self.features = FeatureOptions.from_description(source.get("features"))
+            import_extra("soundfile", "audio", "this model")
+            make_extractor(self.features)
+        elif self.kind == "kaldi":
+            import_extra("kaldiio", "kaldi", "this model")
+
+    def read(self, recording: Recording, sample_rate: int | None = None) -> NDArray[np.float32]:
+        """The frames (T, D) of a recording; `sample_rate` is that of samples.
+
+        Raises:
+            InputError: it is missing, damaged, too short, of another kind than those of the training, or has no signal.
+            UsageError: an array is neither samples nor frames, or the sample rate of samples is not given.
+        """
+        where = name_of(recording)
+        if isinstance(recording, np.ndarray):
+            frames = self._from_array(recording, sample_rate, where)
+        else:
+            frames = self._from_file(os.fspath(recording), where)
+        self._check(frames, where)
+        return frames
+
+    def _from_file(self, path: str, where: str) -> NDArray[np.float32]:
+        if self.kind not in KINDS:
+            raise InputError(
+                f"{where}: the model was trained on files of the kind {self.kind!r}, which only its training could read; "
+                "compute their frames, and give these in Python: load_model(FOLDER).identify([frames])"
+            )
+        if self.kind == "kaldi" and _is_place_in_archive(path):
+            return read_matrix_at(path)
+        data = b""
+        try:
+            if path != STANDARD_INPUT:
+                _check_is_file(path)
+                if self.features is not None and Path(path).is_file():
+                    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - as given, also where it is a number's
+                        data = file.read(HEAD)
+                        file.seek(0)
+                        return self._from_audio(file, where, self.features)
+            data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+            return self._from_bytes(data, where)
+        except OSError as error:
+            remedy = REMEDIES.missing if isinstance(error, FileNotFoundError) else "check the file"
+            raise InputError(f"{where}: can't be read: {error.strerror}; {remedy}") from None
+        except InputError as error:
+            found = content_kind(data)
+            if found is None or found[1] == self.kind:
+                raise
+            raise InputError(
+                f"{where}: it seems to be {found[0]}, but the model was trained on {KINDS[self.kind]}; give such files"
+            ) from error
+
+    def _from_bytes(self, data: bytes, where: str) -> NDArray[np.float32]:
+        if not data:
+            raise InputError(f"{where}: it is empty; expected one of {KINDS[self.kind]}")
+        if self.features is not None:
+            return self._from_audio(io.BytesIO(data), where, self.features)
+        if self.kind == "kaldi":
+            return parse_matrix(data, where)
+        if self.kind == "npy":
+            return parse_npz(data, where) if data.startswith(ZIP_MAGIC) else parse_npy(data, where)
+        return parse_fmatrix(data, where)
+
+    def _from_audio(self, file: Any, where: str, features: FeatureOptions) -> NDArray[np.float32]:
+        samples = decode_audio(file, where, features.sample_rate, features.channel, REMEDIES)
+        return _features_of(samples, features, where)
+
+    def _from_array(self, array: NDArray[Any], sample_rate: int | None, where: str) -> NDArray[np.float32]:
+        if array.dtype.kind != "f" or array.ndim not in (1, 2):
+            raise UsageError(
+                f"{where}: it is {array.dtype} of shape {array.shape}; expected floating numbers, samples (n,) in -1..1 or "
+                "frames (T, D)"
+            )
+        if array.ndim == 2:
+            with np.errstate(over="ignore"):  # found as not finite
+                return np.ascontiguousarray(array, np.float32)
+        if self.features is None:
+            raise UsageError(
+                f"{where}: samples, but the model was trained on {KINDS.get(self.kind, 'frames')}; give frames"
+            )
+        expected = self.features.sample_rate
+        if sample_rate is None:
+            raise UsageError(
+                f"{where}: samples without their sample rate; give sample_rate={expected}, if that is theirs"
+            )
+        if sample_rate != expected:
+            raise InputError(
+                f"{where}: its sample rate is {sample_rate} Hz, expected {expected} Hz: {REMEDIES.sample_rate}"
+            )
+        with np.errstate(over="ignore"):
+            return _features_of(array.astype(np.float32, copy=False), self.features, where)
+
+    def _check(self, frames: NDArray[np.float32], where: str) -> None:
+        """Raise InputError where these are no frames of the model's features, or have no signal."""
+        if len(frames) == 0:
+            raise InputError(f"{where}: 0 frames; expected at least 1: compute the features again")
+        if frames.shape[1] != self._num_features:
+            raise InputError(
+                f"{where}: {frames.shape[1]} features per frame, but the model was trained on {self._num_features}; compute "
+                "them as those of the training"
+            )
+        if not np.isfinite(frames).all():
+            frame, feature = (int(i) for i in np.argwhere(~np.isfinite(frames))[0])
+            raise InputError(
+                f"{where}: frame {frame}, feature {feature} is {frames[frame, feature]}; expected finite numbers: compute "
+                "the features again"
+            )
+        if frames.size > 1 and (frames == (frames[0] if len(frames) > 1 else frames[0, 0])).all():
+            what = (
+                f"all {len(frames)} frames are the same"
+                if len(frames) > 1
+                else "all features of its frame are the same"
+            )
+            raise InputError(f"{where}: no signal: {what}; give a recording of speech")
+
+
+def name_of(recording: Recording) -> str:
+    """What messages call a recording."""
+    if isinstance(recording, np.ndarray):
+        return f"array of shape {recording.shape}"
+    path = os.fspath(recording)
+    return "standard input" if path == STANDARD_INPUT else path
+
+
+def _features_of(samples: NDArray[np.float32], features: FeatureOptions, where: str) -> NDArray[np.float32]:
+    """The frames of samples. Raises InputError where there are too few, or all are the same."""
+    rate, needed = features.sample_rate, whole_samples(features.window_ms, features.sample_rate)
+    if len(samples) < needed:
+        raise InputError(
+            f"{where}: {len(samples)} samples ({1000 * len(samples) / rate:g} ms) are too few for a frame of "
+            f"{features.window_ms:g} ms at {rate} Hz; give a longer recording"
+        )
+    if (samples == samples[0]).all():
+        raise InputError(
+            f"{where}: no signal: all {len(samples)} samples are {samples[0]:g}; give a recording of speech"
+        )
+    return compute_features(samples, features, where)
+
+
+def _is_place_in_archive(path: str) -> bool:
+    """Whether this is no file, but an archive and an offset in it, as a line of feats.scp names them."""
+    entry = ENTRY.fullmatch(path)
+    return entry is not None and entry["ark"] != path and not Path(path).exists() and Path(entry["ark"]).exists()
+
+
+def _check_is_file(path: str) -> None:
+    """Raise InputError for a folder, and for a device, which may have no end; a pipe is taken."""
+    mode = os.stat(path).st_mode  # noqa: PTH116 - of the path as it was given
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path}: is a folder; give the files in it, such as {Path(path)}/*")
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise InputError(f"{path}: is a device, not a file; give a file, or pipe a recording into {STANDARD_INPUT}")
