@@ -28,10 +28,10 @@ from spkid_dist.bench.score import READERS, network_case, score_case
 from spkid_dist.measure.synthetic import SyntheticCorpus
 from spkid_dist.model import build_model
 from spkid_dist.ranks.sharing import Processes
-from spkid_dist.score import Share, means_of_all
+from spkid_dist.score import Share
 from spkid_dist.scoring.outcome import ScoreResult
 from spkid_dist.scoring.resultfiles import scores_of
-from spkid_dist.scoring.rowfile import RowFile
+from spkid_dist.scoring.rowfile import RowFile, rows_of_all
 from spkid_dist.scoring.scorefile import write_scores
 from spkid_dist.scoring.scorer import Scorer
 from spkid_dist.scoring.utterances import ListedFiles, ShardedUtterances
@@ -142,7 +142,7 @@ def whole_case(
                 share.add(scores)
             result = share.join(processes, model.speakers, began)
             if rows is not None and scores_path is not None:
-                write_scores(scores_path, scores_of(result), means_of_all(rows, *size, processes))
+                write_scores(scores_path, scores_of(result), rows_of_all(rows, *size, processes))
         return result
 
     return score

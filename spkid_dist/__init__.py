@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     __version__: str
     from spkid_dist.commands.calibrate import CalibrationResult as CalibrationResult
     from spkid_dist.commands.calibrate import calibrate_model as calibrate_model
+    from spkid_dist.commands.embed import embed_utterances as embed_utterances
     from spkid_dist.commands.trials import TrialResult as TrialResult
     from spkid_dist.commands.trials import score_trials as score_trials
     from spkid_dist.config import CalibrateConfig as CalibrateConfig
+    from spkid_dist.config import EmbedConfig as EmbedConfig
     from spkid_dist.config import ExportConfig as ExportConfig
     from spkid_dist.config import ScoreConfig as ScoreConfig
     from spkid_dist.config import TrainConfig as TrainConfig
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from spkid_dist.export import export_model as export_model
     from spkid_dist.mixture import MixedDataset as MixedDataset
     from spkid_dist.score import score_utterances as score_utterances
+    from spkid_dist.scoring.embeddingfile import Embeddings as Embeddings
+    from spkid_dist.scoring.embeddingfile import read_embeddings as read_embeddings
     from spkid_dist.scoring.identification import Candidate as Candidate
     from spkid_dist.scoring.identification import Identification as Identification
     from spkid_dist.scoring.identification import Model as Model
@@ -40,6 +44,8 @@ _MODULES = {
     "CalibrateConfig": "config",
     "CalibrationResult": "commands.calibrate",
     "Candidate": "scoring.identification",
+    "EmbedConfig": "config",
+    "Embeddings": "scoring.embeddingfile",
     "ExportConfig": "config",
     "Identification": "scoring.identification",
     "MixedDataset": "mixture",
@@ -54,8 +60,10 @@ _MODULES = {
     "TrialsConfig": "config",
     "WindowDataset": "dataset",
     "calibrate_model": "commands.calibrate",
+    "embed_utterances": "commands.embed",
     "export_model": "export",
     "load_model": "scoring.identification",
+    "read_embeddings": "scoring.embeddingfile",
     "read_scores": "scoring.scorefile",
     "score_trials": "commands.trials",
     "score_utterances": "score",

@@ -10,16 +10,12 @@ if __name__ == "__main__":  # before the imports, which take seconds in which a 
     run_command("score")
 
 import contextlib
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.files import make_folder
 from shards.holding import HOLD_NAME, FolderHold
 from spkid_dist.config import ScoreConfig
 from spkid_dist.process.threads import torch_threads
@@ -33,9 +29,9 @@ from spkid_dist.scoring.opening import open_utterances, say_speakers
 from spkid_dist.scoring.outcome import ScoreResult
 from spkid_dist.scoring.ranking import best_speakers, margins_of
 from spkid_dist.scoring.resultfiles import write_results
-from spkid_dist.scoring.rowfile import RowFile
+from spkid_dist.scoring.rowfile import RowFile, rows_beside, rows_of_all
 from spkid_dist.scoring.run import ScoringRun, scoring_run
-from spkid_dist.scoring.scorefile import check_place, pieces
+from spkid_dist.scoring.scorefile import check_place
 from spkid_dist.scoring.scorer import GroupScores
 from spkid_dist.scoring.trials import TrialCounts, det_curve
 from spkid_dist.scoring.utterances import UNKNOWN
@@ -71,13 +67,13 @@ def _score_and_write(config: ScoreConfig, run: ScoringRun) -> ScoreResult:
                 check_place(config.scores)
         rows = None
         if config.scores is not None and config.top is None:
-            rows = stack.enter_context(contextlib.closing(_row_file(config.scores, len(speakers), processes)))
+            rows = stack.enter_context(contextlib.closing(rows_beside(config.scores, len(speakers), processes)))
         share = Share(utterances.count, len(speakers), top=config.top, rows=rows, calibration=calibration)
         began = time.perf_counter()
         for scores in run.score(utterances):
             share.add(scores)
         result = share.join(processes, speakers, began, threshold)
-        means = None if rows is None else means_of_all(rows, utterances.count, len(speakers), processes)
+        means = None if rows is None else rows_of_all(rows, utterances.count, len(speakers), processes)
         if processes.is_main:
             write_results(config, result, run.weights, processes.world_size, means, log.line)
         elif means is not None:
@@ -90,29 +86,6 @@ def _results_held(config: ScoreConfig, log: RunLog) -> FolderHold:
     """Keep other scorings from writing the same results meanwhile: of two, each would leave some of its files."""
     place = config.log_file.parent
     return FolderHold(place, "give another --log_file", log.line, name=f".{config.log_file.name}{HOLD_NAME}")
-
-
-def _row_file(scores: Path, num_speakers: int, processes: Processes) -> RowFile:
-    """Where this process keeps the scores of all speakers until all are there: beside the file that they are for.
-
-    A process that can't write there, as on another host, keeps them in the system's folder of temporary files.
-    """
-    try:
-        make_folder(scores.parent)
-        return RowFile(scores.parent, num_speakers)
-    except InputError:
-        if processes.is_main:
-            raise
-        return RowFile(Path(tempfile.gettempdir()), num_speakers)
-
-
-def means_of_all(rows: RowFile, count: int, num_speakers: int, processes: Processes) -> Iterator[NDArray[np.float32]]:
-    """All processes' rows together, (`count`, K) in pieces; each process takes all pieces.
-
-    Each row is one process's. The sum of the rows' bits with the zeros of the others keeps every bit.
-    """
-    for first, last in pieces(count, num_speakers):
-        yield processes.sum(rows.read(first, last).view(np.int32)).view(np.float32)
 
 
 class Share:

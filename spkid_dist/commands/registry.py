@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[type[Any], str, str]] = {
     "calibrate": (configs.CalibrateConfig, "spkid_dist.commands.calibrate", "calibrate_model"),
     "trials": (configs.TrialsConfig, "spkid_dist.commands.trials", "score_trials"),
     "identify": (configs.IdentifyConfig, "spkid_dist.commands.identify", "identify"),
+    "embed": (configs.EmbedConfig, "spkid_dist.commands.embed", "embed_utterances"),
     "export": (configs.ExportConfig, "spkid_dist.export", "export_model"),
     "results": (configs.ResultsConfig, "spkid_dist.commands.results", "results"),
     "report": (configs.ReportConfig, "spkid_dist.commands.report", "report"),

@@ -15,7 +15,7 @@ COMMAND_GROUPS: dict[str, tuple[tuple[str, ...], str]] = {
         "spkid train --tr_shards data/train --va_shards data/test --save_path ckpt",
     ),
     "Models": (
-        ("identify", "score", "calibrate", "trials", "export"),
+        ("identify", "score", "calibrate", "trials", "embed", "export"),
         "spkid score --te_shards data/test --model ckpt",
     ),
     "Measuring": (("bench", "simulate"), "spkid bench --out report"),
@@ -34,6 +34,7 @@ EXAMPLES = {
     "trials": "spkid trials --trials cfg/trials --te_shards data/test --model ckpt",
     "export": "spkid export --model ckpt --out exported --format onnx",
     "identify": "spkid identify ckpt recording.wav",
+    "embed": "spkid embed --model ckpt --te_shards data/test --out embeddings.npz",
     "simulate": (
         "spkid simulate --frames 1_000_000_000 --mean_frames 300 --speakers 5000 --nodes 2 --gpus 8 --network_gbits 100 "
         "--device h100"
@@ -87,6 +88,12 @@ TRIALS = {
     "Results": "out no_pictures",
     "Machine": SCORE["Machine"],
 }
+EMBED = {
+    "Model": "model weights_ckpt train_cfg",
+    "Data": "te_shards db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
+    "Results": "out",
+    "Machine": "batch_size workers mixed_precision",
+}
 BENCH = {
     "What": "what",
     "Data": "shards db_path list ext spk2idx",
@@ -109,7 +116,7 @@ SIMULATE = {
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     command: {title: tuple(names.split()) for title, names in sections.items()}
     for command, sections in {
-        "train": TRAIN, "shard": SHARD, "score": SCORE, "calibrate": CALIBRATE, "trials": TRIALS,
+        "train": TRAIN, "shard": SHARD, "score": SCORE, "calibrate": CALIBRATE, "trials": TRIALS, "embed": EMBED,
         "bench": BENCH, "simulate": SIMULATE,
     }.items()
 }  # fmt: skip

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from spkid_dist.config.commands import VerifyConfig as VerifyConfig
     from spkid_dist.config.decisions import CalibrateConfig as CalibrateConfig
     from spkid_dist.config.decisions import TrialsConfig as TrialsConfig
+    from spkid_dist.config.identification import EmbedConfig as EmbedConfig
     from spkid_dist.config.identification import IdentifyConfig as IdentifyConfig
     from spkid_dist.config.scoring import ExportConfig as ExportConfig
     from spkid_dist.config.scoring import ScoreConfig as ScoreConfig
@@ -34,6 +35,7 @@ _MODULES = {
     "CalibrateConfig": "decisions",
     "DemoConfig": "commands",
     "DoctorConfig": "commands",
+    "EmbedConfig": "identification",
     "ExportConfig": "scoring",
     "IdentifyConfig": "identification",
     "IndexConfig": "commands",

@@ -1,4 +1,4 @@
-"""The options of `spkid identify`."""
+"""The options of `spkid identify` and `spkid embed`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +8,7 @@ import tyro
 
 from shards.errors import UsageError
 from spkid_dist.config.checks import Options, at_least
+from spkid_dist.config.scoring import ScoringFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +37,25 @@ class IdentifyConfig(Options):
             raise UsageError("--json and --tsv: each prints the answers another way; give one of them")
         if self.files.count("-") > 1:
             raise UsageError("-: standard input can be read once; give it once")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(ScoringFlags):
+    """Write an embedding of each utterance: a vector that is alike for utterances of one speaker.
+
+    It is the mean and the deviation of the last hidden layer's outputs, over the windows of the utterance.
+    Under `accelerate launch -m spkid_dist embed` each process computes a share.
+    """
+
+    te_list_file: Path | None = None
+    """List of the utterances to embed: one per line, without extension. Default: spk_rec.test, or all of --te_shards."""
+    out: Path = Path("embeddings.npz")
+    """File to write: .npz (keys and embeddings), .npy (embeddings, beside it .keys) or .ark (Kaldi, beside it .scp)."""
+
+    def __post_init__(self) -> None:
+        """Check that there is one model; raises UsageError."""
+        super().__post_init__()
+        if len(self.models) + len(self.weights) > 1:
+            raise UsageError(
+                "several models: the units of one network are not those of another; embed by each model, into files of its own"
+            )

@@ -1,5 +1,6 @@
 """Open the utterances that a command's flags name, and find out who speaks in them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,28 @@ def open_utterances(config: ListFlags, model: TrainedModel) -> Utterances:
         InputError: dataset or list missing or damaged, or not of this model's features.
         UsageError: a library that the kind of source, or of URL, needs is not installed; or the URL needs a cache.
     """
+    return open_listed(config, config.te_list_file, model, lambda: find_rule(config, model.options))
+
+
+def open_listed(
+    config: ScoringFlags, list_path: Path | None, model: TrainedModel, speaker_rule: Callable[[], SpeakerRule]
+) -> Utterances:
+    """As `open_utterances`, of the list at `list_path`; `speaker_rule` makes what names the speakers of its files."""
     if config.te_shards is None:
-        list_path = config.te_list_file or DEFAULT_LIST
-        if config.te_list_file is None and not DEFAULT_LIST.exists():
+        if list_path is None and not DEFAULT_LIST.exists():
             raise UsageError(
-                f"--te_list_file is not given, and there is no {DEFAULT_LIST}: give the list of the utterances to score, or a "
-                "dataset by --te_shards"
+                f"--te_list_file is not given, and there is no {DEFAULT_LIST}: give a list of utterances, or a dataset by "
+                "--te_shards"
             )
-        listed = read_list(list_path, rule=find_rule(config, model.options), speakers_known=False)
+        listed = read_list(list_path or DEFAULT_LIST, rule=speaker_rule(), speakers_known=False)
         return ListedFiles(listed, open_source(config, model.options), model)
-    wanted = None if config.te_list_file is None else read_list(config.te_list_file, speakers_known=False)
-    return ShardedUtterances(config.te_shards, model, wanted, config.te_list_file, store_options(config))
+    wanted = None if list_path is None else read_list(list_path, speakers_known=False)
+    return ShardedUtterances(config.te_shards, model, wanted, list_path, store_options(config))
+
+
+def names_nobody(key: str) -> str:
+    """The rule where nobody needs to know who speaks, or nothing says it. Raises InputError."""
+    raise InputError(f"no rule names the speaker of utterance {key!r}; {GIVE_RULE}")
 
 
 def store_options(config: ScoringFlags) -> StoreOptions:
@@ -88,7 +100,7 @@ def find_rule(config: ListFlags, options: dict[str, Any]) -> SpeakerRule:
     if isinstance(source, dict) and source.get("kind") == "kaldi" and utt2spk.exists():
         return speaker_by_utt2spk(utt2spk)
     if kept_table(source) is not None:
-        return _names_nobody
+        return names_nobody
     return speaker_by_component(options.get("speaker_component") or DEFAULT_COMPONENT)
 
 
@@ -106,7 +118,3 @@ def say_speakers(config: ScoringFlags, model: TrainedModel, utterances: Utteranc
         return [f"{what}{example} names no speaker; {GIVE_RULE}"]
     remedy = "" if config.te_shards is not None else f"; if that is no speaker, {GIVE_RULE}"
     return [f"{what}the speaker of {example} would be {unknown.name!r}, whom the model does not know{remedy}"]
-
-
-def _names_nobody(key: str) -> str:
-    raise InputError(f"no rule names the speaker of utterance {key!r}; {GIVE_RULE}")

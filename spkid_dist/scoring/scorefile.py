@@ -161,8 +161,8 @@ def _plain(texts: list[str]) -> list[str]:
 
 def _write_npz(file: Any, scores: Scores, means: Iterable[NDArray[np.float32]] | None) -> None:
     with zipfile.ZipFile(file, "w") as archive:
-        _write_text(archive, "keys", scores.keys)
-        _write_text(archive, "speakers", scores.speakers)
+        write_text(archive, "keys", scores.keys)
+        write_text(archive, "speakers", scores.speakers)
         arrays: dict[str, NDArray[Any]] = {"found": scores.found, "true": scores.true}
         arrays |= {"margins": scores.margins, "windows": scores.windows, "format_version": np.array(FORMAT_VERSION)}
         if scores.scale is not None:
@@ -175,13 +175,13 @@ def _write_npz(file: Any, scores: Scores, means: Iterable[NDArray[np.float32]] |
             assert scores.top_means is not None
             arrays |= {"top_classes": scores.top_classes, "top_scores": scores.top_means}
         for name, array in arrays.items():
-            _write_array(archive, name, array.dtype, array.shape, [array])
+            write_array(archive, name, array.dtype, array.shape, [array])
         if means is not None:
             shape = (len(scores.keys), len(scores.speakers))
-            _write_array(archive, "scores", np.dtype(np.float32), shape, means)
+            write_array(archive, "scores", np.dtype(np.float32), shape, means)
 
 
-def _write_array(
+def write_array(
     archive: zipfile.ZipFile,
     name: str,
     dtype: np.dtype[Any],
@@ -199,11 +199,11 @@ def _write_array(
             file.write(np.ascontiguousarray(part, dtype).tobytes())
 
 
-def _write_text(archive: zipfile.ZipFile, name: str, texts: list[str]) -> None:
+def write_text(archive: zipfile.ZipFile, name: str, texts: list[str]) -> None:
     """Write texts as an array of fixed width, packed: most of it is zeros."""
     dtype = np.dtype(f"<U{max(1, max(map(len, texts)))}")
     parts = (np.array(texts[first:last], dtype) for first, last in pieces(len(texts), dtype.itemsize))
-    _write_array(archive, name, dtype, (len(texts),), parts, zipfile.ZIP_DEFLATED)
+    write_array(archive, name, dtype, (len(texts),), parts, zipfile.ZIP_DEFLATED)
 
 
 def _read_npz(path: Path) -> Scores:
