@@ -82,7 +82,8 @@ CALIBRATE = {
     "Machine": SCORE["Machine"],
 }
 TRIALS = {
-    "Trials": "trials scores p_target",
+    "Trials": "trials p_target",
+    "Scores": "scores embeddings enrol center",
     "Model": f"{SCORE['Model']} no_calibration",
     "Data": "te_shards db_path ext spk2idx shard_cache shard_cache_bytes",
     "Results": "out no_pictures",

@@ -18,6 +18,7 @@ from spkid_dist.process.restoring import process_as_found
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.sharing import Processes
+from spkid_dist.scoring.cosine import COSINE, CosineScores
 from spkid_dist.scoring.detection import DetectionFigures, detection_figures
 from spkid_dist.scoring.pictures import draw_det
 from spkid_dist.scoring.run import scoring_run
@@ -55,14 +56,20 @@ def score_trials(config: TrialsConfig) -> TrialResult:
         InputError: list, utterances, speakers or model missing, damaged or not fitting together.
         UsageError: an option that can't be on this machine.
     """
-    if config.scores is not None:
+    if not config.needs_model:
         with process_as_found(), explain_memory(lambda: "give the list in parts"):
             processes = Processes("trials")
             log = RunLog(shown=processes.is_main)
-            return _measure(config, read_trials(config.trials), FileScores(config.scores), processes, log)
+            return _measure(config, read_trials(config.trials), _scores_of_files(config), processes, log)
     trials = read_trials(config.trials)  # before the model, which takes longer
     with scoring_run(config, "trials") as run:
         return _measure(config, trials, ModelScores(config, run), run.processes, run.log)
+
+
+def _scores_of_files(config: TrialsConfig) -> TrialScores:
+    if config.scores is not None:
+        return FileScores(config.scores)
+    return CosineScores(config.embedding_files, config.enrol, config.center)
 
 
 def _measure(
@@ -115,7 +122,9 @@ def _write(config: TrialsConfig, result: TrialResult, source: TrialScores, log: 
     else:
         result.figures.say(log.line)
     if not result.calibrated:
-        log.line("the scores are not calibrated, so actDCF and Cllr are left out; run spkid calibrate for them")
+        why = "cosines are no log-likelihood ratios" if source.kind == COSINE else "the scores are not calibrated"
+        remedy = "" if source.kind == COSINE else "; run spkid calibrate for them"
+        log.line(f"{why}, so actDCF and Cllr are left out{remedy}")
     write_json(beside[0], _facts(config, result, source))
     names = [".json"]
     if result.figures is not None and config.pictures:

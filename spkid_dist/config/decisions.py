@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from shards.errors import UsageError
-from spkid_dist.config.scoring import Calibrated, ListFlags, ScoringFlags, check_results_name
+from spkid_dist.config.scoring import Calibrated, ListFlags, Paths, ScoringFlags, check_results_name
 
 NO_DET_PICTURE = "draw no DET curve."
 
@@ -39,7 +39,8 @@ class CalibrateConfig(ListFlags):
 class TrialsConfig(ScoringFlags):
     """Measure verification: score pairs of a claimed speaker and an utterance, and count misses and false alarms.
 
-    A score is the log-likelihood ratio of the claimed speaker against the model's other speakers.
+    A score is the log-likelihood ratio of the claimed speaker against the model's other speakers. With --embeddings it is the
+    cosine between an enrolment and the utterance, and claimed speakers need not be the model's.
     Under `accelerate launch -m spkid_dist trials` each process scores a share.
     """
 
@@ -47,6 +48,12 @@ class TrialsConfig(ScoringFlags):
     """Trial list, with lines SPEAKER UTTERANCE target|nontarget (Kaldi), or 1|0 ENROLMENT UTTERANCE (VoxCeleb)."""
     scores: Path | None = None
     """Take the scores from this file of `spkid score --scores`, made without --top, instead of scoring utterances."""
+    embeddings: Paths = ()
+    """Score by this file of `spkid embed`, or of Kaldi vectors (.ark). Repeat it where enrolments have a file of their own."""
+    enrol: Path | None = None
+    """Who is enrolled by --embeddings: lines SPEAKER UTTERANCE ... (spk2utt). Default: claims are utterances themselves."""
+    center: Path | None = None
+    """Subtract the mean of the embeddings in this file, those of many other speakers, from all --embeddings."""
     out: Path = Path("trial_scores.txt")
     """File for the scores, lines SPEAKER UTTERANCE SCORE; figures (.json) and the DET curve are written beside it."""
     p_target: tuple[float, ...] = (0.01, 0.05)
@@ -65,17 +72,33 @@ class TrialsConfig(ScoringFlags):
                 raise UsageError(f"--p_target {prior}: expected a probability above 0 and below 1, such as 0.01")
         if not self.p_target:
             raise UsageError("--p_target: no value is given; give one or more, such as 0.01 0.05")
-        taken = {"trials": self.trials, "scores": self.scores}
-        for flag, path in taken.items():
-            if path is not None and path.absolute() == self.out.absolute():
+        taken = {"trials": (self.trials,), "scores": (self.scores,), "enrol": (self.enrol,), "center": (self.center,)}
+        for flag, paths in (taken | {"embeddings": self.embedding_files}).items():
+            if any(path is not None and path.absolute() == self.out.absolute() for path in paths):
                 raise UsageError(f"--out {self.out}: is the file of --{flag}; give another name")
-        if self.scores is not None:
-            given = {"model": self.models, "weights_ckpt": self.weights, "te_shards": self.te_shards}
-            for flag, value in given.items():
-                if value:
-                    raise UsageError(f"--{flag} with --scores: the scores are computed already; give one of the two")
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Raise UsageError where scores come from two places, or enrolments have no embeddings."""
+        given = {"model": self.models, "weights_ckpt": self.weights, "te_shards": self.te_shards, "scores": self.scores}
+        given["embeddings"] = self.embedding_files
+        for flag, why in (("embeddings", "a trial has one score"), ("scores", "the scores are computed already")):
+            is_given = given.pop(flag)
+            other = next((name for name, value in given.items() if value), None)
+            if is_given and other is not None:
+                raise UsageError(f"--{other} with --{flag}: {why}; give one of the two")
+        for flag in ("enrol", "center"):
+            if getattr(self, flag) is not None and not self.embedding_files:
+                raise UsageError(
+                    f"--{flag} without --embeddings: a model knows its own speakers; give --embeddings too"
+                )
+
+    @property
+    def embedding_files(self) -> tuple[Path, ...]:
+        """The files of --embeddings."""
+        return self.embeddings if isinstance(self.embeddings, tuple) else (self.embeddings,)
 
     @property
     def needs_model(self) -> bool:
-        """Whether a model must be given: where no file has the scores."""
-        return self.scores is None
+        """Whether a model must be given: where no file has the scores, or embeddings."""
+        return self.scores is None and not self.embedding_files
