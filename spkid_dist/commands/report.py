@@ -25,7 +25,13 @@ from spkid_dist.training.report import SUMMARY_NAME
 from spkid_dist.training.stopwatch import clock
 
 REPORT_NAME = "report.html"
-SCORE_PICTURES = {"confusion": "confusions", "lengths": "errors by length", "det": "detection error trade-off"}
+SCORE_PICTURES = {
+    "confusion": "confusions",
+    "lengths": "errors by length",
+    "det": "detection error trade-off",
+    "open_set": "errors with unknown speakers, by threshold",
+}
+OPEN_SET_RATES = ("false_acceptances", "false_rejections", "misidentifications", "identification_rate")
 SHOWN_SPEAKERS = 20
 RATE = ("errors", "total", "rate", "low", "high")  # of an error rate
 UNKNOWN = "not known"
@@ -128,6 +134,7 @@ def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) ->
         if isinstance(found, dict) and all(_is_number(found.get(key)) for key in RATE):
             interval = f"95 % interval {found['low']:.2%} to {found['high']:.2%}"
             rows.append((title, f"{found['errors']:,} of {found['total']:,} = {found['rate']:.2%} ({interval})"))
+    rows += _decisions(scoring)
     claimed = scoring.get("claimed_speakers")
     if isinstance(claimed, dict):
         rows.append(("equal error rate of claimed speakers", _text(claimed.get("equal_error_rate"), "{:.2%}")))
@@ -139,6 +146,21 @@ def _scoring(folder: Path, path: Path | None, scoring: dict[str, Any] | None) ->
         places = ", ".join(map(str, dict.fromkeys(elsewhere)))
         gap += f"The weights that were scored lie in {places}, and not in the folder of this training."
     return [Section(title="Scoring", rows=rows, pictures=there, gap=gap)]
+
+
+def _decisions(scoring: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a calibration made of the utterances, where the scoring had one."""
+    rows = list[tuple[str, str]]()
+    confidence, open_set = scoring.get("confidence"), scoring.get("open_set")
+    if isinstance(confidence, dict):
+        rows += [("utterance NLL, calibrated", _text(confidence.get("nll"), "{:.4f}"))]
+        rows += [("expected calibration error", _text(confidence.get("expected_calibration_error"), "{:.4f}"))]
+    rates = open_set if isinstance(open_set, dict) else {}
+    for name in OPEN_SET_RATES:
+        rate = rates.get(name)
+        if isinstance(rate, dict):
+            rows.append((f"{name.replace('_', ' ')}, with the threshold", _text(rate.get("rate"), "{:.2%}")))
+    return rows
 
 
 def _given_options(options: dict[str, Any]) -> Section:

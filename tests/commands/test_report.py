@@ -65,6 +65,22 @@ def test_a_folder_without_an_end_says_what_is_not_there_yet(trained, tmp_path):
     assert "<b>anna" not in text
 
 
+def test_confidence_and_unknown_speakers_are_shown_where_a_calibration_made_them(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    figures = json.loads((copy / "scored.json").read_text())
+    figures["confidence"] = {"nll": 0.25, "expected_calibration_error": 0.0125}
+    figures["open_set"] = {"threshold": 3.0, "false_acceptances": {"rate": 0.125}, "false_rejections": None}
+    (copy / "scored.json").write_text(json.dumps(figures))
+    text = report(ReportConfig(save_path=copy)).read_text()
+    for name, value in (
+        ("utterance NLL, calibrated", "0.2500"),
+        ("expected calibration error", "0.0125"),
+        ("false acceptances, with the threshold", "12.50%"),
+    ):
+        assert f"<th>{name}</th><td>{value}</td>" in text
+    assert "false rejections" not in text
+
+
 def test_the_scoring_of_another_training_is_named_as_such(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "other")
     text = report(ReportConfig(save_path=copy, score=trained / "scored.json")).read_text()
