@@ -202,6 +202,8 @@ def _result(job: Job, folder: TrainingFolder, learner: Learner, stopwatch: Stopw
     log.line(f"best: epoch {best}, {found.in_words}: {path}")
     if averaged is not None and learner.average is not None:
         log.line(f"averaged: {learner.average.describe(last)}, {averaged.in_words}: {averaged_path}")
+        taken = "the averaged weights" if statistics.is_average_better else "the weights of the best epoch"
+        log.line(f"better on the validation set: {taken}; spkid score --model {config.save_path} takes them")
     return TrainResult(
         best_weights=path,
         best_epoch=best,

@@ -111,6 +111,18 @@ class TrainStatistics:
             return math.inf if found.wrong is None else found.wrong, found.loss
         return (found.loss,)
 
+    @property
+    def is_average_better(self) -> bool:
+        """Whether the averaged weights of the last epoch did better than those of the best epoch: in utterances, then in loss.
+
+        False where one of them is not known.
+        """
+        best, averaged = self.best_epoch, self.average_figures(self.epochs - 1)
+        if best < 0 or averaged is None or averaged.wrong is None:
+            return False
+        found = self.figures(best)
+        return found.wrong is not None and (averaged.wrong, averaged.loss) < (found.wrong, found.loss)
+
     def until(self, epoch: int) -> "TrainStatistics":
         """The history as it was after an epoch, without the log lines."""
         columns = {name: values[: epoch + 1] for name, values in self.columns().items() if not name.startswith("tr_")}
@@ -205,8 +217,8 @@ def read_statistics(folder: Path, options: Mapping[str, Any]) -> TrainStatistics
 def best_weights(folder: Path) -> Path:
     """The weights in a training's folder that did best in its validation.
 
-    These are those of the best epoch, or the averaged ones of the last epoch, whichever gave fewer utterances a wrong speaker.
-    Where both gave as many, they are the averaged ones, which do better on other utterances.
+    These are those of the best epoch, or the averaged ones of the last epoch: whichever gave fewer utterances a wrong speaker,
+    and where both gave as many, whichever has the lower loss.
 
     Raises:
         InputError: this is no training's folder, no epoch has ended, or the weights are missing.
@@ -217,11 +229,9 @@ def best_weights(folder: Path) -> Path:
     best, last = statistics.best_epoch, statistics.epochs - 1
     if best < 0:
         raise InputError(f"{folder}: no epoch of this training has ended yet, so it has no weights; train it on")
-    names, of_average = [weights_name(best, best=True)], statistics.average_figures(last)
-    if of_average is not None:
-        wrong = statistics.figures(best).wrong
-        averaged_is_better = wrong is None or of_average.wrong is None or of_average.wrong <= wrong
-        names.insert(0 if averaged_is_better else 1, averaged_name(last))
+    names = [weights_name(best, best=True)]
+    if statistics.average_figures(last) is not None:
+        names.insert(0 if statistics.is_average_better else 1, averaged_name(last))
     path = folder / names[0]
     if not path.is_file():
         there = ", ".join(name for name in names[1:] if (folder / name).is_file()) or "none of the others"

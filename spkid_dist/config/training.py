@@ -130,7 +130,7 @@ class TrainConfig(Options):
     average: str = "epochs:10"
     """Weights to average into a file of their own: of the last N epochs (epochs:N), of all batches (ema:DECAY), or none."""
     best_by: BestBy = "loss"
-    """What the best epoch has least of on the validation set: loss, wrong frames (accuracy), or wrong utterances."""
+    """Figure of the validation that decides which epoch is best: loss, accuracy of frames, or wrong utterances."""
 
     accumulation: int = 1
     """Parts into which each process splits its share of a batch: less memory, the same gradient."""

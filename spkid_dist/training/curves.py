@@ -28,30 +28,30 @@ def draw_curves(statistics: TrainStatistics) -> bytes:
         panels.append((f"wrong utterances of {of_all:,}", [], columns.va_wrong, columns.avg_wrong))
     figure = Figure(figsize=(6 * len(panels), 4.6), layout="constrained")
     for axis, (title, *curves) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        _draw_panel(axis, *curves, best=statistics.best_epoch)
+        _draw_panel(axis, *curves, best=(statistics.best_epoch, statistics.best_by))
         axis.set_title(title, loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
 
 
-def _draw_panel(axis: Any, training: Curve, validation: Curve, averaged: Curve, *, best: int) -> None:
+def _draw_panel(axis: Any, training: Curve, validation: Curve, averaged: Curve, *, best: tuple[int, str]) -> None:
     epochs = len(validation)
     if training:  # log lines lie evenly within the epochs
-        places = [(line + 1) * max(epochs, 1) / len(training) for line in range(len(training))]
+        places = [(line + 1) * max(epochs, 1) / len(training) - 1 for line in range(len(training))]
         axis.plot(places, training, color=PALE, linewidth=1.3, label="training, batches between log lines")
     marker = "o" if epochs <= MARKED_EPOCHS else None
-    ends = range(1, epochs + 1)
+    ends = range(epochs)
     axis.plot(ends, _known(validation), color=BLUE, marker=marker, linewidth=1.8, label="validation")
     if any(value is not None for value in averaged):
         axis.plot(
             ends, _known(averaged), color=ORANGE, marker=marker, markersize=4, linewidth=1.4, label="averaged weights"
         )
-    if best >= 0:
-        axis.axvline(best + 1, color=RED, linewidth=1, linestyle="--")
-        label = f"best epoch: {best} (counted from 0)"
-        axis.plot(best + 1, _known(validation)[best], "o", color=RED, markersize=7, label=label)
-    axis.set(xlabel="epochs trained", xlim=(0, max(epochs, 1) * 1.02))
+    epoch, by = best
+    if epoch >= 0:
+        axis.axvline(epoch, color=RED, linewidth=1, linestyle="--")
+        axis.plot(epoch, _known(validation)[epoch], "o", color=RED, markersize=7, label=f"best epoch by {by}: {epoch}")
+    axis.set(xlabel="epoch, counted from 0", xlim=(-1, max(epochs, 1) * 1.02 - 1))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(framealpha=1, edgecolor="none")

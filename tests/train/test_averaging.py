@@ -15,7 +15,7 @@ from spkid_dist.model import model_from_options
 from spkid_dist.score import score_utterances
 from spkid_dist.train import train_model
 from spkid_dist.trained import read_options
-from spkid_dist.trainedfolder import best_weights
+from spkid_dist.trainedfolder import Figures, TrainStatistics, best_weights
 from spkid_dist.training import averaging, enginechoice
 
 
@@ -213,11 +213,27 @@ def test_another_average_needs_another_training(config):
         train_model(replace(config, average="ema:0.9", resume="auto"))
 
 
-def test_the_best_weights_of_a_folder_are_those_with_fewer_wrong_utterances(config):
+@pytest.mark.parametrize(
+    ("wrong", "loss", "is_better"),
+    [(2, 9.0, True), (3, 0.9, True), (3, 1.0, False), (4, 0.1, False), (None, 0.1, False)],
+)
+def test_fewer_wrong_utterances_are_better_and_then_the_lower_loss(wrong, loss, is_better):
+    found = TrainStatistics()
+    epoch = Figures(loss=1.0, accuracy=0.5, wrong=3, utterances=9)
+    found.add(epoch, replace(epoch, wrong=wrong, loss=loss))
+    assert found.is_average_better == is_better
+
+
+def test_the_best_weights_of_a_folder_are_those_with_fewer_wrong_utterances(config, capsys):
     trained = train_model(config)
     found = statistics(config.save_path)
-    averaged_is_better = found["avg_wrong"][-1] <= found["va_wrong"][trained.best_epoch]
-    assert best_weights(config.save_path) == (trained.averaged_weights if averaged_is_better else trained.best_weights)
+    averaged = found["avg_wrong"][-1], found["avg_loss"][-1]
+    best = found["va_wrong"][trained.best_epoch], found["va_loss"][trained.best_epoch]
+    expected = trained.averaged_weights if averaged < best else trained.best_weights
+    assert best_weights(config.save_path) == expected
+    taken = "the averaged weights" if averaged < best else "the weights of the best epoch"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"better on the validation set: {taken}; spkid score --model {config.save_path} takes them"
     (config.save_path / best_weights(config.save_path).name).unlink()
     with pytest.raises(InputError, match=r"the best weights of this training are missing"):
         best_weights(config.save_path)
