@@ -26,10 +26,12 @@ def draw_curves(statistics: TrainStatistics) -> bytes:
     if any(count is not None for count in columns.va_wrong):
         of_all = next(count for count in columns.va_utterances if count is not None)
         panels.append((f"wrong utterances of {of_all:,}", [], columns.va_wrong, columns.avg_wrong))
-    figure = Figure(figsize=(6 * len(panels), 4.6), layout="constrained")
-    for axis, (title, *curves) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    figure = Figure(figsize=(6 * len(panels), 4.8), layout="constrained")
+    axes = figure.subplots(1, len(panels))
+    for axis, (title, *curves) in zip(axes, panels, strict=True):
         _draw_panel(axis, *curves, best=(statistics.best_epoch, statistics.best_by))
         axis.set_title(title, loc="left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, edgecolor="none")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
@@ -54,7 +56,6 @@ def _draw_panel(axis: Any, training: Curve, validation: Curve, averaged: Curve, 
     axis.set(xlabel="epoch, counted from 0", xlim=(-1, max(epochs, 1) * 1.02 - 1))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    axis.legend(framealpha=1, edgecolor="none")
 
 
 def _known(values: Curve) -> list[float]:
