@@ -70,6 +70,15 @@ def save_weights(model: torch.nn.Module, path: Path, training_id: str | None = N
         torch.save(on_cpu, file)
 
 
+def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """The digest of a network's `state_dict`: of the bytes of all its tensors, in their order."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def name_in(state: object) -> str | None:
     """The training that a loaded `state_dict` names; None where it names none, as those of other programs."""
     metadata = getattr(state, "_metadata", None)

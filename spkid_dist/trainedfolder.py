@@ -123,14 +123,16 @@ class TrainStatistics:
         found = self.figures(best)
         return found.wrong is not None and (averaged.wrong, averaged.loss) < (found.wrong, found.loss)
 
-    def until(self, epoch: int) -> "TrainStatistics":
-        """The history as it was after an epoch, without the log lines."""
-        columns = {name: values[: epoch + 1] for name, values in self.columns().items() if not name.startswith("tr_")}
-        return TrainStatistics(**columns, best_by=self.best_by)
-
-    def was_best(self, epoch: int) -> bool:
-        """Whether the epoch was the best one when it was validated."""
-        return self.until(epoch).best_epoch == epoch
+    @property
+    def were_best(self) -> list[bool]:
+        """Of each epoch, whether it was the best one when it was validated."""
+        found, lowest = list[bool](), None
+        for epoch in range(self.epochs):
+            rank = self._rank(epoch)
+            is_best = math.isfinite(self.figures(epoch).loss) and (lowest is None or rank < lowest)
+            lowest = rank if is_best else lowest
+            found.append(is_best)
+        return found
 
     def is_out_of_patience(self, patience: int) -> bool:
         """Whether the last `patience` epochs were not better."""
@@ -217,8 +219,8 @@ def read_statistics(folder: Path, options: Mapping[str, Any]) -> TrainStatistics
 def best_weights(folder: Path) -> Path:
     """The weights in a training's folder that did best in its validation.
 
-    These are those of the best epoch, or the averaged ones of the last epoch: whichever gave fewer utterances a wrong speaker,
-    and where both gave as many, whichever has the lower loss.
+    These are those of the best epoch, or the averaged ones of the last epoch, if they are there: whichever gave fewer
+    utterances a wrong speaker, and where both gave as many, whichever has the lower loss.
 
     Raises:
         InputError: this is no training's folder, no epoch has ended, or the weights are missing.
@@ -229,13 +231,10 @@ def best_weights(folder: Path) -> Path:
     best, last = statistics.best_epoch, statistics.epochs - 1
     if best < 0:
         raise InputError(f"{folder}: no epoch of this training has ended yet, so it has no weights; train it on")
-    names = [weights_name(best, best=True)]
-    if statistics.average_figures(last) is not None:
-        names.insert(0 if statistics.is_average_better else 1, averaged_name(last))
-    path = folder / names[0]
-    if not path.is_file():
-        there = ", ".join(name for name in names[1:] if (folder / name).is_file()) or "none of the others"
-        raise InputError(
-            f"{path}: the best weights of this training are missing; restore them, or give others ({there})"
-        )
-    return path
+    averaged, of_best = folder / averaged_name(last), folder / weights_name(best, best=True)
+    # Between a resume from an older checkpoint and the end of the epoch there are no averaged weights.
+    if statistics.is_average_better and averaged.is_file():
+        return averaged
+    if not of_best.is_file():
+        raise InputError(f"{of_best}: the weights of the best epoch are missing; restore them, or give others")
+    return of_best

@@ -24,6 +24,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import GlobalBatchNorm
 from spkid_dist.process.memory import is_out_of_memory
 from spkid_dist.ranks.together import by_main, share_weights
+from spkid_dist.trained import weights_digest
 from spkid_dist.trainedfolder import TrainStatistics
 from spkid_dist.training.feed import Feed
 from spkid_dist.training.outputs import weights_of
@@ -48,8 +49,10 @@ class WeightAverage(ABC):
         """Take in the weights after a step; nothing of it waits for a device, and all tensors keep their addresses."""
 
     @abstractmethod
-    def after_epoch(self, accelerator: Accelerator, statistics: TrainStatistics) -> str | None:
-        """Make `network` the average after the epoch that ended last; called by all ranks before it is validated.
+    def after_epoch(self, accelerator: Accelerator, statistics: TrainStatistics, epoch: int) -> str | None:
+        """Make `network` the average after an epoch, whose weights the source has; called by all ranks.
+
+        `statistics` are those of the epochs before it, or also of itself.
 
         Returns why there is no average after this epoch, None where there is one.
         """
@@ -58,22 +61,31 @@ class WeightAverage(ABC):
     def describe(self, epoch: int) -> str:
         """Of what it is the average after an epoch."""
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What checkpoints carry of it."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+
 
 class EpochAverage(WeightAverage):
     """The mean of the weights after the last `epochs` epochs, in float64; of all epochs where there are fewer.
 
     Those of earlier epochs are read from their files in `folder`, so that they take no memory, and a resumed training has the
-    same bits.
+    same bits. Checkpoints have the files' digests.
     """
 
     def __init__(self, source: torch.nn.Sequential, epochs: int, folder: Path) -> None:
         super().__init__(source)
         self._epochs = epochs
         self._folder = folder
+        self._digests: dict[int, str] = {}  # of the weights after the last epochs, on rank 0
 
-    def after_epoch(self, accelerator: Accelerator, statistics: TrainStatistics) -> str | None:
+    def after_epoch(self, accelerator: Accelerator, statistics: TrainStatistics, epoch: int) -> str | None:
         """As `WeightAverage.after_epoch`."""
-        missing = by_main(accelerator, lambda: self._average(statistics))
+        missing = by_main(accelerator, lambda: self._average(statistics, epoch))
         if missing is None and accelerator.num_processes > 1:
             share_weights(self.network)
         return missing
@@ -87,14 +99,19 @@ class EpochAverage(WeightAverage):
         return max(0, epoch - self._epochs + 1)
 
     @torch.no_grad()
-    def _average(self, statistics: TrainStatistics) -> str | None:
+    def _average(self, statistics: TrainStatistics, epoch: int) -> str | None:
         """Set the network's weights to the mean; returns which file is missing, if one is. On rank 0."""
-        epoch, files = statistics.epochs, weights_of(statistics)
+        self._digests[epoch] = weights_digest(self._source.state_dict())
+        self._digests = {one: digest for one, digest in self._digests.items() if self._first(epoch) <= one <= epoch}
+        files = weights_of(statistics)
         sums = {name: weight.detach().cpu().double() for name, weight in self._source.named_parameters()}
         for earlier in range(self._first(epoch), epoch):
             path = self._folder / files[earlier]
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                written = self._digests.get(earlier)  # checkpoints of earlier versions know none
+                if written is not None and weights_digest(state) != written:
+                    return f"{path} is not what was written there"
                 for name, total in sums.items():
                     total += state[name]
             except Exception as error:
@@ -106,6 +123,14 @@ class EpochAverage(WeightAverage):
         for mine, theirs in zip(self.network.buffers(), self._source.buffers(), strict=True):
             mine.copy_(theirs)
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The digests of the weights that are averaged."""
+        return {"digests": dict(self._digests)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._digests = dict(state["digests"])
 
 
 class MovingAverage(WeightAverage):
@@ -121,7 +146,7 @@ class MovingAverage(WeightAverage):
         """As `WeightAverage.after_step`."""
         self._move(self._mine, self._theirs, None)
 
-    def after_epoch(self, accelerator: Accelerator, statistics: TrainStatistics) -> str | None:  # noqa: ARG002
+    def after_epoch(self, accelerator: Accelerator, statistics: TrainStatistics, epoch: int) -> str | None:  # noqa: ARG002
         """As `WeightAverage.after_epoch`: there always is one."""
         with torch.no_grad():
             for mine, theirs in zip(self.network.buffers(), self._source.buffers(), strict=True):
@@ -149,6 +174,11 @@ def make_average(config: TrainConfig, network: torch.nn.Sequential) -> WeightAve
     if averaging.kind == "epochs":
         return EpochAverage(network, averaging.epochs, config.save_path)
     return MovingAverage(network, averaging.decay)
+
+
+def is_made_of_files(average: WeightAverage | None) -> bool:
+    """Whether a training can go on from a checkpoint that knows nothing of the average, as those of earlier versions."""
+    return not isinstance(average, MovingAverage)
 
 
 @torch.no_grad()

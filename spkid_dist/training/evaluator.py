@@ -27,7 +27,18 @@ class Evaluator:
         self._accelerator = accelerator
         self._data = data
         self._utterances = UtteranceTable.of(data)
-        self._judged = [_Judged(network, self._utterances, data, accelerator) for network in networks]
+        num_classes, device = len(data.speakers), accelerator.device
+        self._on_device = data.is_placed and DeviceUtterances.fit(self._utterances, num_classes, len(networks), device)
+        self._judged = [
+            _Judged(
+                network,
+                DeviceUtterances(self._utterances, num_classes, device)
+                if self._on_device
+                else OpenUtterances(self._utterances, num_classes),
+                device,
+            )
+            for network in networks
+        ]
         self._replay = Replay(accelerator.device)
         self._table = StepTable(accelerator.device, self._judged[0].tally.sums, data.batch_size)
 
@@ -47,9 +58,7 @@ class Evaluator:
     def _take(self, steps: Steps, count: int) -> None:
         if isinstance(steps, PlacedSteps):
             self._table.send(steps)
-            step = (
-                self._step if all(judged.is_on_device for judged in self._judged[:count]) else self._step_without_graph
-            )
+            step = self._step if self._on_device else self._step_without_graph
             step(steps, count)
             return
         for x, y in steps.batches():
@@ -80,18 +89,10 @@ class Evaluator:
 class _Judged:
     """A network, and what was found of it so far."""
 
-    def __init__(
-        self, network: torch.nn.Module, table: UtteranceTable, data: WindowDataset, accelerator: Accelerator
-    ) -> None:
+    def __init__(self, network: torch.nn.Module, errors: UtteranceErrors, device: torch.device) -> None:
         self.network = network
-        self.tally = Tally(accelerator.device)
-        num_classes = len(data.speakers)
-        self.is_on_device = data.is_placed and DeviceUtterances.fits(table, num_classes, accelerator.device)
-        self._errors: UtteranceErrors = (
-            DeviceUtterances(table, num_classes, accelerator.device)
-            if self.is_on_device
-            else OpenUtterances(table, num_classes)
-        )
+        self.tally = Tally(device)
+        self._errors = errors
 
     def add(self, log_probs: torch.Tensor, y: torch.Tensor, window_ids: torch.Tensor) -> None:
         """Take in a batch: log_probs (B, K) float32, classes y (B,), numbers of the windows (B,)."""

@@ -180,6 +180,10 @@ class TrainingFolder:
         remove_calibrations(self.path / averaged_name(epoch))
         save_weights(network, self.path / averaged_name(epoch), self._options[ID_NAME])
 
+    def has_average(self, epoch: int) -> bool:
+        """Whether the averaged weights after an epoch are there."""
+        return (self.path / averaged_name(epoch)).is_file()
+
     def remove_earlier_averages(self, epoch: int) -> None:
         """Remove the averaged weights of epochs before this one, which a resumed training needs no more. Raises InputError."""
         self.check()

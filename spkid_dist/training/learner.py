@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from spkid_dist.config import TrainConfig
 from spkid_dist.trainedfolder import TrainStatistics
-from spkid_dist.training.averaging import MovingAverage, WeightAverage, make_average
+from spkid_dist.training.averaging import WeightAverage, make_average
 from spkid_dist.training.enginechoice import EngineName, prepare
 from spkid_dist.training.learning import Schedule, compile_model, make_optimizer
 from spkid_dist.training.losses import FiniteGuard, Tally
@@ -58,7 +58,7 @@ class Learner:
         parts: dict[str, Stateful] = {"model": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.scaler is not None:
             parts["scaler"] = self.scaler
-        if isinstance(self.average, MovingAverage):  # the mean of epochs is made of their files
+        if self.average is not None:
             parts["average"] = self.average
         return parts
 
@@ -72,9 +72,9 @@ class Learner:
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict` with the same names."""
-        for name, part in self.parts.items():
-            part.load_state_dict(states[name])
+        """Go on from a `state_dict`."""
+        for name, state in states.items():
+            self.parts[name].load_state_dict(state)
 
 
 def make_learner(

@@ -52,6 +52,12 @@ class TrainingLoop:
             InputError: data are damaged, a file can't be written, or the training diverged.
             Stopped: it was told to stop, and can be continued.
         """
+        training = self._data.training
+        if (training.epoch, training.position) == (
+            self._learner.statistics.epochs,
+            0,
+        ):  # the network is the last epoch's
+            self._validation.write_missing_average()
         if self.is_finished:
             self._job.log.line("this training is finished: nothing to do")
         with self._profile:

@@ -155,8 +155,19 @@ class Reading:
             self._sums = sums.clone()
 
     def means(self) -> tuple[float, float]:
-        """Loss and accuracy a window; waits until they are here."""
+        """Loss and accuracy a window; waits until they are here.
+
+        Raises:
+            InputError: there was no window, on any rank.
+        """
         if self._arrived is not None:
             self._arrived.synchronize()
         loss, right, count = self._sums.tolist()
+        if not count:
+            raise_everywhere(
+                InputError(
+                    "no window of the last batches could be used, as all of their blocks are damaged; run spkid verify on the "
+                    "dataset, and restore what it names"
+                )
+            )
         return loss / count, right / count

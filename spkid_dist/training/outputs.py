@@ -131,7 +131,7 @@ def bring_summary(origin: Path, folder: Path, epochs: int) -> None:
 
 def weights_of(statistics: TrainStatistics) -> list[str]:
     """The names of the weights after each epoch."""
-    return [weights_name(epoch, statistics.was_best(epoch)) for epoch in range(statistics.epochs)]
+    return [weights_name(epoch, best) for epoch, best in enumerate(statistics.were_best)]
 
 
 def average_of(statistics: TrainStatistics) -> list[str]:

@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from shards.errors import InputError
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.ledger import Ledger
+from spkid_dist.training.averaging import is_made_of_files
 from spkid_dist.training.checkpoint import Checkpoint
 from spkid_dist.training.learner import Learner
 from spkid_dist.training.losses import check_finite
@@ -55,7 +56,8 @@ def restore(checkpoint: Checkpoint, learner: Learner, data: WindowDataset, accel
         InputError: its parts or their shapes are not those of this training.
     """
     values, states = checkpoint.values, load_tensors(checkpoint)
-    if set(states) != set(learner.parts):
+    unneeded = {"average"} if is_made_of_files(learner.average) else set[str]()
+    if not set(learner.parts) - unneeded <= set(states) <= set(learner.parts):
         raise InputError(
             f"{checkpoint.path}: it has the state of {', '.join(states)}, expected {', '.join(learner.parts)}; "
             "continue it with the version and the kind of device that wrote it"

@@ -19,7 +19,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.process.memory import free_memory
 from spkid_dist.streaming.kernels import add_rows
 
-SHARE_OF_MEMORY = 8  # sums of all utterances lie on a device where they take less than this part of its free memory
+SHARE_OF_MEMORY = 4  # sums of all utterances lie on a device where they take less than this part of its free memory
 
 
 @dataclass(frozen=True)
@@ -128,10 +128,11 @@ class DeviceUtterances:
         self._sums = torch.zeros(len(table.ends), num_classes, dtype=torch.float64, device=device)
 
     @staticmethod
-    def fits(table: UtteranceTable, num_classes: int, device: torch.device) -> bool:
-        """Whether the device has the memory."""
+    def fit(table: UtteranceTable, num_classes: int, num_networks: int, device: torch.device) -> bool:
+        """Whether all ranks have the memory for the sums of so many networks; called by all."""
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
-        return len(table.ends) * num_classes * 8 < free / SHARE_OF_MEMORY
+        needed = len(table.ends) * num_classes * 8 * (num_networks + 1)  # `read` makes a copy
+        return all(gather_object([needed < free / SHARE_OF_MEMORY]))
 
     def add(self, log_probs: torch.Tensor, window_ids: torch.Tensor) -> None:
         """As `UtteranceErrors.add`; nothing of it waits for the host."""

@@ -39,10 +39,13 @@ class Validation:
         """
         learner, statistics, accelerator = self._learner, self._learner.statistics, self._job.accelerator
         by_main(accelerator, lambda: check_finite(learner.network.state_dict()))
-        has_average = self._make_average()
+        has_average = self._make_average(epoch)
         found, *of_average = self._evaluator.evaluate(1 + has_average, after_steps)
         _check_loss(found.loss, epoch)
-        average = of_average[0] if of_average and math.isfinite(of_average[0].loss) else None
+        average = of_average[0] if of_average else None
+        if average is not None and not math.isfinite(average.loss):
+            self._job.log.line(f"averaged weights: none after this epoch, as their validation loss is {average.loss}")
+            average = None
         statistics.add(found, average)
         best = statistics.best_epoch == epoch
         by_main(accelerator, lambda: self._save(epoch, best, average is not None))
@@ -51,12 +54,24 @@ class Validation:
             self._job.log.line(f"learning rate: multiplied by {self._config.step_factor}")
         self._say(epoch, found, average, best)
 
-    def _make_average(self) -> bool:
-        """Make the averaged weights; returns whether there are any, and says why where they can't be made."""
+    def write_missing_average(self) -> None:
+        """Write the averaged weights of the last epoch where a resume from an older checkpoint has left none; by all ranks.
+
+        The epoch after it must not have begun.
+        """
+        epoch, average = self._learner.statistics.epochs - 1, self._learner.average
+        if average is None or self._learner.statistics.average_figures(epoch) is None:
+            return
+        accelerator = self._job.accelerator
+        if not by_main(accelerator, lambda: self._folder.has_average(epoch)) and self._make_average(epoch):
+            by_main(accelerator, lambda: self._folder.save_average(average.network, epoch))
+
+    def _make_average(self, epoch: int) -> bool:
+        """Make the averaged weights after an epoch; returns whether there are any, and says why where they can't be made."""
         average, accelerator = self._learner.average, self._job.accelerator
         if average is None:
             return False
-        missing = average.after_epoch(accelerator, self._learner.statistics)
+        missing = average.after_epoch(accelerator, self._learner.statistics, epoch)
         if missing is not None:
             self._job.log.line(f"averaged weights: none after this epoch, as {missing}")
             return False

@@ -1,14 +1,17 @@
 """Averaged weights are the average that they say, whatever the engine, the ranks and the interruptions, and disturb nothing."""
 
+import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import xxhash
 from training import OPTIONS, checkpoints, result, run, statistics
 
 from shards import InputError, UsageError
+from shards.files import write_json
 from spkid_dist.config import ScoreConfig, TrainConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import model_from_options
@@ -186,6 +189,53 @@ def test_an_average_whose_epochs_are_gone_is_not_written(config, tmp_path, capsy
     assert best_weights(config.save_path) == trained.best_weights
 
 
+@pytest.mark.parametrize("damage", ["bits", "another epoch"])
+def test_weights_that_are_not_what_was_written_are_not_averaged(config, damage, capsys):
+    train_model(replace(config, epoch=2))
+    paths = [next(config.save_path.glob(f"bestval_e{epoch}_weights.ckpt")) for epoch in (0, 1)]
+    if damage == "bits":
+        state = torch.load(paths[0], weights_only=True)
+        next(iter(state.values()))[0, 0] += 1e-3
+        torch.save(state, paths[0])
+    else:
+        shutil.copyfile(paths[1], paths[0])
+    trained = train_model(replace(config, resume="auto"))
+    assert f"{paths[0]} is not what was written there" in capsys.readouterr().out
+    assert trained.averaged_weights is None
+
+
+def test_a_finished_older_checkpoint_gets_its_averaged_weights_back(config):
+    config = replace(config, keep_checkpoints=9, batch_norm=True)
+    train_model(replace(config, epoch=2))
+    expected = result(config.save_path)["averaged_e1_weights.ckpt"]
+    train_model(replace(config, epoch=3, resume="auto"))
+    trained = train_model(replace(config, epoch=2, resume=str(checkpoints(config.save_path)[1])))
+    assert trained.averaged_weights.read_bytes() == expected
+    assert best_weights(config.save_path).is_file()
+
+
+def test_a_checkpoint_of_before_averages_goes_on(config, tmp_path):
+    train_model(config)
+    expected = result(config.save_path)
+    checkpoint = checkpoints(config.save_path)[0]
+    states = torch.load(checkpoint / "state.pt")
+    del states["average"]
+    torch.save(states, checkpoint / "state.pt")
+    values = json.loads((checkpoint / "training.json").read_text())
+    for name in ("average", "best_by"):
+        del values["options"][name]
+    values["statistics"] = {name: values["statistics"][name] for name in ("tr_loss", "tr_acc", "va_loss", "va_acc")}
+    write_json(checkpoint / "training.json", values)
+    files = {name: (checkpoint / name).read_bytes() for name in ("state.pt", "training.json")}
+    written = {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
+    write_json(checkpoint / "manifest.json", {"format": 1, "files": written})
+    train_model(replace(config, resume=str(checkpoint), save_path=tmp_path / "on"))
+    found = result(tmp_path / "on")
+    weights_files = {name for name in expected if name.endswith(".ckpt")}
+    assert {name: found[name] for name in weights_files} == {name: expected[name] for name in weights_files}
+    assert statistics(tmp_path / "on")["va_wrong"][0] is None
+
+
 def best_weights_of_nothing(folder):
     (folder / "empty").mkdir()
     (folder / "empty/train.opts").write_text('{"input_dim": 3, "in_frames": 5, "hsize": 4, "num_spks": 2}')
@@ -234,8 +284,10 @@ def test_the_best_weights_of_a_folder_are_those_with_fewer_wrong_utterances(conf
     taken = "the averaged weights" if averaged < best else "the weights of the best epoch"
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == f"better on the validation set: {taken}; spkid score --model {config.save_path} takes them"
-    (config.save_path / best_weights(config.save_path).name).unlink()
-    with pytest.raises(InputError, match=r"the best weights of this training are missing"):
+    trained.averaged_weights.unlink()
+    assert best_weights(config.save_path) == trained.best_weights
+    trained.best_weights.unlink()
+    with pytest.raises(InputError, match=r"the weights of the best epoch are missing"):
         best_weights(config.save_path)
     with pytest.raises(InputError, match=r"holds no train\.opts, so it is no training"):
         best_weights(config.save_path.parent)

@@ -300,7 +300,7 @@ def test_the_folder_of_a_checkpoint_is_known_by_any_of_its_paths(copy, options, 
     (tmp_path / "link").symlink_to(copy)
     first = checkpoints(copy)[0].name
     train_model(TrainConfig(**(options | {"epoch": 1}), resume=f"{tmp_path}/link/../ckpt/checkpoints/{first}"))
-    assert sorted(result(copy)) == ["bestval_e0_weights.ckpt", "train_stats.json"]
+    assert sorted(result(copy)) == ["averaged_e0_weights.ckpt", "bestval_e0_weights.ckpt", "train_stats.json"]
 
 
 def test_auto_without_a_checkpoint_begins_anew_only_in_a_folder_of_the_same_training(copy, options, finished):

@@ -265,7 +265,7 @@ def test_an_unknown_validation_loss_is_never_the_best(losses, best):
     statistics = TrainStatistics()
     statistics.take_over({"tr_loss": [], "tr_acc": [], "va_loss": losses, "va_acc": [0.5] * len(losses)})
     assert statistics.best_epoch == best
-    assert [statistics.was_best(epoch) for epoch in range(len(losses))][best : best + 1] in ([True], [])
+    assert statistics.were_best[best : best + 1] in ([True], [])
 
 
 def test_accumulation_by_the_launcher_is_refused(config, monkeypatch):
