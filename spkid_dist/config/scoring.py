@@ -177,9 +177,9 @@ class ExportConfig(Options):
     The folder holds the weights or the graph, and a model.json with all that a caller needs.
     """
 
-    model: Path | None = None
+    model: Paths = ()
     """Folder of a training, whose best weights are exported. Give it, or --weights_ckpt."""
-    weights_ckpt: Path | None = None
+    weights_ckpt: Paths = ()
     """Weights file, such as ckpt/bestval_e19_weights.ckpt, in place of --model."""
     out: Path
     """Folder to create; it must be empty or not exist."""
@@ -194,6 +194,9 @@ class ExportConfig(Options):
         """Check the model and the formats' names; raises UsageError."""
         super().__post_init__()
         _check_models(self.models, self.weights)
+        if len(self.models) + len(self.weights) > 1:
+            given = ", ".join(map(str, self.models + self.weights))
+            raise UsageError(f"export takes one model, and {given} are given; export each into a folder of its own")
         unknown = [name for name in self.formats if name not in EXPORT_FORMATS]
         if unknown:
             raise UsageError(
@@ -202,13 +205,13 @@ class ExportConfig(Options):
 
     @property
     def models(self) -> tuple[Path, ...]:
-        """The folder of --model, if it is given."""
-        return () if self.model is None else (self.model,)
+        """The folders of --model; a valid configuration has one at most."""
+        return self.model if isinstance(self.model, tuple) else (self.model,)
 
     @property
     def weights(self) -> tuple[Path, ...]:
-        """The file of --weights_ckpt, if it is given."""
-        return () if self.weights_ckpt is None else (self.weights_ckpt,)
+        """The files of --weights_ckpt; a valid configuration has one at most."""
+        return self.weights_ckpt if isinstance(self.weights_ckpt, tuple) else (self.weights_ckpt,)
 
     @property
     def formats(self) -> list[str]:

@@ -169,6 +169,16 @@ def test_an_export_needs_one_model():
             ExportConfig(out="x", **given)
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("flag", ["model", "weights_ckpt"])
+def test_an_export_of_two_models_is_refused(spkid, tmp_path, flag):
+    code, _, error = spkid("export", f"--{flag}", "a", f"--{flag}", "b", "--out", tmp_path / "out")
+    assert (code, error) == (
+        2,
+        "spkid: error: export takes one model, and a, b are given; export each into a folder of its own\n",
+    )
+
+
 def test_the_flags_are_repeated_on_the_command_line(trained, config, tmp_path, spkid):
     paths = [trained(f"ckpt{seed}", seed)[0] for seed in range(2)]
     flags = ["--db_path", config["db_path"], "--te_list_file", config["te_list_file"], "--no_pictures"]
