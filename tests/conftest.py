@@ -204,7 +204,7 @@ def spkid(
             cli.main()
         printed, error = capsys.readouterr()
         code = exit_info.value.code
-        assert error.count("\n") <= 1 or code == 2, error  # tyro draws a box around an unknown flag
+        assert error.count("\n") <= 1, error
         return code, printed, error
 
     return run

@@ -20,7 +20,7 @@ from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stoppe
 from shards.extras import REQUIREMENTS, install_command
 from spkid_dist import config as configs
 from spkid_dist.commands.configfile import with_config
-from spkid_dist.commands.flags import CONFIG_COMMANDS, CONFIG_FLAG
+from spkid_dist.commands.flags import CONFIG_COMMANDS, config_flag
 from spkid_dist.commands.help import (
     HELP_WORDS,
     asks_for_help,
@@ -29,6 +29,7 @@ from spkid_dist.commands.help import (
     print_command,
     print_overview,
 )
+from spkid_dist.commands.parsing import STYLE, parse_flags
 from spkid_dist.process.versions import installed_version
 
 # command: (its options, the module and the function that run it)
@@ -64,7 +65,6 @@ TRAIN_MODULES = (
     "sklearn",
     "torch",
 )  # of the extra `train`
-STYLE = (tyro.conf.FlagCreatePairsOff,)
 
 
 def run_arguments(arguments: Sequence[str]) -> int:
@@ -86,7 +86,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     """The options of the command that `arguments` begin with; None where they ask for help, which is printed then.
 
     Raises:
-        UsageError: there is no such command, or it has no such flag.
+        UsageError: there is no such command, it has no such flag, or a flag's value is missing or can't be.
     """
     command, *rest = arguments or ["--help"]
     if command in HELP_WORDS:
@@ -99,12 +99,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         return print_command(command, options)
     words, config_file = with_config(command, options, rest)
     check_flags(command, options, words)
-    try:
-        return tyro.cli(options, prog=f"spkid {command}", args=words, config=STYLE, use_underscores=True)
-    except SystemExit:
-        if config_file is not None:
-            print(f"spkid: flags were read from {config_file}, too", file=sys.stderr)
-        raise
+    return parse_flags(command, options, words, config_file)
 
 
 def _print_completion(shell: str) -> None:
@@ -125,8 +120,9 @@ def _with_config_flag(command: str, options: type[Any]) -> Callable[..., Any]:
     """The command's options as completion knows them: with --config where the command has it, which is none of its options."""
     if command not in CONFIG_COMMANDS:
         return options
-    hint = Annotated[Path | None, tyro.conf.arg(help=CONFIG_FLAG.text)]
-    flag = (CONFIG_FLAG.name, hint, field(default=None))
+    added = config_flag(command)
+    hint = Annotated[Path | None, tyro.conf.arg(help=added.text)]
+    flag = (added.name, hint, field(default=None))
     return make_dataclass(options.__name__, [flag], bases=(options,), frozen=True, kw_only=True)
 
 

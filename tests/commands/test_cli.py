@@ -148,6 +148,12 @@ USAGE = {
     "NaN momentum": (["train", "--momentum", "nan"], "--momentum nan: expected 0 or more"),
     "half a pair": (["train", "--tr_shards", "x"], "--tr_shards and --va_shards go together"),
     "fp16 on a CPU": (["train", "--mixed_precision", "fp16"], "--mixed_precision fp16: needs a GPU"),
+    "a missing flag": (["export", "--model", "x"], "--out PATH is missing: folder to create; it must be empty or not exist; see"),
+    "a missing value": (["identify"], "MODEL is missing: folder of the training"),
+    "a flag without its value": (["train", "--epoch"], "Missing value for argument '--epoch'. Expected 1 values; see spkid train"),
+    "a word for a number": (["train", "--epoch", "x"], "spkid: error: --epoch: invalid literal for int() with base 10: 'x'; see"),
+    "none of the choices": (["train", "--edge", "x"], "invalid choice 'x' for argument '--edge'. Expected one of ('zero', 'edge'"),
+    "a word too many": (["train", "x"], "Unrecognized options: x; see spkid train --help"),
     "component 0": (["shard", "--out", "x", "--speaker_component", "0"], "--speaker_component 0: components count from 1"),
 }  # fmt: skip
 

@@ -26,10 +26,9 @@ def test_a_file_gives_flags_and_the_command_line_comes_first(tmp_path):
     assert parsed(tmp_path, "tr_speakers: [anna, ben]", "--tr_speakers=carl").tr_speakers == ("carl",)
 
 
-def test_a_stray_word_does_not_join_a_list_of_the_file(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_a_stray_word_does_not_join_a_list_of_the_file(tmp_path):
+    with pytest.raises(UsageError, match="Unrecognized options: carl"):
         parsed(tmp_path, "tr_speakers: [anna, ben]", "carl")
-    assert "carl" in capsys.readouterr().err
 
 
 def test_words_that_yaml_might_take_for_truths_stay_words(tmp_path):
@@ -40,7 +39,7 @@ def test_words_that_yaml_might_take_for_truths_stay_words(tmp_path):
 def test_values_reach_the_flag_as_they_are_written(tmp_path):
     assert parsed(tmp_path, "tr_speakers: [0001, 010, 1_0, 1e3]").tr_speakers == ("0001", "010", "1_0", "1e3")
     assert parsed(tmp_path, 'lr: "1e-2"\nhsize: 1_000') == TrainConfig(lr=0.01, hsize=1000)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UsageError, match="--timeout_minutes: .*1:30"):
         parsed(tmp_path, "timeout_minutes: 1:30")
 
 
@@ -105,11 +104,13 @@ def test_a_config_that_is_no_file_is_one_line(words, message):
         _parse(["train", *words])
 
 
-def test_a_value_of_the_wrong_type_names_the_file(tmp_path, capsys):
-    with pytest.raises(SystemExit) as end:
+def test_a_value_of_the_wrong_type_names_the_file(tmp_path):
+    with pytest.raises(UsageError) as error:
         parsed(tmp_path, "lr: fast")
-    assert end.value.code == 2
-    assert capsys.readouterr().err.endswith(f"spkid: flags were read from {tmp_path}/flags.yaml, too\n")
+    assert str(error.value) == (
+        f"--lr: could not convert string to float: 'fast' (flags were read from {tmp_path}/flags.yaml, too); see spkid "
+        "train --help"
+    )
 
 
 def test_a_training_is_repeated_bit_for_bit_by_its_train_opts(tmp_path, shards, spkid):
