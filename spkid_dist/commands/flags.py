@@ -53,14 +53,19 @@ class Flag:
 
 
 CONFIG_COMMANDS = ("train", "shard", "score")
-CONFIG_FLAG = Flag(
-    name="config",
-    placeholder="PATH",
-    text="Read flags from this file: YAML, or the train.opts of a former training. Flags that are given here come first.",
-    default=None,
-    required=False,
-    positional=False,
-)
+
+
+def config_flag(command: str) -> Flag:
+    """The flag --config of a command, one of `CONFIG_COMMANDS`."""
+    kinds = "YAML, or the train.opts of a former training" if command == "train" else "YAML"
+    return Flag(
+        name="config",
+        placeholder="PATH",
+        text=f"Read flags from this file: {kinds}. Flags on the command line win.",
+        default=None,
+        required=False,
+        positional=False,
+    )
 
 
 def flags_of(options: type[Any]) -> list[Flag]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from shards.errors import UsageError
-from spkid_dist.commands.flags import CONFIG_COMMANDS, CONFIG_FLAG, Flag, flags_of
+from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, config_flag, flags_of
 from spkid_dist.commands.sections import COMMAND_GROUPS, EXAMPLES, SECTIONS
 
 HELP_WORDS = ("-h", "--help")
@@ -74,7 +74,7 @@ def print_command(command: str, options: type[Any]) -> None:
 def flags_by_section(command: str, options: type[Any]) -> dict[str, list[Flag]]:
     """The flags by the titles of their sections, each once."""
     flags = {flag.name: flag for flag in flags_of(options)}
-    first = {"Configuration": [CONFIG_FLAG]} if command in CONFIG_COMMANDS else {}
+    first = {"Configuration": [config_flag(command)]} if command in CONFIG_COMMANDS else {}
     found = first | {
         title: [flags.pop(name) for name in names if name in flags]
         for title, names in SECTIONS.get(command, {}).items()

@@ -8,7 +8,7 @@ import tyro
 
 from shards.errors import UsageError
 from spkid_dist.config.checks import Options, at_least
-from spkid_dist.config.scoring import ScoringFlags
+from spkid_dist.config.scoring import Paths, ScoringFlags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,16 @@ class IdentifyConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig(ScoringFlags):
-    """Write an embedding of each utterance: a vector that is alike for utterances of one speaker.
+    """Write an embedding of each utterance: a vector. Vectors of one speaker's utterances are similar.
 
     It is the mean and the deviation of the last hidden layer's outputs, over the windows of the utterance.
     Under `accelerate launch -m spkid_dist embed` each process computes a share.
     """
 
+    model: Paths = ()
+    """Folder of a training, whose best weights are taken. Give it, or --weights_ckpt."""
+    weights_ckpt: Paths = ()
+    """Weights file, such as ckpt/bestval_e19_weights.ckpt, in place of --model."""
     te_list_file: Path | None = None
     """List of the utterances to embed: one per line, without extension. Default: spk_rec.test, or all of --te_shards."""
     out: Path = Path("embeddings.npz")

@@ -39,7 +39,7 @@ def test_words_that_yaml_might_take_for_truths_stay_words(tmp_path):
 def test_values_reach_the_flag_as_they_are_written(tmp_path):
     assert parsed(tmp_path, "tr_speakers: [0001, 010, 1_0, 1e3]").tr_speakers == ("0001", "010", "1_0", "1e3")
     assert parsed(tmp_path, 'lr: "1e-2"\nhsize: 1_000') == TrainConfig(lr=0.01, hsize=1000)
-    with pytest.raises(UsageError, match="--timeout_minutes: .*1:30"):
+    with pytest.raises(UsageError, match=r"--timeout_minutes: .*1:30"):
         parsed(tmp_path, "timeout_minutes: 1:30")
 
 

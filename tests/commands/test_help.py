@@ -213,3 +213,17 @@ def test_json_is_printed_to_a_pipe_and_to_a_terminal_only_if_asked(dataset, spki
 @pytest.mark.parametrize("command", ["shard", "verify", "index", "doctor", "bench", "simulate", "info"])
 def test_every_command_with_a_json_summary_has_the_flag(command):
     assert "json" in {flag.name for flag in flags_of(COMMANDS[command][0])}
+
+
+@pytest.mark.parametrize("command", ["embed", "export"])
+def test_commands_of_one_model_do_not_advise_to_repeat_the_flag(command, spkid):
+    printed = " ".join(spkid(command, "--help")[1].split())
+    assert "Folder of a training, whose best weights are" in printed
+    assert "Repeat it" not in printed
+
+
+@pytest.mark.parametrize("command", CONFIG_COMMANDS)
+def test_only_a_training_reads_flags_from_train_opts(command, spkid):
+    printed = " ".join(spkid(command, "--help")[1].split())
+    kinds = "YAML, or the train.opts of a former training" if command == "train" else "YAML"
+    assert f"Read flags from this file: {kinds}. Flags on the command line win." in printed
