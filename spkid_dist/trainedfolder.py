@@ -16,6 +16,7 @@ from spkid_dist.config.choices import BestBy
 from spkid_dist.trained import OPTIONS_NAME, read_options
 
 STATISTICS_NAME = "train_stats.json"
+WEIGHTS = ".ckpt"  # the ending of weights files
 Number = float | None
 
 
@@ -216,6 +217,20 @@ def read_statistics(folder: Path, options: Mapping[str, Any]) -> TrainStatistics
     return statistics
 
 
+def check_training(folder: Path, *, by_flag: bool = False) -> None:
+    """Raise InputError where `folder` is not that of a training, with what it is; `by_flag`: --weights_ckpt takes files."""
+    if folder.is_file():
+        advice = f"{folder.parent}{', or the file by --weights_ckpt' if by_flag else ''}"
+        raise InputError(
+            f"{folder}: is a file, expected the folder of a training; give "
+            f"{advice if folder.suffix == WEIGHTS else 'the --save_path of one'}"
+        )
+    if not folder.is_dir():
+        raise InputError(f"{folder}: does not exist; give the folder of a training, its --save_path")
+    if not (folder / OPTIONS_NAME).is_file():
+        raise InputError(f"{folder}: holds no {OPTIONS_NAME}, so it is no training; give the --save_path of one")
+
+
 def best_weights(folder: Path) -> Path:
     """The weights in a training's folder that did best in its validation.
 
@@ -225,8 +240,7 @@ def best_weights(folder: Path) -> Path:
     Raises:
         InputError: this is no training's folder, no epoch has ended, or the weights are missing.
     """
-    if not (folder / OPTIONS_NAME).is_file():
-        raise InputError(f"{folder}: holds no {OPTIONS_NAME}, so it is no training; give the --save_path of one")
+    check_training(folder, by_flag=True)
     statistics = read_statistics(folder, read_options(folder / OPTIONS_NAME))
     best, last = statistics.best_epoch, statistics.epochs - 1
     if best < 0:

@@ -98,13 +98,17 @@ def check_command(name: str, commands: Commands) -> None:
 
 def check_flags(command: str, options: type[Any], arguments: Sequence[str]) -> None:
     """Raise UsageError where `arguments` have a flag that `command` has not, with the nearest one that it has."""
-    flags = [flag for flag in flags_of(options) if not flag.positional]
+    everything = flags_of(options)
+    flags = [flag for flag in everything if not flag.positional]
     known = {flag.name for flag in flags}
     for word in arguments:
         name = word.partition("=")[0].replace("-", "_")
         if word.startswith("--") and name != "__" and name[2:] not in known:
-            near = _nearest_flag(name[2:], flags)
             given = word.partition("=")[0]
+            if any(flag.name == name[2:] for flag in everything):
+                values = " ".join(flag.placeholder for flag in everything if flag.positional)
+                raise UsageError(f"{given}: give this without a flag, in its place: spkid {command} {values}")
+            near = _nearest_flag(name[2:], flags)
             raise UsageError(f"{given}: no such flag of spkid {command}{_ask(near)}; see spkid {command} --help")
 
 

@@ -8,12 +8,15 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from shards.errors import InputError, UsageError
 from spkid_dist.config import IdentifyConfig
 from spkid_dist.scoring.decisions import UNKNOWN_WORD
 from spkid_dist.scoring.identification import Candidate, Identification, Model, load_model
 from spkid_dist.scoring.recordings import STANDARD_INPUT
+from spkid_dist.trained import OPTIONS_NAME
+from spkid_dist.trainedfolder import WEIGHTS
 
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 COLUMNS = ("file", "speaker", "confidence", "score", "margin", "windows")
@@ -25,12 +28,13 @@ def identify(config: IdentifyConfig) -> None:
 
     Raises:
         InputError: the model can't be opened, or a file can't be read; the other files are answered then.
-        UsageError: no file is given and standard input is a terminal; or a library that the files need is not installed.
+        UsageError: no file is given and standard input is a terminal; several models are given, or none; or a library that the files need is not installed.
     """
     files = config.files or (STANDARD_INPUT,)
     if STANDARD_INPUT in files and (sys.stdin is None or sys.stdin.isatty()):
         what = "no file is given" if not config.files else "-"
         raise UsageError(f"{what}, and standard input is a terminal; give files, or pipe a recording in")
+    _check_places(config)
     model = load_model(config.model)
     if model.calibration is None:
         _say(
@@ -54,6 +58,21 @@ def identify(config: IdentifyConfig) -> None:
         error = errors[0] if len(files) == 1 else InputError(f"{len(errors)} of {len(files)} files have no answer")
         error.is_said = len(files) > 1
         raise error
+
+
+def _check_places(config: IdentifyConfig) -> None:
+    """Raise UsageError where a recording stands in the place of the model, or a second model among the recordings."""
+    model = config.model
+    if model.is_file() and model.suffix != WEIGHTS:
+        raise UsageError(
+            f"{model}: is a file, but the folder of a training comes first; give that and then the files, such as spkid "
+            f"identify ckpt {model}"
+        )
+    another = next((file for file in config.files if (Path(file) / OPTIONS_NAME).is_file()), None)
+    if another is not None:
+        raise UsageError(
+            f"{another}: is the folder of a training, as {model} is; identify takes one model: give one of them"
+        )
 
 
 def _printer(config: IdentifyConfig, model: Model) -> Callable[[str, Identification | InputError], None]:

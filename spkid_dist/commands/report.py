@@ -19,7 +19,7 @@ from spkid_dist.config import ReportConfig, TrainConfig
 from spkid_dist.process.versions import installed_version
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.trained import OPTIONS_NAME, read_options
-from spkid_dist.trainedfolder import TrainStatistics, read_statistics
+from spkid_dist.trainedfolder import TrainStatistics, check_training, read_statistics
 from spkid_dist.training.curves import draw_curves
 from spkid_dist.training.report import SUMMARY_NAME
 from spkid_dist.training.stopwatch import clock
@@ -55,8 +55,7 @@ def report(config: ReportConfig) -> Path:
         InputError: there is no training, its files are damaged, the scoring can't be read, or the page can't be written.
     """
     folder = config.save_path
-    if not (folder / OPTIONS_NAME).is_file():
-        raise InputError(f"{folder}: holds no {OPTIONS_NAME}, so it is no training; give the --save_path of one")
+    check_training(folder)
     options = read_options(folder / OPTIONS_NAME)
     statistics = read_statistics(folder, options)
     summary = _read(folder / SUMMARY_NAME) if (folder / SUMMARY_NAME).exists() else None

@@ -26,7 +26,7 @@ from spkid_dist.scoring.recordings import Recording, RecordingReader, name_of
 from spkid_dist.scoring.scorer import GroupScores, Scorer
 from spkid_dist.scoring.utterances import UNKNOWN, Group
 from spkid_dist.trained import OPTIONS_NAME, TrainedModel, load_trained
-from spkid_dist.trainedfolder import best_weights
+from spkid_dist.trainedfolder import best_weights, check_training
 
 EXPORT_NAME = "model.json"
 TOP = 3  # candidates of an answer
@@ -213,6 +213,7 @@ def load_model(folder: str | os.PathLike[str], *, device: str = "cpu") -> Model:
             f"{place}: is the folder of an export, for programs without spkid-dist; give the folder of the training, its "
             "--save_path"
         )
+    check_training(place)
     weights = best_weights(place)
     trained = load_trained(weights, place / OPTIONS_NAME, None)
     return Model(trained, weights, read_calibration([weights]), device)

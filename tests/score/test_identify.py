@@ -321,6 +321,40 @@ def test_a_folder_that_is_no_training_says_what_to_give(tmp_path, ask):
     assert "holds no train.opts, so it is no training" in ask(tmp_path, "a.wav")[2][0]
 
 
+def test_a_place_that_is_no_model_says_what_it_is(model, corpus, ask, tmp_path):
+    recording = files_of(corpus)[0]
+    weights = model / "bestval_e0_weights.ckpt"
+    assert ask(recording)[::2] == (
+        2,
+        [
+            f"spkid: error: {recording}: is a file, but the folder of a training comes first; give that and then the files, "
+            f"such as spkid identify ckpt {recording}"
+        ],
+    )
+    assert ask(weights, recording)[2] == [
+        f"spkid: error: {weights}: is a file, expected the folder of a training; give {model}"
+    ]
+    assert ask(tmp_path / "ckptt", recording)[2] == [
+        f"spkid: error: {tmp_path}/ckptt: does not exist; give the folder of a training, its --save_path"
+    ]
+
+
+def test_a_second_model_is_refused(model, corpus, ask):
+    assert ask(model, model, files_of(corpus)[0])[::2] == (
+        2,
+        [
+            f"spkid: error: {model}: is the folder of a training, as {model} is; identify takes one model: give one of them"
+        ],
+    )
+
+
+def test_the_model_has_no_flag(model, corpus, ask):
+    assert ask("--model", model, files_of(corpus)[0])[::2] == (
+        2,
+        ["spkid: error: --model: give this without a flag, in its place: spkid identify MODEL FILES"],
+    )
+
+
 def test_a_calibration_of_other_weights_is_not_used(calibrated, ask):
     place = calibrated()
     again = make_training(place.with_name("other"), hsize=17)

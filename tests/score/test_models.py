@@ -148,8 +148,17 @@ def test_weights_that_do_not_exist_are_answered_with_those_that_do(trained, tmp_
             find_models([], [nothing], None)
     with pytest.raises(InputError, match=r"ckpt: is a folder, expected a weights file; .*by --model"):
         find_models([], [folder], None)
-    with pytest.raises(InputError, match=r"none: holds no train\.opts, so it is no training"):
-        find_models([tmp_path / "none"], [], None)
+    (tmp_path / "none").mkdir()
+    weights = folder / "e9_weights.ckpt"
+    for place, message in (
+        (tmp_path / "none", "holds no train.opts, so it is no training; give the --save_path of one"),
+        (tmp_path / "ckptt", "does not exist; give the folder of a training, its --save_path"),
+        (weights, f"is a file, expected the folder of a training; give {folder}, or the file by --weights_ckpt"),
+        (folder / "train.opts", "is a file, expected the folder of a training; give the --save_path of one"),
+    ):
+        with pytest.raises(InputError) as error:
+            find_models([place], [], None)
+        assert str(error.value) == f"{place}: {message}"
 
 
 def test_an_export_takes_the_folder_of_a_training(trained, tmp_path, spkid):
