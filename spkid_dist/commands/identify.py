@@ -20,7 +20,7 @@ from spkid_dist.trainedfolder import WEIGHTS
 
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 COLUMNS = ("file", "speaker", "confidence", "score", "margin", "windows")
-NEXT_COLUMNS = ("speaker", "confidence", "score")  # of each further candidate
+RANKED_COLUMNS = ("speaker", "confidence", "score")  # of each candidate, numbered from 1
 
 
 def identify(config: IdentifyConfig) -> None:
@@ -28,7 +28,8 @@ def identify(config: IdentifyConfig) -> None:
 
     Raises:
         InputError: the model can't be opened, or a file can't be read; the other files are answered then.
-        UsageError: no file is given and standard input is a terminal; several models are given, or none; or a library that the files need is not installed.
+        UsageError: no file is given and standard input is a terminal; no model is given, or several; or a library that the
+            files need is not installed.
     """
     files = config.files or (STANDARD_INPUT,)
     if STANDARD_INPUT in files and (sys.stdin is None or sys.stdin.isatty()):
@@ -81,7 +82,7 @@ def _printer(config: IdentifyConfig, model: Model) -> Callable[[str, Identificat
         return _print_json
     if config.tsv:
         shown = min(config.top, len(model.speakers))
-        more = [f"{name}_{rank}" for rank in range(2, shown + 1) for name in NEXT_COLUMNS]
+        more = [f"{name}_{rank}" for rank in range(1, shown + 1) for name in RANKED_COLUMNS]
         print("\t".join((*COLUMNS, *more)), flush=True)
         return _print_row
     return _print_text
@@ -95,14 +96,12 @@ def _print_json(file: str, answer: Identification | InputError) -> None:
 def _print_row(file: str, answer: Identification | InputError) -> None:
     if isinstance(answer, InputError):
         return
-    speaker = UNKNOWN_WORD if answer.speaker is None else _escaped(answer.speaker)
-    row = [
-        _escaped(file),
-        speaker,
-        *map(_number, (answer.confidence, answer.score, answer.margin)),
-        str(answer.windows),
-    ]
-    for one in answer.top[1:]:
+    # What is unknown has no confidence and no score of its own: those are the candidates', who stand behind it.
+    name, of_speaker = UNKNOWN_WORD, ["", ""]
+    if answer.speaker is not None:
+        name, of_speaker = _escaped(answer.speaker), [_number(answer.confidence), _number(answer.score)]
+    row = [_escaped(file), name, *of_speaker, _number(answer.margin), str(answer.windows)]
+    for one in answer.top:
         row += [_escaped(one.speaker), _number(one.confidence), _number(one.score)]
     print("\t".join(row), flush=True)
 
@@ -111,16 +110,16 @@ def _print_text(file: str, answer: Identification | InputError) -> None:
     if isinstance(answer, InputError):
         return
     best, *others = answer.top
-    name = UNKNOWN_WORD if answer.speaker is None else _escaped(answer.speaker)
+    if answer.speaker is None:
+        print(f"{_escaped(file)}: {UNKNOWN_WORD} (nearest: {', '.join(map(_candidate, answer.top))})", flush=True)
+        return
     if best.confidence is not None:
         sure = f"confidence {best.confidence:.3f}"
     else:
         margin = "" if answer.margin is None else f", margin {answer.margin:.3f}"
         sure = f"mean log-probability {best.score:.3f}{margin}"
-    nearest = answer.top if answer.speaker is None else others
-    then = "; nearest: " if answer.speaker is None else "; then "
-    more = then + ", ".join(map(_candidate, nearest)) if nearest else ""
-    print(f"{_escaped(file)}: {name} ({sure}{more})", flush=True)
+    more = "; then " + ", ".join(map(_candidate, others)) if others else ""
+    print(f"{_escaped(file)}: {_escaped(answer.speaker)} ({sure}{more})", flush=True)
 
 
 def _candidate(one: Candidate) -> str:

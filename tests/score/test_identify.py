@@ -145,9 +145,14 @@ def test_below_the_threshold_the_speaker_is_unknown(calibrated, corpus, ask, thr
         assert (answer.speaker is None) == (threshold > 0)
         assert found["speaker"] == answer.speaker
         assert row["speaker"] == (answer.speaker or "unknown")
-        assert (f": unknown (confidence {answer.confidence:.3f}; nearest: {answer.top[0].speaker} " in line) == (
-            threshold > 0
+        nearest = ", ".join(f"{one.speaker} {one.confidence:.3f}" for one in answer.top)
+        assert line.endswith(f": unknown (nearest: {nearest})") == (threshold > 0)
+        assert [row[f"speaker_{rank}"] for rank in (1, 2, 3)] == [one.speaker for one in answer.top]
+        assert [float(row[f"confidence_{rank}"]) for rank in (1, 2, 3)] == pytest.approx(
+            [one.confidence for one in answer.top], rel=1e-4
         )
+        of_speaker = (row["confidence"], row["score"])
+        assert of_speaker == (("", "") if threshold > 0 else (row["confidence_1"], row["score_1"]))
 
 
 def test_a_speaker_named_unknown_is_not_mistaken_for_one_below_the_threshold(corpus, tmp_path, ask):
@@ -219,19 +224,20 @@ def test_a_table_keeps_its_columns_whatever_the_names_are(corpus, tmp_path, ask)
     assert code == 0
     assert head == [
         *("file", "speaker", "confidence", "score", "margin", "windows"),
-        *("speaker_2", "confidence_2", "score_2", "speaker_3", "confidence_3", "score_3"),
+        *(f"{name}_{rank}" for rank in (1, 2, 3) for name in ("speaker", "confidence", "score")),
     ]
-    assert [len(row) for row in rows] == [12, 12]
+    assert [len(row) for row in rows] == [15, 15]
     plain = {name.replace("\t", "\\t").replace("\n", "\\n") for name in speakers}
-    assert {rows[0][1], rows[0][6], rows[0][9]} == plain
+    assert {rows[0][6], rows[0][9], rows[0][12]} == plain
+    assert rows[0][1] == rows[0][6]
     assert rows[0][0] == f"{tmp_path}/a\\tb\\nc\\\\d.wav"
     assert rows[1][0].endswith(("\\udcff.wav", "\udcff.wav"))
     assert ask(place, *names)[1].count("\n") == 2
 
 
 def test_more_speakers_than_the_model_has_are_no_more_columns(model, corpus, ask):
-    assert len(ask(model, "--tsv", "--top", 99, files_of(corpus)[0])[1].splitlines()[0].split("\t")) == 12
-    assert len(ask(model, "--tsv", "--top", 1, files_of(corpus)[0])[1].splitlines()[1].split("\t")) == 6
+    assert len(ask(model, "--tsv", "--top", 99, files_of(corpus)[0])[1].splitlines()[0].split("\t")) == 15
+    assert len(ask(model, "--tsv", "--top", 1, files_of(corpus)[0])[1].splitlines()[1].split("\t")) == 9
 
 
 def test_a_model_of_one_speaker_has_no_margin(corpus, tmp_path, ask):
