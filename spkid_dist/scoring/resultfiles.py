@@ -81,6 +81,7 @@ def write_results(
 def scores_of(result: ScoreResult) -> Scores:
     """The result as a file of scores has it, without the means of all speakers."""
     decisions = result.decisions
+    threshold = None if decisions is None else decisions.threshold
     return Scores(
         keys=result.keys,
         speakers=result.speakers,
@@ -93,6 +94,8 @@ def scores_of(result: ScoreResult) -> Scores:
         ratios=None if decisions is None else decisions.ratios.astype(np.float32),
         posteriors=None if decisions is None else decisions.posteriors.astype(np.float32),
         scale=None if decisions is None else decisions.calibration.scale,
+        accepted=None if threshold is None or decisions is None else decisions.accepted,
+        threshold=threshold,
     )
 
 
@@ -104,7 +107,10 @@ def _replace_results(config: ScoreConfig, result: ScoreResult) -> None:
 
 
 def _lines(result: ScoreResult) -> Iterator[str]:
-    """The lines of the results: an utterance and its speaker; with --top also his score, and the next speakers with theirs."""
+    """The lines of the results: an utterance and its speaker; with --top then the best speakers, each with the score.
+
+    The best one stands there once more: of an utterance that is called unknown it is the nearest speaker.
+    """
     decisions = result.decisions
     accepted = np.ones(len(result.keys), np.bool_) if decisions is None else decisions.accepted
     found = (
@@ -115,9 +121,8 @@ def _lines(result: ScoreResult) -> Iterator[str]:
             yield f"{key}\t{name}\n"
         return
     for key, name, classes, means in zip(result.keys, found, result.top_classes, result.top_means, strict=True):
-        names = (name, *(result.speakers[one] for one in classes[1:]))
-        best = (f"{one}\t{mean:.6g}" for one, mean in zip(names, means, strict=True))
-        yield "\t".join((key, *best)) + "\n"
+        best = (f"{result.speakers[one]}\t{mean:.6g}" for one, mean in zip(classes, means, strict=True))
+        yield "\t".join((key, name, *best)) + "\n"
 
 
 def remove_earlier(log_file: Path, scores: Path | None = None) -> None:

@@ -29,6 +29,7 @@ NPZ, PARQUET = ".npz", ".parquet"
 PIECE_BYTES = 1 << 25  # of scores that are in memory at a time
 MOST_ROWS = 1 << 16  # of a piece
 METADATA_KEYS = ("format_version", "speakers")  # of a table in Parquet
+THRESHOLD = "threshold"
 SCALE_KEYS = tuple(field.name for field in fields_of(Scale))
 DAMAGED = "give a file that spkid score --scores wrote"
 
@@ -50,6 +51,8 @@ class Scores:
         scale: how means become calibrated scores; None where they are not calibrated, and the next two are None then.
         ratios: calibrated log-likelihood ratio of the found speaker against the others, (U,) float32.
         posteriors: calibrated posterior of the found speaker, (U,) float32.
+        threshold: of the ratios, below which utterances are called unknown; None where there was none.
+        accepted: whether the ratio, in float64, is at least the threshold, (U,) bool; None where there was none.
     """
 
     keys: list[str]
@@ -64,6 +67,8 @@ class Scores:
     scale: Scale | None = None
     ratios: NDArray[np.float32] | None = None
     posteriors: NDArray[np.float32] | None = None
+    threshold: float | None = None
+    accepted: NDArray[np.bool_] | None = None
 
 
 def pieces(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
@@ -170,6 +175,8 @@ def _write_npz(file: Any, scores: Scores, means: Iterable[NDArray[np.float32]] |
             assert scores.posteriors is not None
             arrays |= {"log_likelihood_ratios": scores.ratios, "posteriors": scores.posteriors}
             arrays |= {name: np.array(value) for name, value in asdict(scores.scale).items()}
+        if scores.accepted is not None:
+            arrays |= {"accepted": scores.accepted, THRESHOLD: np.array(scores.threshold, np.float64)}
         if means is None:
             assert scores.top_classes is not None
             assert scores.top_means is not None
@@ -228,6 +235,8 @@ def _read_npz(path: Path) -> Scores:
             scale=_scale_of({name: arrays[name].item() for name in SCALE_KEYS if name in arrays}),
             ratios=arrays.get("log_likelihood_ratios"),
             posteriors=arrays.get("posteriors"),
+            threshold=arrays[THRESHOLD].item() if THRESHOLD in arrays else None,
+            accepted=arrays.get("accepted"),
         )
 
 
@@ -238,6 +247,8 @@ def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32
     fields += [("margin", arrow.float32()), ("windows", arrow.int64())]
     if scores.scale is not None:
         fields += [("log_likelihood_ratio", arrow.float32()), ("posterior", arrow.float32())]
+    if scores.accepted is not None:
+        fields += [("accepted", arrow.bool_())]
     if means is None:
         assert scores.top_classes is not None
         width = scores.top_classes.shape[1]
@@ -252,6 +263,8 @@ def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32
     metadata = dict(zip(METADATA_KEYS, (str(FORMAT_VERSION), json.dumps(scores.speakers)), strict=True))
     if scores.scale is not None:
         metadata |= {name: repr(value) for name, value in asdict(scores.scale).items()}
+    if scores.threshold is not None:
+        metadata |= {THRESHOLD: repr(scores.threshold)}
     schema = arrow.schema(fields, metadata)
     in_dictionaries = ["speaker", "true_speaker", "top_speakers.list.element"]
     with parquet.ParquetWriter(file, schema, use_dictionary=in_dictionaries) as writer:
@@ -276,6 +289,8 @@ def _batch(arrow: Any, schema: Any, names: Any, scores: Scores, first: int, last
         assert scores.ratios is not None
         assert scores.posteriors is not None
         columns += [arrow.array(one[first:last], arrow.float32()) for one in (scores.ratios, scores.posteriors)]
+    if scores.accepted is not None:
+        columns += [arrow.array(scores.accepted[first:last])]
     values = [arrow.array(np.ascontiguousarray(part).ravel())]
     if scores.top_means is not None:
         values = [names.take(values[0]), arrow.array(np.ascontiguousarray(scores.top_means[first:last]).ravel())]
@@ -310,10 +325,12 @@ def _read_parquet(path: Path) -> Scores:
         scale=_scale_of({name: float(metadata[name.encode()]) for name in SCALE_KEYS if name.encode() in metadata}),
         ratios=_column(table, "log_likelihood_ratio"),
         posteriors=_column(table, "posterior"),
+        threshold=float(metadata[THRESHOLD.encode()]) if THRESHOLD.encode() in metadata else None,
+        accepted=_column(table, "accepted"),
     )
 
 
-def _column(table: Any, name: str) -> NDArray[np.float32] | None:
+def _column(table: Any, name: str) -> NDArray[Any] | None:
     return table[name].to_numpy() if name in table.column_names else None
 
 
@@ -341,6 +358,7 @@ def _check(scores: Scores) -> None:
         ("top_means", "f", kept),
         ("ratios", "f", count),
         ("posteriors", "f", count),
+        ("accepted", "b", count),
     ):
         array = getattr(scores, name)
         if array is not None and (array.dtype.kind != kind or array.shape != shape):
@@ -353,6 +371,8 @@ def _check(scores: Scores) -> None:
             )
     if scores.scale is not None and not scores.scale.temperature > 0:
         raise ValueError(f"temperature is {scores.scale.temperature}, expected more than 0")
+    if (scores.threshold is None) != (scores.accepted is None):
+        raise ValueError("of accepted and threshold it has one only")
     if kept[:1] != count or not 1 <= kept[1] <= width[1]:
         raise ValueError(f"it keeps {kept} scores of {width[0]} utterances and {width[1]} speakers")
 

@@ -105,12 +105,27 @@ def test_the_fitted_threshold_is_the_default_and_can_be_left_out(voices, files, 
     assert not picture.exists()
 
 
-def test_the_best_speakers_are_listed_below_the_threshold_too(calibrated, files):
-    score_utterances(ScoreConfig(**calibrated.shards("test"), **files, top=3, threshold=1e6))
-    for line in files["log_file"].read_text().splitlines():
-        _, first, _, second, _, third, _ = line.split("\t")
-        assert first == "unknown"
-        assert {second, third} < {f"spk{number:04d}" for number in range(5)}
+@pytest.mark.parametrize("ending", [".npz", ".parquet"])
+def test_an_utterance_that_is_unknown_keeps_its_best_speakers_and_scores(calibrated, files, tmp_path, ending):
+    path = tmp_path / f"scores{ending}"
+    flags = calibrated.shards("test")
+    ratios = score_utterances(ScoreConfig(**flags, **files)).decisions.ratios
+    threshold = float(np.median(ratios))
+    result = score_utterances(ScoreConfig(**flags, **files, top=3, threshold=threshold, scores=path))
+    held = read_scores(path)
+    assert held.threshold == threshold
+    np.testing.assert_array_equal(held.accepted, ratios >= threshold)
+    assert 0 < held.accepted.sum() < len(held.accepted)
+    lines = files["log_file"].read_text().splitlines()
+    for line, is_known, found, classes, means in zip(
+        lines, held.accepted, result.found, held.top_classes, held.top_means, strict=True
+    ):
+        _, name, *best = line.split("\t")
+        assert name == (result.speakers[found] if is_known else "unknown")
+        assert best[::2] == [result.speakers[one] for one in classes]
+        np.testing.assert_allclose([float(one) for one in best[1::2]], means, rtol=1e-5)
+    score_utterances(ScoreConfig(**flags, **files, scores=path))
+    assert (read_scores(path).threshold, read_scores(path).accepted) == (None, None)
 
 
 def test_utterances_that_nobody_names_are_in_no_open_set_figure(calibrated, files, tmp_path):

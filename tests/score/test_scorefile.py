@@ -17,6 +17,7 @@ import pytest
 from shards.errors import InputError, UsageError
 from shards.files import TEMPORARY_MARK
 from spkid_dist.scoring import scorefile
+from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.rowfile import RowFile
 from spkid_dist.scoring.scorefile import Scores, check_place, pieces, read_scores, write_scores
 
@@ -63,6 +64,17 @@ def test_what_is_read_is_what_was_written(tmp_path, monkeypatch, kind, num_utter
     scores = made(num_utterances, num_speakers, top)
     write_scores(tmp_path / f"x{kind}", scores)
     assert_same(read_scores(str(tmp_path / f"x{kind}")), scores)
+
+
+@KINDS
+@pytest.mark.parametrize("threshold", [None, 0.1, -np.inf])
+def test_decisions_are_read_as_they_were_written(tmp_path, monkeypatch, kind, threshold):
+    monkeypatch.setattr(scorefile, "MOST_ROWS", 3)
+    ratios = np.linspace(-1, 1, 7).astype(np.float32)
+    decided = {} if threshold is None else {"threshold": threshold, "accepted": ratios >= threshold}
+    scores = replace(made(), scale=Scale(temperature=0.7), ratios=ratios, posteriors=abs(ratios), **decided)
+    write_scores(tmp_path / f"x{kind}", scores)
+    assert_same(read_scores(tmp_path / f"x{kind}"), scores)
 
 
 @KINDS
@@ -175,6 +187,8 @@ def test_other_files_are_refused(tmp_path):
         ({"windows": np.zeros(6, int)}, r"windows is int64 of shape \(6,\), expected \(7,\)"),
         ({"margins": np.zeros(7, int)}, "margins is int64"),
         ({"speakers": ["a"]}, "expected"),
+        ({"accepted": np.ones(7, int), "threshold": 0.0}, "accepted is int64"),
+        ({"accepted": np.ones(7, bool)}, "of accepted and threshold it has one only"),
     ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(tmp_path, changes, message):

@@ -69,8 +69,8 @@ def test_the_best_speakers_are_those_of_sorting_all(model, config, tmp_path, top
     assert best.means is None
     lines = (tmp_path / "top.log").read_text().splitlines()
     for line, short, classes, means in zip(lines, without.splitlines(), expected, best.top_means, strict=True):
-        key, *rest = line.split("\t")
-        assert f"{key}\t{rest[0]}" == short
+        key, name, *rest = line.split("\t")
+        assert f"{key}\t{name}" == short
         assert rest[::2] == [NAMES[one] for one in classes]
         np.testing.assert_allclose([float(one) for one in rest[1::2]], means, rtol=1e-5)
 
@@ -127,7 +127,7 @@ def test_one_speaker_has_no_rivals_and_no_equal_error_rate(config, tmp_path):
     assert result.det is None
     assert "claimed_speakers" not in json.loads(config["log_file"].with_suffix(".json").read_text())
     assert (read_scores(tmp_path / "x.npz").margins == np.inf).all()
-    assert config["log_file"].read_text().splitlines()[0].count("\t") == 2
+    assert config["log_file"].read_text().splitlines()[0].count("\t") == 3
 
 
 def test_a_network_whose_outputs_are_no_numbers_is_refused(model, config, tmp_path):
