@@ -15,6 +15,8 @@ from shards.files import make_folder, read_text, write_json
 from shards.lines import numbered_lines
 from shards.speakers import SpeakerRule, speaker_by_component
 
+UNKNOWN_SPEAKER_REMEDY = "add it there, or remove the utterance from the list"
+
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
@@ -116,13 +118,16 @@ def _is_index(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def find_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Path) -> list[str]:
+def find_speakers(
+    list_path: Path, utterances: Sequence[Utterance], map_path: Path, remedy: str = UNKNOWN_SPEAKER_REMEDY
+) -> list[str]:
     """The speakers in class order, from the map, which has all of the list's; or of the list, where there is no map.
 
     Args:
         list_path: where the utterances were listed, for messages.
         utterances: the list.
         map_path: the speaker map; where it does not exist, the list's speakers are numbered in the order of their names.
+        remedy: what the message advises where the map lacks a speaker.
 
     Raises:
         InputError: the map is damaged, or lacks a speaker of the list.
@@ -130,7 +135,7 @@ def find_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Pa
     if not map_path.exists():
         return sorted({utterance.speaker for utterance in utterances})
     speakers = read_speakers(map_path)
-    check_speakers(list_path, utterances, map_path, speakers)
+    check_speakers(list_path, utterances, map_path, speakers, remedy)
     return speakers
 
 
@@ -147,12 +152,18 @@ def write_speakers(map_path: Path, speakers: Sequence[str]) -> bool:
     return True
 
 
-def check_speakers(list_path: Path, utterances: Sequence[Utterance], map_path: Path, speakers: Sequence[str]) -> None:
-    """Raise InputError where an utterance's speaker is not among `speakers`; the paths are for the message."""
+def check_speakers(
+    list_path: Path,
+    utterances: Sequence[Utterance],
+    map_path: Path,
+    speakers: Sequence[str],
+    remedy: str = UNKNOWN_SPEAKER_REMEDY,
+) -> None:
+    """Raise InputError where an utterance's speaker is not among `speakers`; the paths and `remedy` are for the message."""
     known = set(speakers)
     for utterance in utterances:
         if utterance.speaker not in known:
             raise InputError(
                 f"{list_path}: the speaker {utterance.speaker!r} of utterance {utterance.key!r} is not among the "
-                f"{len(known)} speakers of {map_path}; add it there, or remove the utterance from the list"
+                f"{len(known)} speakers of {map_path}; {remedy}"
             )

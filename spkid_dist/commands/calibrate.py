@@ -42,6 +42,10 @@ from spkid_dist.scoring.trialscores import check_rivals
 from spkid_dist.scoring.utterances import ListedFiles, ShardedUtterances, Utterances
 from spkid_dist.trained import read_options
 
+LEFT_OUT = (
+    "remove them; if --tr_speakers left them out of the training, the network has an output for them all the same, as for "
+    "each speaker of its dataset: train on a dataset without them"
+)
 OPEN_SET_ENDING = ".calibration.open_set.png"
 
 
@@ -166,9 +170,10 @@ def _open_strangers(place: str, config: CalibrateConfig, run: ScoringRun) -> Utt
         strangers = ListedFiles(listed, open_source(config, run.model.options), run.model)
     known = strangers.count - strangers.unknown.count
     if known:
+        left_out = any(read_options(one.options).get("tr_speakers") for one in run.files)
         raise InputError(
             f"{place}: {known} of {strangers.count} utterances are of speakers that the model knows; --unknown takes those of "
-            "other speakers only: remove them"
+            f"other speakers only: {LEFT_OUT if left_out else 'remove them'}"
         )
     return strangers
 

@@ -40,6 +40,12 @@ from spkid_dist.streaming.speakerlines import say_list_speakers
 
 DEFAULT_LIST = Path("cfg/all.train")
 
+# A speaker who is added to the map of a model becomes one of its outputs, and is no unknown speaker any more.
+OTHER_SPEAKERS = (
+    "add it there, or remove the utterance from the list; if the speaker is to be unknown to a model, leave its map as it is "
+    "and give --spk2idx a new file for this list"
+)
+
 
 def shard(config: ShardConfig) -> Manifest | None:
     """Shard the utterances of a list into `config.out`, and print a JSON summary of the work (`RunLog.summary`).
@@ -87,7 +93,7 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
     rule = find_rule(config, onto)
     list_path, listing = open_listing(config, rule, layout.seed)
     if onto is None:
-        speakers = find_speakers(list_path, listing.examples, config.spk2idx)
+        speakers = find_speakers(list_path, listing.examples, config.spk2idx, OTHER_SPEAKERS)
     else:
         speakers = extended_speakers(onto, list_path, listing.examples, config.spk2idx)
     num_listed = listing.total.count

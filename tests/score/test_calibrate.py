@@ -180,3 +180,13 @@ def test_a_model_of_one_speaker_has_nothing_to_calibrate(voices, tmp_path):
     torch.save(build_model(24, 4, 1).state_dict(), tmp_path / "w.ckpt")
     with pytest.raises(InputError, match=r"knows one speaker only, 'ana': .* need another one"):
         calibrate_model(CalibrateConfig(weights_ckpt=tmp_path / "w.ckpt", te_shards=voices.folder / "dev"))
+
+
+def test_speakers_that_the_training_left_out_are_known_and_the_message_says_why(voices):
+    options = voices.weights.with_name("train.opts")
+    options.write_text(json.dumps(json.loads(options.read_text()) | {"tr_speakers": ["spk0000", "spk0001"]}))
+    config = CalibrateConfig(**voices.shards("dev"), unknown=voices.folder / "test")
+    with pytest.raises(
+        InputError, match=r"speakers that the model knows; .*--tr_speakers.*train on a dataset without them"
+    ):
+        calibrate_model(config)
