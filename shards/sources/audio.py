@@ -52,6 +52,7 @@ class AudioSource:
     db_path: Path
     ext: str = "wav"
     features: FeatureOptions = field(default_factory=FeatureOptions)
+    remedies: AudioRemedies = OF_SHARDING
 
     def __post_init__(self) -> None:
         """Check beforehand that features can be computed."""
@@ -79,11 +80,13 @@ class AudioSource:
     def load(self, utterance: Utterance) -> NDArray[np.float32]:
         """The utterance's features, (T, D) float32; see `read_audio` and `compute_features`."""
         path = self.where(utterance)
-        samples = read_audio(path, self.features.sample_rate, self.features.channel)
+        samples = read_audio(path, self.features.sample_rate, self.features.channel, self.remedies)
         return compute_features(samples, self.features, path)
 
 
-def read_audio(path: str, sample_rate: int, channel: int | None = None) -> NDArray[np.float32]:
+def read_audio(
+    path: str, sample_rate: int, channel: int | None = None, remedies: AudioRemedies = OF_SHARDING
+) -> NDArray[np.float32]:
     """The samples of one channel, (n,) float32 in -1..1; channels count from 1, None is for files that have only one.
 
     Raises:
@@ -92,12 +95,10 @@ def read_audio(path: str, sample_rate: int, channel: int | None = None) -> NDArr
     """
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
-            return decode_audio(file, path, sample_rate, channel)
+            return decode_audio(file, path, sample_rate, channel, remedies)
     except OSError as error:
         guess = guess_missing_file(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
-        raise InputError(
-            f"{path}: can't read this audio file: {error.strerror}; {guess or OF_SHARDING.missing}"
-        ) from None
+        raise InputError(f"{path}: can't read this audio file: {error.strerror}; {guess or remedies.missing}") from None
 
 
 def decode_audio(

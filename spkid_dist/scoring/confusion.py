@@ -90,8 +90,6 @@ class ErrorRates:
 
     def say(self, speakers: Sequence[str], say: Callable[[str], None]) -> None:
         """Print them, a line each."""
-        if self.num_unknown:
-            say(f"{self.num_unknown} utterances of unknown speakers are left out of the error rates")
         say(f"utterance errors: {self.utterances}")
         say(f"frame errors: {self.frames}")
         if len(self.lengths) > 1:

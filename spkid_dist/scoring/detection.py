@@ -50,7 +50,7 @@ class DetectionFigures:
     def say(self, say: Callable[[str], None]) -> None:
         """Print them, a line each."""
         rate, threshold = self.curve.equal_error
-        trials = f"{self.curve.num_targets:,} targets, {self.curve.num_others:,} others"
+        trials = f"{self.curve.num_targets:,} targets, {self.curve.num_others:,} nontargets"
         say(f"equal error rate: {rate:.2%} at a score of {threshold:.4f} ({trials})")
         for cost in self.costs:
             actual = "" if cost.actual is None else f", actDCF {cost.actual:.4f}"

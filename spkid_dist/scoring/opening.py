@@ -1,12 +1,14 @@
 """Open the utterances that a command's flags name, and find out who speaks in them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shards.corpus import read_list
 from shards.errors import InputError, UsageError
 from shards.sources import Source
+from shards.sources.audio import AudioSource
 from shards.sources.kaldi import UTT2SPK_NAME
 from shards.sources.registry import source_from_description
 from shards.speakers import (
@@ -20,6 +22,7 @@ from shards.speakers import (
 )
 from shards.stores.store import StoreOptions
 from spkid_dist.config.scoring import ListFlags, ScoringFlags
+from spkid_dist.scoring.recordings import OF_MODEL
 from spkid_dist.scoring.utterances import ListedFiles, ShardedUtterances, Utterances
 from spkid_dist.trained import TrainedModel
 
@@ -74,7 +77,8 @@ def open_source(config: ScoringFlags, options: dict[str, Any]) -> Source:
     if not isinstance(description, dict):
         raise InputError(f"train.opts: source is {description!r}, expected a JSON object; train again")
     given = {} if config.ext is None else {"ext": config.ext}
-    return source_from_description(description | given, config.db_path)
+    source = source_from_description(description | given, config.db_path)
+    return replace(source, remedies=OF_MODEL) if isinstance(source, AudioSource) else source
 
 
 def reads_kaldi(config: ScoringFlags, model: TrainedModel) -> bool:
@@ -104,17 +108,24 @@ def find_rule(config: ListFlags, options: dict[str, Any]) -> SpeakerRule:
     return speaker_by_component(options.get("speaker_component") or DEFAULT_COMPONENT)
 
 
-def say_speakers(config: ScoringFlags, model: TrainedModel, utterances: Utterances) -> list[str]:
-    """Lines on utterances whose true speaker is not known, or not the model's, and what to do about it."""
+def say_speakers(
+    config: ScoringFlags, model: TrainedModel, utterances: Utterances, left_out: str = "Error rates leave them out."
+) -> list[str]:
+    """Lines on utterances whose true speaker is not known, or not the model's, and what to do."""
     unknown = utterances.unknown
     if not unknown.count:
         return []
     table = kept_table(model.options.get("source")) if config.te_shards is None and not unknown.name else None
-    what = f"{unknown.count} of {utterances.count} utterances are left out of the error rates: "
+    what = f"{unknown.count} of {utterances.count} utterances"
     if table is not None:
-        return [f"{what}the speakers of the training were named by {table}, which names nobody here; {GIVE_RULE}"]
+        return [
+            f"nobody names the speakers of {what}: in the training {table} named them. {left_out} To name them, {GIVE_RULE}"
+        ]
     example = f"utterance {unknown.key!r}" if unknown.key else "one"
     if not unknown.name:
-        return [f"{what}{example} names no speaker; {GIVE_RULE}"]
-    remedy = "" if config.te_shards is not None else f"; if that is no speaker, {GIVE_RULE}"
-    return [f"{what}the speaker of {example} would be {unknown.name!r}, whom the model does not know{remedy}"]
+        return [f"nobody names the speakers of {what}, such as {example}. {left_out} To name them, {GIVE_RULE}"]
+    remedy = "" if config.te_shards is not None else f" If that is no speaker, {GIVE_RULE}"
+    of_example = f" of {example}" if unknown.key else ""
+    return [
+        f"{what} are of speakers that the model does not know, such as {unknown.name!r}{of_example}. {left_out}{remedy}"
+    ]

@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,18 @@ KINDS = {
     "npy": "NumPy files",
     "kaldi": "Kaldi matrices",
 }
-REMEDIES = AudioRemedies(
-    missing="check its name",
-    kind="convert it",
-    no_samples="record or convert it again",
+ONE_OF_KIND = {
+    "audio": "a wav, flac or ogg file",
+    "fmatrix": "an fmatrix file",
+    "npy": "a NumPy file",
+    "kaldi": "a Kaldi matrix",
+}
+OF_MODEL = AudioRemedies(
     sample_rate="the model was trained on this rate; resample the recording",
     one_channel="the model was trained on files of one channel; take one channel, or mix them",
     channel="the model was trained on that channel; give a recording that has it",
 )
+REMEDIES = replace(OF_MODEL, missing="check its name", kind="convert it", no_samples="record or convert it again")
 
 
 class RecordingReader:
@@ -119,7 +124,7 @@ class RecordingReader:
 
     def _from_bytes(self, data: bytes, where: str) -> NDArray[np.float32]:
         if not data:
-            raise InputError(f"{where}: it is empty; expected one of {KINDS[self.kind]}")
+            raise InputError(f"{where}: it is empty; expected {ONE_OF_KIND[self.kind]}")
         if self.features is not None:
             return self._from_audio(io.BytesIO(data), where, self.features)
         if self.kind == "kaldi":

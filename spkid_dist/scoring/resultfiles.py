@@ -59,7 +59,7 @@ def write_results(
         rate, threshold = result.det.equal_error
         say(
             f"equal error rate of claimed speakers: {rate:.2%} at a log-likelihood ratio of {threshold:.3f} against the other "
-            f"speakers ({result.det.num_targets:,} targets, {result.det.num_others:,} others)"
+            f"speakers ({result.det.num_targets:,} targets, {result.det.num_others:,} nontargets)"
         )
     if result.decisions is not None:
         result.decisions.say(say)

@@ -307,15 +307,15 @@ def test_scoring_finds_the_true_speakers_by_the_rule_of_the_training(
     if by in ("speaker_tsv", "utt2spk"):
         assert result.true.tolist() == [-1] * 6
         assert (
-            f"6 of 6 utterances are left out of the error rates: the speakers of the training were named by the table of "
-            f"--{by}, which names nobody here; give --speaker_component, --speaker_regex, --speaker_tsv or --utt2spk"
+            f"nobody names the speakers of 6 of 6 utterances: in the training the table of --{by} named them. Error rates "
+            "leave them out. To name them, give --speaker_component, --speaker_regex, --speaker_tsv or --utt2spk"
         ) in printed
         result = score_utterances(ScoreConfig(**given, **flags))
     assert result.true.tolist() == [0, 0, 0, 1, 1, 1]
     assert score_utterances(ScoreConfig(**given, speaker_component=2)).true.tolist() == [-1] * 6
     assert (
-        "6 of 6 utterances are left out of the error rates: the speaker of utterance 'ada/session0/u0' would be "
-        "'session0', whom the model does not know; if that is no speaker, give --speaker_component, "
+        "6 of 6 utterances are of speakers that the model does not know, such as 'session0' of utterance "
+        "'ada/session0/u0'. Error rates leave them out. If that is no speaker, give --speaker_component, "
     ) in capsys.readouterr().out
 
 

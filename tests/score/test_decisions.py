@@ -87,6 +87,17 @@ def test_an_utterance_below_the_threshold_is_unknown(calibrated, files):
     assert [facts["open_set"][name]["total"] for name in counts] == [24, 40, 40]
 
 
+def test_that_speakers_are_unknown_to_the_model_is_said_once(voices, files, capsys):
+    score_utterances(ScoreConfig(**voices.shards("mixed"), **files))
+    printed = capsys.readouterr().out
+    said = "24 of 64 utterances are of speakers that the model does not know, such as 'spk0005'. Error rates leave them out."
+    assert printed.splitlines().count(said) == 1
+    assert printed.count("leave") == 1
+    assert " targets, " in printed
+    assert " nontargets)" in printed
+    assert "left out" not in printed
+
+
 def test_the_fitted_threshold_is_the_default_and_can_be_left_out(voices, files, capsys):
     fitted = calibrate_model(CalibrateConfig(**voices.shards("dev"), unknown=voices.folder / "strangers")).threshold
     drawn = files | {"pictures": True}

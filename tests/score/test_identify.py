@@ -327,6 +327,25 @@ def test_a_folder_that_is_no_training_says_what_to_give(tmp_path, ask):
     assert "holds no train.opts, so it is no training" in ask(tmp_path, "a.wav")[2][0]
 
 
+def test_advice_on_recordings_that_are_scored_is_of_the_model(model, tmp_path, spkid):
+    write_wav(tmp_path / "wav/ana/a.wav", np.zeros(4000) + 0.1, rate=16000)
+    write_wav(tmp_path / "wav/ana/b.wav", np.zeros((4000, 2)) + 0.1)
+    for key, message in (
+        (
+            "ana/a",
+            "its sample rate is 16000 Hz, expected 8000 Hz: the model was trained on this rate; resample the recording",
+        ),
+        (
+            "ana/b",
+            "it has 2 channels, expected one: the model was trained on files of one channel; take one channel, or mix them",
+        ),
+    ):
+        (tmp_path / "list").write_text(f"{key}\n")
+        flags = ("--db_path", tmp_path / "wav", "--te_list_file", tmp_path / "list", "--speaker_component", 1)
+        code, _, error = spkid("score", "--model", model, *flags, "--log_file", tmp_path / "x.log")
+        assert (code, error) == (1, f"spkid: error: {tmp_path}/wav/{key}.wav: {message}\n")
+
+
 def test_a_place_that_is_no_model_says_what_it_is(model, corpus, ask, tmp_path):
     recording = files_of(corpus)[0]
     weights = model / "bestval_e0_weights.ckpt"

@@ -179,7 +179,7 @@ FEATURE_FILES = {
         r"it seems to be a wav file, but the model was trained on fmatrix files; give such files",
     ),
     "truncated": (lambda p: p.write_bytes(np.array([9, 8], "<i4").tobytes()), r"truncated: 8 bytes"),
-    "empty": (lambda p: p.write_bytes(b""), r"it is empty; expected one of fmatrix files"),
+    "empty": (lambda p: p.write_bytes(b""), r"it is empty; expected an fmatrix file"),
 }
 
 
@@ -199,7 +199,7 @@ def test_a_device_is_refused_as_it_may_have_no_end(readers, path):
 
 
 def test_an_empty_standard_input_is_named(readers, monkeypatch):
-    with pytest.raises(InputError, match=r"^standard input: it is empty; expected one of wav, flac or ogg files$"):
+    with pytest.raises(InputError, match=r"^standard input: it is empty; expected a wav, flac or ogg file$"):
         read_from_standard_input(readers["audio"], b"", monkeypatch)
 
 
