@@ -89,7 +89,10 @@ def guess_missing_file(path: str) -> str | None:
         return f"there is {folder / name}: the list's lines have the extension already; remove {Path(name).suffix} from them"
     if not folder.is_dir():
         present = next((parent for parent in folder.parents if parent.is_dir()), None)
-        return f"there is {present}, but no {folder}; check the list and --db_path" if present is not None else None
+        if present is None:
+            return None
+        missing = next(parent for parent in (folder, *folder.parents) if parent.parent == present)
+        return f"the folder {missing} does not exist; give the folder of the files by --db_path, or correct the list"
     others = sorted(other.name for other in folder.iterdir() if other.name.startswith(f"{name}.") and other.is_file())
     if not others:
         return None

@@ -97,7 +97,9 @@ def test_what_lies_where_a_file_is_missing_is_named(tmp_path: Path) -> None:
     text = error_of(FmatrixSource(tmp_path).load, utterance("z"))
     assert text.endswith("; there is z.fea in its folder: give --ext fea")
     text = error_of(FmatrixSource(tmp_path).load, utterance("none/z"))
-    assert text.endswith(f"; there is {tmp_path}, but no {tmp_path}/none; check the list and --db_path")
+    assert text.endswith(
+        f"; the folder {tmp_path}/none does not exist; give the folder of the files by --db_path, or correct the list"
+    )
     text = error_of(FmatrixSource(tmp_path).load, utterance("nothing"))
     assert text.endswith("; check the list, --db_path and --ext")
 

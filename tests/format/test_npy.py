@@ -172,8 +172,8 @@ def test_damaged_npz_is_an_error() -> None:
 
 def test_missing_npy_is_an_error(tmp_path: Path) -> None:
     assert error_of(NpySource(tmp_path).load, utterance("a/b")) == (
-        f"{tmp_path}/a/b.npy: can't read this feature file: No such file or directory; there is {tmp_path}, but "
-        f"no {tmp_path}/a; check the list and --db_path"
+        f"{tmp_path}/a/b.npy: can't read this feature file: No such file or directory; the folder {tmp_path}/a does "
+        "not exist; give the folder of the files by --db_path, or correct the list"
     )
 
 
