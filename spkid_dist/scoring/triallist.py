@@ -95,7 +95,7 @@ class TrialList:
             return
         word, of_what, remedy = words
         line = self.lines[np.argmax(used == missing[0])]  # names are numbered in the order of their lines
-        more = f" ({len(missing)} of {len(names)} {word}s are not)"
+        more = f" ({len(missing)} of the {len(names)} {'claimed ' if word == 'speaker' else ''}{word}s)"
         raise InputError(f"{self.path}:{line}: {word} {names[missing[0]]!r} is not {of_what}{more}; {remedy}")
 
 

@@ -119,7 +119,7 @@ def test_names_that_are_not_known_are_told_with_line_and_number(trials_of):
     trials = trials_of("a u target\nc u nontarget\na w nontarget\nb u target\n")
     assert trials.resolve_claims({"b": 1, "a": 0, "c": 2}, "", "").tolist() == [0, 2, 1]
     with pytest.raises(
-        InputError, match=r"trials:2: speaker 'c' is not one of the model's \(2 of 3 speakers .*; do so$"
+        InputError, match=r"trials:2: speaker 'c' is not one of the model's \(2 of the 3 claimed speakers\); do so$"
     ):
         trials.resolve_claims({"a": 0}, "one of the model's", "do so")
     with pytest.raises(InputError, match=r"trials:3: utterance 'w' is not in x \(1 of 2 utterances are not\)"):

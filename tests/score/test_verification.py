@@ -172,10 +172,13 @@ def test_only_the_utterances_of_trials_are_scored_and_each_once(voices, outputs,
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("spk0001 SYN/spk0001/none target", r"trials:3: utterance 'SYN/spk0001/none' is not in .*\(1 of 3 utterances"),
+        (
+            "spk0001 SYN/spk0001/none target",
+            r"trials:3: utterance 'SYN/spk0001/none' is not in .*\(1 of the 3 utterances",
+        ),
         (
             "spk0007 {key} target",
-            r"trials:3: speaker 'spk0007' is not one of the model's speakers \(1 of 2 speakers are",
+            r"trials:3: speaker 'spk0007' is not one of the model's speakers \(1 of the 2 claimed speakers",
         ),
         ("spk0001 SYN/spk0001/none.wav target", r"trials:3: utterance 'SYN/spk0001/none\.wav' is not in"),
     ],
@@ -210,7 +213,7 @@ def test_the_command_ends_in_one_line_and_code_1(voices, outputs, tmp_path, spki
     code, _, error = spkid("trials", "--trials", tmp_path / "trials", *flags, "--p_target", "0.1", "0.5")
     assert code == 1
     assert error.startswith(
-        f"spkid: error: {tmp_path}/trials:1: speaker 'carla' is not one of the model's speakers (1 of 1"
+        f"spkid: error: {tmp_path}/trials:1: speaker 'carla' is not one of the model's speakers (1 of the 1"
     )
 
 
