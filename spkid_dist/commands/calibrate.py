@@ -90,7 +90,7 @@ def calibrate_model(config: CalibrateConfig) -> CalibrationResult:
         check_rivals(run.model.speakers)
         utterances = open_utterances(config, run.model)
         strangers = None if config.unknown is None else _open_strangers(config.unknown, config, run)
-        for line in say_speakers(config, run.model, utterances):
+        for line in say_speakers(config, run.model, utterances, "The fit leaves them out."):
             run.log.line(line)
         _check_held_out(config, run, utterances)
         with _place_held(run) if run.processes.is_main else contextlib.nullcontext():
@@ -233,7 +233,7 @@ def say_calibration(result: CalibrationResult) -> Iterator[str]:
     for when, found in (
         ("before, summed log-probabilities", result.before),
         ("after, on the same utterances", result.after),
-        ("after, on the half that each fit has not seen", result.crossed),
+        ("after, cross-validated (two halves)", result.crossed),
     ):
         if found is not None:
             yield f"{when}: utterance NLL {found.nll:.4f}, expected calibration error {found.expected_error:.4f}"

@@ -16,7 +16,7 @@ NO_DET_PICTURE = "draw no DET curve."
 class CalibrateConfig(ListFlags):
     """Make a model's confidences mean what they say, and find a threshold for unknown speakers.
 
-    The utterances must be held out: neither trained on, nor those that the model is judged by at last.
+    The utterances must be held out: neither the training set nor the test set.
     The calibration is stored beside the weights, and `spkid score` and `spkid trials` use it from then on.
     Under `accelerate launch -m spkid_dist calibrate` each process scores a share.
     """

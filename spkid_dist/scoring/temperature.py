@@ -22,6 +22,7 @@ from spkid_dist.scoring.reliability import Reliability, reliability
 
 LEAST_SPREAD = 0.05  # standard deviation of log(windows) from which on lengths differ
 UNSURE_UTTERANCES, UNSURE_ERRORS = 100, 10  # fewer tell little of a temperature
+UNSURE = "The fit is unsure: only {}, and at least {} are needed. Give more held-out utterances."
 LARGEST_LOG_TEMPERATURE = 15.0  # relative to the spread of the scores
 NO_SIGNAL = (
     "the true speakers of these utterances score no higher than the other speakers, so nothing can be calibrated; check that "
@@ -49,14 +50,13 @@ def fit_scale(means: NDArray[np.float64], windows: NDArray[np.int64], true: NDAr
     log_windows = np.log(windows.astype(np.float64))
     remarks = []
     if log_windows.std() < LEAST_SPREAD:
-        remarks.append("all utterances have about the same length, so the length exponent can't be fitted and is 0")
+        remarks.append("All utterances have about the same length, so the length exponent can't be fitted and is 0.")
         log_windows = np.zeros(len(windows))
     scale = _minimise(means, log_windows, true)
-    if len(true) < UNSURE_UTTERANCES or num_wrong < UNSURE_ERRORS:
-        remarks.append(
-            f"the fit is unsure: {len(true)} utterances, of which {num_wrong} are wrong, are few; give {UNSURE_UTTERANCES} or "
-            f"more, of which {UNSURE_ERRORS} or more are wrong"
-        )
+    if num_wrong < UNSURE_ERRORS:
+        remarks.append(UNSURE.format(f"{num_wrong} of {len(true)} utterances are wrong", UNSURE_ERRORS))
+    elif len(true) < UNSURE_UTTERANCES:
+        remarks.append(UNSURE.format(f"{len(true)} utterances are given", UNSURE_UTTERANCES))
     return TemperatureFit(scale=scale, remarks=remarks)
 
 
@@ -104,8 +104,8 @@ def _fit_without_errors(means: NDArray[np.float64]) -> TemperatureFit:
         raise InputError(NO_SIGNAL)
     log_temperature = brentq(excess, *bounds)
     remark = (
-        f"none of the {count} utterances is wrong, so they say only how unsure the model is at most: the temperature is the "
-        f"one at which confidences are {allowed:.4f} on average; give more utterances, or harder ones"
+        f"No utterance is wrong, so the temperature can't be fitted. It is set so that the mean confidence is {allowed:.4f}. "
+        f"This raises the NLL on purpose: {count} right utterances do not prove that the model is never wrong."
     )
     return TemperatureFit(scale=Scale(temperature=float(spread * np.exp(log_temperature))), remarks=[remark])
 

@@ -47,7 +47,7 @@ def check_held_out(
         if not is_training_set:
             say("the training's utterances can't be read any more, so nobody checked whether these were trained on")
             return
-        problem = "this dataset is the one that the model was trained on"
+        problem = "the model was trained on this dataset"
     else:
         count = int(np.isin(hashes, trained).sum())
         problem = f"the model was trained on {count:,} of these {len(hashes):,} utterances"
@@ -57,9 +57,9 @@ def check_held_out(
             return
     if not force:
         raise InputError(
-            f"{problem}, and is surer of them than of others; calibrate on utterances that were held out, or give {FORCE}"
+            f"{problem}, so its confidences there are too high; calibrate on utterances that were held out, or give {FORCE}"
         )
-    say(f"{problem}: its confidences will be too high for other utterances")
+    say(f"{problem}, so confidences will be too high for other utterances")
 
 
 def trained_hashes(options: Mapping[str, Any]) -> NDArray[np.uint64] | None:

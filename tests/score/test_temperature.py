@@ -83,7 +83,7 @@ def test_a_list_without_errors_bounds_the_temperature_and_says_so():
     posteriors = np.exp(log_posteriors(fit.scale.scaled(means, windows)))
     assert posteriors.max(axis=1).mean() == pytest.approx(51 / 52)
     assert fit.scale.length_exponent == 0
-    assert fit.remarks[0].startswith("none of the 50 utterances is wrong")
+    assert fit.remarks[0].startswith("No utterance is wrong, so the temperature can't be fitted. It is set so that")
     wide = fit_scale(1000 * means, windows, true).scale  # scores of another size have another temperature
     assert wide.temperature == pytest.approx(1000 * fit.scale.temperature)
 
@@ -105,7 +105,9 @@ def test_utterances_of_one_length_have_no_exponent():
     fit = fit_scale(means, np.full_like(windows, 37), true)
     assert fit.scale.length_exponent == 0
     assert fit.scale.temperature == pytest.approx(0.5, rel=0.1)
-    assert fit.remarks == ["all utterances have about the same length, so the length exponent can't be fitted and is 0"]
+    assert fit.remarks == [
+        "All utterances have about the same length, so the length exponent can't be fitted and is 0."
+    ]
 
 
 @pytest.mark.parametrize(("count", "spread"), [(40, 1.0), (2000, 40.0)])
@@ -117,8 +119,14 @@ def test_a_short_list_or_one_with_few_errors_says_that_the_fit_is_unsure(count, 
         keep = np.flatnonzero(means.argmax(axis=1) == true)
         keep = np.concatenate((keep, np.flatnonzero(means.argmax(axis=1) != true)[:5]))
         means, windows, true, wrong = means[keep], windows[keep], true[keep], 5
-    assert f"unsure: {len(true)} utterances, of which {wrong} are wrong, are few" in " ".join(
-        fit_scale(means, windows, true).remarks
+    too_few = (
+        f"{wrong} of {len(true)} utterances are wrong, and at least 10"
+        if wrong < 10
+        else "40 utterances are given, and at least 100"
+    )
+    assert (
+        f"The fit is unsure: only {too_few} are needed. Give more held-out utterances."
+        in fit_scale(means, windows, true).remarks
     )
 
 

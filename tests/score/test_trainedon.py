@@ -26,10 +26,13 @@ def check(options, keys, fingerprint=None, force=False):
 
 def test_the_training_set_itself_is_refused_by_its_fingerprint():
     options = {"tr_fingerprint": "f00", "tr_shards": "gone"}
-    with pytest.raises(InputError, match=r"the one that the model was trained on.*held out, or give --force"):
+    with pytest.raises(
+        InputError,
+        match=r"the model was trained on this dataset, so its confidences there are too high; .*held out, or give --force",
+    ):
         check(options, ["a/b/c"], "f00")
     assert check(options, ["a/b/c"], "f00", force=True) == [
-        "this dataset is the one that the model was trained on: its confidences will be too high for other utterances"
+        "the model was trained on this dataset, so confidences will be too high for other utterances"
     ]
 
 
