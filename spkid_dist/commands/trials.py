@@ -128,7 +128,7 @@ def _write(config: TrialsConfig, result: TrialResult, source: TrialScores, log: 
     write_json(beside[0], _facts(config, result, source))
     names = [".json"]
     if result.figures is not None and config.pictures:
-        write_atomic(beside[1], draw_det(result.figures.curve))
+        write_atomic(beside[1], draw_det(result.figures.curve, result.figures.costs))
         names.append(PICTURE)
     log.line(f"{len(result.scores):,} trials scored: {config.out}; beside it {', '.join(names)}")
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spkid_dist.scoring.confusion import ErrorRates, LengthGroup, worst_pairs
+from spkid_dist.scoring.detection import DetectionCost
 from spkid_dist.scoring.trials import DetCurve
 
 PICTURES = ("confusion", "lengths", "det")
@@ -23,6 +24,10 @@ DET_RATES = (
 )
 # fmt: on
 DET_POINTS = 2000
+COST_SHAPES, COST_COLOURS = (
+    ("D", "s", "^", "v"),
+    ("#2e7d4f", "#b36a00", "#6a3d9a", "#444444"),
+)  # more operating points are not drawn
 
 
 def draw_pictures(
@@ -58,9 +63,9 @@ def draw_lengths(groups: Sequence[LengthGroup]) -> bytes:
     return png_of((8, 5), lambda figure: _draw_lengths(figure, groups))
 
 
-def draw_det(curve: DetCurve) -> bytes:
-    """The DET curve on normal deviate axes, with the equal error rate."""
-    return png_of((7, 7), lambda figure: _draw_det(figure, curve))
+def draw_det(curve: DetCurve, costs: Sequence[DetectionCost] = ()) -> bytes:
+    """The DET curve on normal deviate axes, with the equal error rate, and the points of the lowest costs."""
+    return png_of((7, 7), lambda figure: _draw_det(figure, curve, costs))
 
 
 def png_of(size: tuple[float, float], draw: Callable[[Any], None]) -> bytes:
@@ -157,20 +162,41 @@ def _draw_lengths(figure: Any, groups: Sequence[LengthGroup]) -> None:
     axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)  # above, where no interval is
 
 
-def _draw_det(figure: Any, curve: DetCurve) -> None:
-    axis = figure.subplots()
-    # A rate that is 0 among n trials has no place on these axes: the curve ends at half a trial.
-    least = (0.5 / curve.num_others, 0.5 / curve.num_targets)
+def shown_points(curve: DetCurve) -> NDArray[np.int64]:
+    """The points of a curve that have a place on normal deviate axes: neither rate is 0 or 1."""
     kept = _thinned(curve)
-    x, y = (
-        _probit(np.clip(rates[kept], smallest, 1 - smallest))
-        for rates, smallest in zip((curve.false_alarms, curve.misses), least, strict=True)
-    )
-    axis.plot(x, y, color=BLUE, linewidth=1.8)
+    rates = np.stack((curve.false_alarms[kept], curve.misses[kept]))
+    return kept[((rates > 0) & (rates < 1)).all(axis=0)]
+
+
+def _draw_det(figure: Any, curve: DetCurve, costs: Sequence[DetectionCost]) -> None:
+    axis = figure.subplots()
+    shown = shown_points(curve)
+    axis.plot(_probit(curve.false_alarms[shown]), _probit(curve.misses[shown]), color=BLUE, linewidth=1.8)
     rate, _ = curve.equal_error
-    lowest, highest = min(0.01, max(rate / 20, 1e-5)), max(0.5, min(0.99, 2 * rate))
-    place = _probit(np.array([max(rate, lowest)]))[0]
-    axis.plot(place, place, "o", color=RED, label=f"equal error rate {rate:.2%}")
+    marks = [(rate, rate, "o", RED, f"equal error rate {rate:.2%}")]
+    for cost, shape, colour in zip(costs, COST_SHAPES, COST_COLOURS, strict=False):
+        at = int(np.argmax(curve.thresholds == cost.threshold))
+        label = f"minDCF {cost.minimum:.3f} at p_target {cost.p_target:g}"
+        marks.append((float(curve.false_alarms[at]), float(curve.misses[at]), shape, colour, label))
+    for alarms, misses, shape, colour, label in marks:
+        has_place = min(alarms, misses) > 0 and max(alarms, misses) < 1
+        place = (_probit(np.array([value])) for value in (alarms, misses)) if has_place else ([], [])
+        axis.plot(
+            *place, shape, color=colour, markersize=8, label=label if has_place else f"{label} (not on these axes)"
+        )
+    _set_det_axes(axis, [value for alarms, misses, *_ in marks for value in (alarms, misses)])
+    axis.set_title("Detection error trade-off (DET) of claimed speakers", loc="left")
+    axis.text(0.01, 0.01, _det_note(curve, len(shown)), transform=axis.transAxes, fontsize=9)
+    axis.grid(alpha=0.3)
+    axis.legend(loc="upper right")
+
+
+def _set_det_axes(axis: Any, rates: Sequence[float]) -> None:
+    """Axes on which these rates have a place, as far as there is one."""
+    inside = [rate for rate in rates if 0 < rate < 1]
+    lowest = max(1e-5, min([0.01, *(rate / 2 for rate in inside)]))
+    highest = min(0.995, max([0.5, *(2 * rate for rate in inside if rate < 0.4), *(rate + 0.1 for rate in inside)]))
     limits = tuple(_probit(np.array([lowest, highest])))
     ticks = [tick for tick in DET_RATES if lowest <= tick <= highest]
     axis.plot(limits, limits, color=GREY, linewidth=0.6)
@@ -180,15 +206,17 @@ def _draw_det(figure: Any, curve: DetCurve) -> None:
         xlim=limits,
         ylim=limits,
         aspect="equal",
-        xlabel="false alarms (others accepted), %",
+        xlabel="false alarms (nontargets accepted), %",
         ylabel="misses (targets rejected), %",
     )
-    axis.set_title("Detection error trade-off (DET) of claimed speakers", loc="left")
-    axis.text(
-        0.01, 0.01, f"{curve.num_targets:,} target trials, {curve.num_others:,} other trials", transform=axis.transAxes
-    )
-    axis.grid(alpha=0.3)
-    axis.legend(loc="upper right")
+
+
+def _det_note(curve: DetCurve, num_shown: int) -> str:
+    """What the picture says of its trials, and of points that have no place on its axes."""
+    trials = f"{curve.num_targets:,} target trials, {curve.num_others:,} nontarget trials"
+    if num_shown == 0:
+        return f"{trials}\nno curve: at each threshold there are either no misses or no false alarms"
+    return f"{trials}\nthe curve ends where there are no misses, or no false alarms"
 
 
 def _thinned(curve: DetCurve) -> NDArray[np.int64]:

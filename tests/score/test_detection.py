@@ -5,6 +5,7 @@ from math import log, log2
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 from sklearn.metrics import det_curve
 
 from spkid_dist.scoring.detection import (
@@ -15,6 +16,7 @@ from spkid_dist.scoring.detection import (
     minimum_cost,
     minimum_log_ratio_cost,
 )
+from spkid_dist.scoring.pictures import _draw_det
 
 pytestmark = pytest.mark.fast
 
@@ -138,3 +140,49 @@ def test_equal_scores_for_all_are_worth_nothing():
     curve = exact_curve(np.zeros(10), np.arange(10) < 3)
     assert curve.equal_error[0] == pytest.approx(0.5)
     assert minimum_cost(curve, 0.05) == (1.0, np.inf)
+
+
+def drawn(curve, costs=()):
+    """The lines of a DET picture, (label, x, y) each, in standard deviates, and all its texts."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    _draw_det(figure, curve, costs)
+    (axis,) = figure.axes
+    texts = [text.get_text() for text in (*axis.texts, *axis.get_legend().get_texts())]
+    return [(line.get_label(), *map(np.asarray, line.get_data())) for line in axis.lines], " ".join(texts)
+
+
+def test_a_det_picture_has_the_rates_that_were_counted_and_no_others():
+    scores, target = draw(40, 300)
+    curve = exact_curve(scores, target)
+    lines, text = drawn(curve)
+    _, x, y = lines[0]
+    counted = set(zip(ndtri(curve.false_alarms).tolist(), ndtri(curve.misses).tolist(), strict=True))
+    assert len(x) > 10
+    assert set(zip(x.tolist(), y.tolist(), strict=True)) <= counted
+    assert np.isfinite([x, y]).all()  # no rate of 0
+    assert "40 target trials, 300 nontarget trials" in text
+    assert "the curve ends where there are no misses, or no false alarms" in text
+
+
+def test_a_det_picture_marks_the_lowest_costs_and_the_equal_error_rate():
+    scores, target = draw(200, 3000)
+    figures = detection_figures(scores, target, [0.05, 0.3], calibrated=False)
+    lines, text = drawn(figures.curve, figures.costs)
+    marks = {label: (float(x[0]), float(y[0])) for label, x, y in lines if len(x) == 1}
+    for cost in figures.costs:
+        x, y = marks[f"minDCF {cost.minimum:.3f} at p_target {cost.p_target:g}"]
+        accepted = scores >= cost.threshold
+        assert (x, y) == pytest.approx((ndtri(accepted[~target].mean()), ndtri(1 - accepted[target].mean())))
+    rate, _ = figures.curve.equal_error
+    assert marks[f"equal error rate {rate:.2%}"] == pytest.approx((ndtri(rate), ndtri(rate)))
+    assert "not on these axes" not in text
+
+
+def test_trials_without_errors_have_no_curve_and_the_picture_says_so():
+    figures = detection_figures(np.arange(10.0), np.arange(10) > 6, [0.01], calibrated=False)
+    lines, text = drawn(figures.curve, figures.costs)
+    assert [len(x) for _, x, _ in lines] == [0, 0, 0, 2]  # the curve, the marks, and the diagonal
+    assert "no curve: at each threshold there are either no misses or no false alarms" in text
+    assert text.count("(not on these axes)") == 2

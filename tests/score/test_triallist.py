@@ -122,7 +122,7 @@ def test_names_that_are_not_known_are_told_with_line_and_number(trials_of):
         InputError, match=r"trials:2: speaker 'c' is not one of the model's \(2 of the 3 claimed speakers\); do so$"
     ):
         trials.resolve_claims({"a": 0}, "one of the model's", "do so")
-    with pytest.raises(InputError, match=r"trials:3: utterance 'w' is not in x \(1 of 2 utterances are not\)"):
+    with pytest.raises(InputError, match=r"trials:3: utterance 'w' is not in x \(1 of the 2 utterances\)"):
         trials.resolve_utterances({"u": 0}, "in x", "do so")
 
 
