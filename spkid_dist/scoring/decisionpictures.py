@@ -10,6 +10,7 @@ from spkid_dist.scoring.pictures import BLUE, GREY, PALE, RED, png_of
 from spkid_dist.scoring.reliability import BINS, Reliability
 
 OPEN_SET = "open_set"
+FEW = 10  # utterances of a bin whose share of right ones says little
 MOST_POINTS = 2000  # of a curve that is drawn
 GREEN = "#2e7d4f"
 
@@ -32,7 +33,7 @@ def draw_open_set(curve: OpenSetCurve, used: OpenSetFigures) -> bytes:
 
 
 def _draw_reliability(figure: Any, before: Reliability, after: Reliability) -> None:
-    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(4, 1))
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(4, 1.4))
     edges = np.arange(BINS + 1) / BINS
     for title, found, (upper, lower) in zip(
         ("before: summed log-probabilities", "after calibration"), (before, after), axes.T, strict=True
@@ -40,22 +41,32 @@ def _draw_reliability(figure: Any, before: Reliability, after: Reliability) -> N
         held = found.counts > 0
         counts = np.maximum(found.counts, 1)
         shares, confidences = found.right / counts, found.confidences / counts
-        upper.bar(edges[:-1][held], shares[held], 1 / BINS, align="edge", color=PALE, edgecolor="white")
+        few = held & (found.counts < FEW)
+        for shown, colours, size in (
+            (held & ~few, {"color": PALE, "edgecolor": "white"}, 5),
+            (few, {"color": "none", "edgecolor": GREY, "linestyle": ":"}, 3),
+        ):
+            upper.bar(edges[:-1][shown], shares[shown], 1 / BINS, align="edge", **colours)
+            upper.plot(confidences[shown], shares[shown], "o", color=BLUE, markersize=size)
         upper.plot((0, 1), (0, 1), color=GREY, linewidth=0.8)
-        upper.plot(confidences[held], shares[held], "o", color=BLUE, markersize=5)
         upper.set_title(
             f"{title}\nexpected calibration error {found.expected_error:.3f}, NLL {found.nll:.3f}",
             loc="left",
             fontsize=11,
         )
-        lower.bar(edges[:-1], found.counts, 1 / BINS, align="edge", color=GREY, edgecolor="white")
+        bars = lower.bar(edges[:-1], found.counts, 1 / BINS, align="edge", color=GREY, edgecolor="white")
+        lower.bar_label(bars, [f"{count:,}" if count else "" for count in found.counts], fontsize=7)
+        # Logarithmic, so that a bin of one utterance is seen beside one of thousands; room above for the numbers.
+        lower.set(yscale="log", ylim=(0.5, 5 * max(before.counts.max(), after.counts.max())))
         lower.set(xlim=(0, 1), xlabel="confidence: posterior of the found speaker")
         for axis in (upper, lower):
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(axis="y", alpha=0.3)
     axes[0, 0].set(ylim=(0, 1.02), ylabel="share of right utterances")
     axes[1, 0].set(ylabel="utterances")
-    figure.suptitle(f"Reliability of confidences, {after.utterances:,} utterances, {BINS} bins")
+    figure.suptitle(
+        f"Reliability of confidences, {after.utterances:,} utterances, {BINS} bins (dotted: fewer than {FEW} utterances)"
+    )
 
 
 def _draw_open_set(figure: Any, curve: OpenSetCurve, used: OpenSetFigures) -> None:

@@ -6,6 +6,7 @@ from scipy.optimize import minimize_scalar
 
 from shards import InputError
 from spkid_dist.scoring.calibration import Scale, log_posteriors
+from spkid_dist.scoring.decisionpictures import _draw_reliability
 from spkid_dist.scoring.reliability import BINS, reliability, reliability_of
 from spkid_dist.scoring.temperature import cross_validated, fit_scale, uncalibrated_scores
 
@@ -162,3 +163,18 @@ def test_confidences_at_the_borders_of_bins_are_in_the_lower_one():
 def test_uncalibrated_confidences_are_those_of_the_summed_log_probabilities():
     means, windows = np.array([[-1.0, -2.0], [-3.0, -1.0]]), np.array([4, 2])
     np.testing.assert_array_equal(uncalibrated_scores(means, windows), [[-4, -8], [-6, -2]])
+
+
+def test_a_reliability_picture_counts_each_bin_and_sets_small_ones_apart():
+    from matplotlib.figure import Figure
+
+    confidences = np.concatenate((np.full(290, 0.99), np.full(12, 0.5), [0.3]))
+    found = reliability_of(confidences, confidences > 0.4, -confidences)
+    figure = Figure()
+    _draw_reliability(figure, found, found)
+    for upper, lower in zip(figure.axes[:2], figure.axes[2:], strict=True):
+        assert [text.get_text() for text in lower.texts if text.get_text()] == ["1", "12", "290"]
+        assert lower.get_yscale() == "log"
+        assert min(bar.get_height() for bar in lower.patches if bar.get_height()) > lower.get_ylim()[0]
+        heights = {bar.get_linestyle(): round(bar.get_height(), 2) for bar in upper.patches}
+        assert heights == {"solid": 1.0, ":": 0.0}
