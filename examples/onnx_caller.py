@@ -4,7 +4,8 @@
 
 EXPORTED is the folder that `spkid export --format onnx` wrote. DB_PATH is the folder of the feature files or recordings.
 LIST has one utterance per line. The program prints one line per utterance: UTTERANCE, SPEAKER and the mean logarithm of
-the speaker's probability, separated by tabs.
+the speaker's probability, separated by tabs. A model that was calibrated also gives a confidence, from 0 to 1. With a
+threshold, SPEAKER is "unknown" for an utterance below it, and the other columns are those of the nearest speaker.
 
 It needs numpy and onnxruntime. A model of recordings needs soundfile too, to read them, and a model of Kaldi files needs
 kaldiio. The program does what `model.json` says, step by step, and knows nothing else of the model: it can be written in any
@@ -165,9 +166,22 @@ def open_onnx(folder, model):
     return lambda x: session.run([model["output"]["name"]], {model["input"]["name"]: x})[0]
 
 
+def calibrate(step, score, num_windows, best):
+    """How sure the decision for the speaker `best` is, None where nobody calibrated the model; and whether it holds."""
+    if step["temperature"] is None:
+        return None, True
+    z = score * num_windows ** step["length_exponent"] / step["temperature"]
+    z = z - z[best]  # so that no exponential is too large
+    confidence = 1 / np.exp(z).sum()
+    if step["threshold"] is None:
+        return float(confidence), True
+    ratio = -np.log(np.exp(np.delete(z, best)).mean())
+    return float(confidence), bool(ratio >= step["threshold"])
+
+
 def identify(model, network, db_path, key):
-    """The speaker of an utterance, and the mean logarithm of the speaker's probability over the windows."""
-    x, score = None, None
+    """The speaker of an utterance, None if unknown; the mean logarithm of the best speaker's probability; the confidence."""
+    x, score, confidence, is_known = None, None, None, True
     for step in model["steps"]:
         if step["step"] == "frames":
             x = read_frames(step, db_path, key)
@@ -181,9 +195,11 @@ def identify(model, network, db_path, key):
             x = network(x)
         elif step["step"] == "decide":
             score = x.astype(step["sum_dtype"]).sum(axis=0) / len(x)
+        elif step["step"] == "calibrate":
+            confidence, is_known = calibrate(step, score, len(x), score.argmax())
         else:
             raise ValueError(f"model.json: unknown step {step['step']!r}")
-    return model["speakers"][score.argmax()], float(score.max())
+    return model["speakers"][score.argmax()] if is_known else None, float(score.max()), confidence
 
 
 def main():
@@ -196,8 +212,9 @@ def main():
     model = json.loads(Path(arguments.exported, "model.json").read_text())
     network = open_onnx(arguments.exported, model)
     for key in filter(None, map(str.strip, arguments.list.read_text().splitlines())):
-        speaker, score = identify(model, network, arguments.db_path, key)
-        print(f"{key}\t{speaker}\t{score:.4f}")
+        speaker, score, confidence = identify(model, network, arguments.db_path, key)
+        sure = "" if confidence is None else f"\t{confidence:.4f}"
+        print(f"{key}\t{'unknown' if speaker is None else speaker}\t{score:.4f}{sure}")
 
 
 if __name__ == "__main__":

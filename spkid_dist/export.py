@@ -20,6 +20,7 @@ from shards.extras import import_extra
 from shards.files import make_folder, write_atomic, write_json, writer_name
 from spkid_dist.config import ExportConfig
 from spkid_dist.ranks.console import RunLog
+from spkid_dist.scoring.calibrationfile import read_calibration
 from spkid_dist.scoring.modeljson import INPUT, OUTPUT, describe_export, normalization
 from spkid_dist.scoring.models import find_models, load_models
 from spkid_dist.trained import TrainedModel
@@ -33,13 +34,15 @@ def export_model(config: ExportConfig) -> Path:
     """Write the model of `config` into its `out` folder; returns the path of its model.json.
 
     Raises:
-        InputError: weights or train.opts missing, damaged or not fitting together; `out` holds something, or can't be written.
+        InputError: weights or train.opts missing, damaged or not fitting together, or a calibration is damaged or of other
+            weights; `out` holds something, or can't be written.
         UsageError: a library that a format needs is not installed.
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise InputError(f"{config.out}: exists and is not an empty folder; give --out a new one")
     (chosen,) = find_models(config.models, config.weights, config.train_cfg)
     model = load_models([chosen], config.spk2idx)
+    calibration = read_calibration([chosen.weights])
     staging = config.out.absolute().with_name(f".{config.out.name}-{writer_name()}")
     make_folder(staging)
     try:
@@ -49,7 +52,8 @@ def export_model(config: ExportConfig) -> Path:
             write_atomic(staging / file_name, write(model))
             files[name] = file_name
         opset = ONNX_OPSET if "onnx" in files else None
-        write_json(staging / MODEL_JSON, describe_export(model, files, chosen.weights.name, opset))
+        facts = describe_export(model, files, chosen.weights.name, opset, calibration)
+        write_json(staging / MODEL_JSON, facts)
         staging.replace(config.out)
     except OSError as error:
         raise InputError(f"{config.out}: can't be written: {error.strerror}; choose another --out") from error

@@ -77,6 +77,14 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
         raise UsageError(f"--features.{name} {value}: expected {low} to {high}")
 
 
+# Options of the library that change nothing while the others are as `kaldi_options` has them: of another window, of warping by
+# a factor of 1, of librosa's mel scale, which is off, and of an energy that is not used.
+WITHOUT_EFFECT = (
+    *("blackman_coeff", "vtln_low", "vtln_high", "norm", "use_slaney_mel_scale", "floor_to_int_bin", "debug_mel"),
+    *("energy_floor", "raw_energy"),
+)
+
+
 def kaldi_options(options: FeatureOptions) -> dict[str, Any]:
     """All options as Kaldi names them, those of frames and of mel bins in objects of their own; JSON values.
 

@@ -11,14 +11,22 @@ from typing import Any
 from torch import nn
 
 from shards.errors import InputError
-from shards.sources.features import FeatureOptions, kaldi_options
+from shards.sources.features import WITHOUT_EFFECT, FeatureOptions, kaldi_options
 from shards.sources.featuresteps import feature_steps
 from spkid_dist.model import GlobalBatchNorm, Normalize
+from spkid_dist.scoring.calibrationfile import Calibration
 from spkid_dist.streaming.kernels import FLOAT32_EPS
 from spkid_dist.trained import TrainedModel
 
 FORMAT_VERSION = 3
 INPUT, OUTPUT = "windows", "log_probs"
+TOLERANCE = {
+    "feature": 1e-2,
+    "log_prob": 1e-5,
+    "score": 2e-5,
+    "meaning": "largest absolute differences between callers and spkid in the tests of spkid: of a feature, where a mel "
+    "bin has least energy, of the network's output, and of a score",
+}
 FRAME_FILES = {
     "fmatrix": "two little-endian int32, T and D, then T x D little-endian float32, frame by frame",
     "npy": "a NumPy array (T, D) of 2, 4 or 8-byte floats; of an .npz the only array, or the one named frames",
@@ -27,7 +35,13 @@ FRAME_FILES = {
 }
 
 
-def describe_export(model: TrainedModel, files: dict[str, str], weights: str, onnx_opset: int | None) -> dict[str, Any]:
+def describe_export(
+    model: TrainedModel,
+    files: dict[str, str],
+    weights: str,
+    onnx_opset: int | None,
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
     """The contents of model.json.
 
     Args:
@@ -35,6 +49,7 @@ def describe_export(model: TrainedModel, files: dict[str, str], weights: str, on
         files: format -> name of its file.
         weights: name of the weights file that it was made of.
         onnx_opset: of the ONNX file, if there is one.
+        calibration: of these weights, if there is one.
 
     Raises:
         InputError: the audio features in train.opts are damaged.
@@ -57,6 +72,7 @@ def describe_export(model: TrainedModel, files: dict[str, str], weights: str, on
             {"step": "windows"} | _windows_step(model.in_frames),
             {"step": "network"} | _network_step(),
             {"step": "decide"} | _decide_step(),
+            {"step": "calibrate"} | _calibrate_step(calibration),
         ],
         "layers": [layer for name, module in model.network.named_children() if (layer := _layer(name, module))],
         "input": {"name": INPUT, "shape": ["N", model.in_frames * model.num_features], "dtype": "float32"},
@@ -65,6 +81,7 @@ def describe_export(model: TrainedModel, files: dict[str, str], weights: str, on
         "trained_on": model.options.get("tr_fingerprint"),
         "weights": weights,
         "onnx_opset": onnx_opset,
+        "tolerance": TOLERANCE,
     }
 
 
@@ -98,6 +115,7 @@ def _frames_step(source: dict[str, Any]) -> dict[str, Any]:
         "feature_dtype": "float32",
         "options": kaldi_options(options),
         "options_meaning": "all options of kaldi-native-fbank for the same features; give that library samples * scale",
+        "options_without_effect": list(WITHOUT_EFFECT),
     } | result
 
 
@@ -160,10 +178,26 @@ def _network_step() -> dict[str, Any]:
 
 def _decide_step() -> dict[str, Any]:
     return {
-        "score": "sum over the utterance's windows / N",
+        "N": "number of windows of the utterance, the rows of the network's output",
+        "score": "score[k] = sum over the N windows of log_probs[n][k] / N, for each speaker k",
         "sum_dtype": "float64",
         "speaker": "argmax",
         "ties": "first",
+    }
+
+
+def _calibrate_step(calibration: Calibration | None) -> dict[str, Any]:
+    """How sure the decision is, and whether it is that the speaker is unknown; numbers are null where nothing was fitted."""
+    return {
+        "temperature": None if calibration is None else calibration.scale.temperature,
+        "length_exponent": None if calibration is None else calibration.scale.length_exponent,
+        "threshold": None if calibration is None else calibration.threshold,
+        "calibrated": "z[k] = score[k] * N^length_exponent / temperature",
+        "confidence": "exp(z[k]) / sum over all speakers j of exp(z[j])",
+        "log_likelihood_ratio": "z[k] - log(mean over all speakers j but k of exp(z[j])), natural logarithms",
+        "unknown": "the speaker is unknown if the log-likelihood ratio of the decided speaker is below threshold",
+        "dtype": "float64",
+        "meaning": "without a temperature there is no confidence, and without a threshold no speaker is unknown",
     }
 
 

@@ -153,9 +153,17 @@ def compare_with_score(jobs):
     for (paths, out, db_path, listed, _), found in zip(jobs, results, strict=True):
         files = {"db_path": db_path, "te_list_file": listed, "pictures": False}
         expected = score_utterances(ScoreConfig(**files, **paths, log_file=out / "results.log"))
-        assert [key for key, _, _ in found] == expected.keys
-        assert [speaker for _, speaker, _ in found] == [SPEAKERS[index] for index in expected.found]
-        np.testing.assert_allclose([value for _, _, value in found], expected.mean_log_probs, rtol=2e-5, atol=2e-5)
+        keys, speakers, values, confidences = zip(*found, strict=True)
+        assert list(keys) == expected.keys
+        decisions = expected.decisions
+        accepted = [True] * len(keys) if decisions is None else decisions.accepted
+        names = [SPEAKERS[index] if known else None for index, known in zip(expected.found, accepted, strict=True)]
+        assert list(speakers) == names
+        np.testing.assert_allclose(values, expected.mean_log_probs, rtol=2e-5, atol=2e-5)
+        if decisions is None:
+            assert set(confidences) == {None}
+        else:
+            np.testing.assert_allclose(confidences, decisions.posteriors, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["fmatrix", "npy", "kaldi", "audio"])
