@@ -19,7 +19,7 @@ from spkid_dist.trained import OPTIONS_NAME
 from spkid_dist.trainedfolder import WEIGHTS
 
 ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-COLUMNS = ("file", "speaker", "confidence", "score", "margin", "windows")
+COLUMNS = ("file", "speaker", "confidence", "score", "margin", "windows", "is_short")
 RANKED_COLUMNS = ("speaker", "confidence", "score")  # of each candidate, numbered from 1
 
 
@@ -100,7 +100,7 @@ def _print_row(file: str, answer: Identification | InputError) -> None:
     name, of_speaker = UNKNOWN_WORD, ["", ""]
     if answer.speaker is not None:
         name, of_speaker = _escaped(answer.speaker), [_number(answer.confidence), _number(answer.score)]
-    row = [_escaped(file), name, *of_speaker, _number(answer.margin), str(answer.windows)]
+    row = [_escaped(file), name, *of_speaker, _number(answer.margin), str(answer.windows), str(answer.is_short).lower()]
     for one in answer.top:
         row += [_escaped(one.speaker), _number(one.confidence), _number(one.score)]
     print("\t".join(row), flush=True)
@@ -110,8 +110,10 @@ def _print_text(file: str, answer: Identification | InputError) -> None:
     if isinstance(answer, InputError):
         return
     best, *others = answer.top
+    unsure = "; unreliable, as the file is shorter than a window" if answer.is_short else ""
     if answer.speaker is None:
-        print(f"{_escaped(file)}: {UNKNOWN_WORD} (nearest: {', '.join(map(_candidate, answer.top))})", flush=True)
+        nearest = ", ".join(map(_candidate, answer.top))
+        print(f"{_escaped(file)}: {UNKNOWN_WORD} (nearest: {nearest}{unsure})", flush=True)
         return
     if best.confidence is not None:
         sure = f"confidence {best.confidence:.3f}"
@@ -119,7 +121,7 @@ def _print_text(file: str, answer: Identification | InputError) -> None:
         margin = "" if answer.margin is None else f", margin {answer.margin:.3f}"
         sure = f"mean log-probability {best.score:.3f}{margin}"
     more = "; then " + ", ".join(map(_candidate, others)) if others else ""
-    print(f"{_escaped(file)}: {_escaped(answer.speaker)} ({sure}{more})", flush=True)
+    print(f"{_escaped(file)}: {_escaped(answer.speaker)} ({sure}{more}{unsure})", flush=True)
 
 
 def _candidate(one: Candidate) -> str:

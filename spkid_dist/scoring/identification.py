@@ -61,6 +61,8 @@ class Identification:
         margin: how much the score of the second candidate is below the best one's; None where the model has one speaker.
         top: the best candidates, the best first.
         windows: how many windows the recording has.
+        is_short: whether it is shorter than a window, so that frames were repeated, or zeros put. Networks see no such windows,
+            or few, in training, and calibrations few: do not trust the confidence.
     """
 
     speaker: str | None
@@ -69,6 +71,7 @@ class Identification:
     margin: float | None
     top: tuple[Candidate, ...]
     windows: int
+    is_short: bool
 
 
 class Model:
@@ -84,6 +87,7 @@ class Model:
         self.speakers = trained.speakers
         self.weights = weights
         self.calibration = calibration
+        self._in_frames = trained.in_frames
         self._reader = RecordingReader(trained)
         self._scorer = Scorer(trained, _open_device(device))
 
@@ -186,6 +190,7 @@ class Model:
             margin=float(means[0, order[0]] - means[0, order[1]]) if len(order) > 1 else None,
             top=candidates,
             windows=int(windows[0]),
+            is_short=int(scores.group.lengths[row]) < self._in_frames,
         )
 
     def _is_unknown(self, calibrated: NDArray[np.float64] | None, best: int) -> bool:
