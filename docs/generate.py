@@ -86,7 +86,12 @@ def _public(package: str, name: str, thing: Any) -> Iterator[str]:
             yield from ("", f"Its fields are the flags of [`spkid {command}`](commands.md#spkid-{command}).")
     elif inspect.isclass(thing):
         for method, function in _methods(thing):
-            yield from ("", f"`{name}.{method}`: {_first_sentence(inspect.getdoc(function) or '')}")
+            text = inspect.getdoc(function) or ""
+            if "Args:" not in text:
+                yield from ("", f"`{name}.{method}`: {_first_sentence(text)}")
+                continue
+            signature = _signature(method, function).replace("(self, ", "(", 1).replace("    self, ", "    ", 1)
+            yield from ("", f"#### {name}.{method}", "", "```text", signature, "```", "", *_prose(text))
 
 
 def _signature(name: str, thing: Any) -> str:

@@ -24,7 +24,8 @@ class ScoreResult:
         frames, windows: of each utterance, (U,) int64.
         wrong_windows: windows whose largest log-probability is another class's, (U,) int64; 0 where `true` is -1.
         rates: error rates; None where no true speaker is known.
-        det: the DET curve of claimed speakers (`spkid_dist.scoring.trials`); None where there is none.
+        det: the DET curve of claimed speakers (`spkid_dist.scoring.trials`); None where there is none. Its `equal_error` is a
+            pair: the equal error rate, from 0 to 1, and its threshold, a log-likelihood ratio.
         seconds: until the last rank had scored its share.
         top_classes: the N best classes, best first, (U, N) int32; None without `top`.
         top_means: their mean log-probabilities, (U, N) float32; None without `top`.
