@@ -68,7 +68,7 @@ def score_trials(config: TrialsConfig) -> TrialResult:
 
 def _scores_of_files(config: TrialsConfig) -> TrialScores:
     if config.scores is not None:
-        return FileScores(config.scores)
+        return FileScores(config.scores, wanted=config.calibration)
     return CosineScores(config.embedding_files, config.enrol, config.center)
 
 

@@ -86,21 +86,23 @@ class ModelScores:
 
 
 class FileScores:
-    """Scores of a file that `spkid score --scores` wrote."""
+    """Scores of a file that `spkid score --scores` wrote, on its calibrated scale where it has one and that is `wanted`."""
 
     kind = LOG_RATIO
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, wanted: bool) -> None:
         held = read_scores(path)
+        check_rivals(held.speakers)
         if held.means is None:
             width = 0 if held.top_means is None else held.top_means.shape[1]
             raise InputError(
                 f"{path}: keeps the best {width} of {len(held.speakers)} speakers, but a log-likelihood ratio takes all; "
                 "run spkid score --scores without --top"
             )
-        check_rivals(held.speakers)
         self._path, self._held, self._means = path, held, held.means
-        self.calibrated = held.scale is not None
+        scale = held.scale if wanted else None
+        self.calibrated = scale is not None
+        self._scale = scale or Scale()
         self.facts: dict[str, Any] = {"scores": str(path)}
 
     def score(self, trials: TrialList) -> NDArray[np.float64]:
@@ -110,11 +112,11 @@ class FileScores:
         rows = trials.resolve_utterances({key: i for i, key in enumerate(held.keys)}, f"in {self._path}", remedy)
         classes = trials.resolve_claims({name: i for i, name in enumerate(held.speakers)}, OF_MODEL, SPEAKER_REMEDY)
         picked = PickedScores(trials, classes, rows, len(held.keys))
-        scale, used = held.scale or Scale(), np.unique(rows)
+        used = np.unique(rows)
         step = max(1, ROWS_AT_A_TIME // len(held.speakers))
         for first in range(0, len(used), step):
             these = used[first : first + step]
-            scores = scale.scaled(self._means[these].astype(np.float64), held.windows[these])
+            scores = self._scale.scaled(self._means[these].astype(np.float64), held.windows[these])
             picked.add(these, log_likelihood_ratios(scores))
         return picked.scores
 

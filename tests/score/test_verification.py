@@ -12,6 +12,7 @@ from shards.sources.kaldi import ArkEntry, KaldiSource
 from spkid_dist import CalibrateConfig, ScoreConfig, TrialsConfig, calibrate_model, read_scores, score_trials
 from spkid_dist import score_utterances as score
 from spkid_dist.scoring.detection import detection_figures
+from spkid_dist.scoring.scorefile import Scores, write_scores
 from spkid_dist.scoring.trialscores import _is_there
 
 
@@ -110,6 +111,9 @@ def test_a_calibration_beside_the_weights_is_used(voices, trials, outputs, tmp_p
     from_file = score_trials(TrialsConfig(trials=trials, scores=scores, **outputs))
     np.testing.assert_allclose(from_file.scores, calibrated.scores, atol=1e-4)
     assert from_file.figures.cllr == pytest.approx(calibrated.figures.cllr, abs=1e-4)
+    raw_file = score_trials(TrialsConfig(trials=trials, scores=scores, **outputs, calibration=False))
+    np.testing.assert_allclose(raw_file.scores, raw.scores, atol=1e-4)
+    assert (raw_file.calibrated, raw_file.figures.cllr, raw_file.figures.costs[0].actual) == (False, None, None)
 
 
 def test_two_processes_score_trials_as_one_does(voices, trials, outputs, tmp_path):
@@ -230,6 +234,23 @@ def test_scores_of_the_best_speakers_alone_can_not_serve_trials(voices, trials, 
         InputError, match=r"top\.npz: keeps the best 2 of 5 speakers, but a log-likelihood ratio takes all"
     ):
         score_trials(TrialsConfig(trials=trials, scores=scores, **outputs))
+
+
+def test_scores_of_one_speaker_have_no_rivals_however_many_are_kept(trials, outputs, tmp_path):
+    one = np.zeros(1, np.int64)
+    kept = {"top_classes": one.astype(np.int32)[:, None], "top_means": np.zeros((1, 1), np.float32)}
+    scores = Scores(
+        keys=["u"],
+        speakers=["ana"],
+        found=one,
+        true=one,
+        margins=np.array([np.inf], np.float32),
+        windows=one + 1,
+        **kept,
+    )
+    write_scores(tmp_path / "one.npz", scores)
+    with pytest.raises(InputError, match=r"knows one speaker only, 'ana'"):
+        score_trials(TrialsConfig(trials=trials, scores=tmp_path / "one.npz", **outputs))
 
 
 def test_scores_that_are_no_numbers_are_refused(voices, trials, outputs, tmp_path):
