@@ -16,7 +16,7 @@ Shapes: N target trials, M other trials, P operating points.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import log
+from math import isfinite, log
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,8 @@ class DetectionFigures:
         say(f"equal error rate: {rate:.2%} at a score of {threshold:.4f} ({trials})")
         for cost in self.costs:
             actual = "" if cost.actual is None else f", actDCF {cost.actual:.4f}"
-            say(f"p_target {cost.p_target:g}: minDCF {cost.minimum:.4f} at a score of {cost.threshold:.4f}{actual}")
+            where = f" at a score of {cost.threshold:.4f}" if isfinite(cost.threshold) else ", by rejecting every claim"
+            say(f"p_target {cost.p_target:g}: minDCF {cost.minimum:.4f}{where}{actual}")
         say(f"min Cllr {self.min_cllr:.4f} bits" + ("" if self.cllr is None else f", Cllr {self.cllr:.4f} bits"))
 
     def facts(self) -> dict[str, Any]:

@@ -79,5 +79,5 @@ def reliability_of(
         counts=np.bincount(bins, minlength=BINS),
         confidences=np.bincount(bins, confidences, minlength=BINS).astype(np.float64),
         right=np.bincount(bins[right], minlength=BINS),
-        log_loss=-float(true_log_posteriors.sum()) + 0.0,  # not -0, which is printed so
+        log_loss=max(0.0, -float(true_log_posteriors.sum())),  # never -0, nor less by rounding
     )

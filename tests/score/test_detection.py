@@ -186,3 +186,15 @@ def test_trials_without_errors_have_no_curve_and_the_picture_says_so():
     assert [len(x) for _, x, _ in lines] == [0, 0, 0, 2]  # the curve, the marks, and the diagonal
     assert "no curve: at each threshold there are either no misses or no false alarms" in text
     assert text.count("(not on these axes)") == 2
+
+
+def test_a_threshold_that_accepts_nothing_is_said_in_words():
+    """Where accepting nothing is cheapest, no number of a score can be named."""
+    scores, target = np.array([0.0, 1.0]), np.array([True, False])
+    said = []
+    detection_figures(scores, target, [0.01], calibrated=True).say(said.append)
+    assert any("p_target 0.01: minDCF 1.0000, by rejecting every claim, actDCF" in line for line in said)
+    assert not any("inf" in line for line in said)
+    said.clear()
+    detection_figures(scores, ~target, [0.01], calibrated=False).say(said.append)
+    assert "p_target 0.01: minDCF 0.0000 at a score of 1.0000" in said

@@ -178,3 +178,9 @@ def test_a_reliability_picture_counts_each_bin_and_sets_small_ones_apart():
         assert min(bar.get_height() for bar in lower.patches if bar.get_height()) > lower.get_ylim()[0]
         heights = {bar.get_linestyle(): round(bar.get_height(), 2) for bar in upper.patches}
         assert heights == {"solid": 1.0, ":": 0.0}
+
+
+def test_a_loss_of_nothing_has_no_sign():
+    """Of one utterance that is surely right, and of log-posteriors that are 0 but for rounding."""
+    for scores in (np.array([[0.0, -1000.0]]), np.array([[0.0, -40.0]])):
+        assert f"{reliability(scores, np.zeros(1, np.int64)).nll:.4f}" == "0.0000"
