@@ -23,7 +23,7 @@ from spkid_dist.config import CalibrateConfig
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.process.versions import installed_version
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
-from spkid_dist.scoring.calibrationfile import ENDING, PICTURE_ENDING, calibration_path, write_calibration
+from spkid_dist.scoring.calibrationfile import OPEN_SET_SUFFIX, PICTURE_SUFFIX, calibration_path, write_calibration
 from spkid_dist.scoring.collecting import collect_scores
 from spkid_dist.scoring.decisionpictures import draw_open_set, draw_reliability
 from spkid_dist.scoring.opening import find_rule, open_source, open_utterances, say_speakers, store_options
@@ -46,7 +46,6 @@ LEFT_OUT = (
     "remove them; if --tr_speakers left them out of the training, the network has an output for them all the same, as for "
     "each speaker of its dataset: train on a dataset without them"
 )
-OPEN_SET_ENDING = ".calibration.open_set.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,16 +208,15 @@ def _write(
     """Write the calibration and its pictures, and say the figures."""
     for line in say_calibration(result):
         run.log.line(line)
-    stem = result.path.name.removesuffix(ENDING)
-    pictures = {PICTURE_ENDING: draw_reliability(result.before, result.after)}
+    pictures = {PICTURE_SUFFIX: draw_reliability(result.before, result.after)}
     if curve is not None and result.open_set is not None:
-        pictures[OPEN_SET_ENDING] = draw_open_set(curve, result.open_set)
-    for ending in (PICTURE_ENDING, OPEN_SET_ENDING):
-        result.path.with_name(stem + ending).unlink(missing_ok=True)
+        pictures[OPEN_SET_SUFFIX] = draw_open_set(curve, result.open_set)
+    for suffix in (PICTURE_SUFFIX, OPEN_SET_SUFFIX):
+        result.path.with_suffix(suffix).unlink(missing_ok=True)
     write_calibration(run.weights, result.fit.scale, result.threshold, _facts(config, utterances, result))
-    for ending, picture in pictures.items():
-        write_atomic(result.path.with_name(stem + ending), picture)
-    beside = ", ".join(stem + ending for ending in pictures)
+    for suffix, picture in pictures.items():
+        write_atomic(result.path.with_suffix(suffix), picture)
+    beside = ", ".join(result.path.with_suffix(suffix).name for suffix in pictures)
     run.log.line(f"{result.path}: the calibration, which spkid score, identify and trials use; beside it {beside}")
 
 

@@ -17,21 +17,39 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+TEMPERATURES = 1e-20, 1e20  # far beyond what any log-probabilities need, and far within float32
 SMALLEST_SUM = 1e-290  # of likelihoods relative to the best one; below it float64 loses digits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How mean log-probabilities become those of an utterance; the defaults leave them as they are."""
+    """How mean log-probabilities become those of an utterance; the defaults leave them as they are.
+
+    Raises:
+        ValueError: a value is no such number, as of a damaged file.
+    """
 
     temperature: float = 1.0
     length_exponent: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the values: scores of other ones are not finite, or turn the order of speakers round."""
+        low, high = TEMPERATURES
+        if not (_is_within(self.temperature, low, high) and _is_within(self.length_exponent, 0, 1)):
+            raise ValueError(
+                f"temperature {self.temperature!r} and length_exponent {self.length_exponent!r}, expected numbers from {low:g} "
+                f"to {high:g}, and from 0 to 1"
+            )
 
     def scaled(self, means: NDArray[np.float64], windows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores (U, K) of mean log-probabilities (U, K) over `windows` (U,)."""
         factors = windows.astype(np.float64) ** self.length_exponent / self.temperature
         scaled: NDArray[np.float64] = means * factors[:, None]
         return scaled
+
+
+def _is_within(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def log_posteriors(scores: NDArray[np.float64]) -> NDArray[np.float64]:

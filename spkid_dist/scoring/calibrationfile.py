@@ -1,24 +1,34 @@
 """Keep a calibration beside its weights, as JSON, with the weights' digests, so that no other weights are scored with it.
 
-The file of `e4_weights.ckpt` is `e4_weights.calibration.json`; that of three models together stands beside the first of them in
-the order of their paths, as `e4_weights+2.calibration.json`.
+| weights | file |
+|---|---|
+| ``e4_weights.ckpt`` | ``e4_weights.calibration.json`` |
+| ``e4_weights.pt`` | ``e4_weights.pt-calibration.json``: no other file has the same name |
+| several together | ``e4_weights+DIGEST.calibration.json`` beside the one of the smallest digest |
+
+DIGEST is one of the digests of all, so that each set of models has a calibration of its own, in whatever order and by whatever
+paths they are given. A link is followed to the weights themselves.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from sys import float_info
+from typing import Any
 
 import xxhash
 
 from shards.errors import InputError
 from shards.files import read_text, write_json
 from spkid_dist.scoring.calibration import Scale
+from spkid_dist.scoring.weightsdigest import NUM_DIGITS, is_digest, weights_digest
 
 ENDING = ".calibration.json"
-PICTURE_ENDING = ".calibration.png"
-READ_BYTES = 2**22
+OTHER_ENDING = "-calibration.json"  # of weights whose names do not end in .ckpt
+PICTURE_SUFFIX, OPEN_SET_SUFFIX = ".png", ".open_set.png"  # in the place of .json
+WEIGHTS_ENDING = ".ckpt"
+REMEDY = "run spkid calibrate again, or remove this file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +44,45 @@ class Calibration:
 
 
 def calibration_path(weights: Sequence[Path]) -> Path:
-    """Where the calibration of these weights lies, one file or several together, in whatever order."""
-    first = min(weights)
-    more = f"+{len(weights) - 1}" if len(weights) > 1 else ""
-    return first.with_name(f"{first.stem}{more}{ENDING}")
+    """Where the calibration of these weights lies, one file or several together. Raises InputError where one can't be read."""
+    files = [path.resolve() if path.is_symlink() else path for path in weights]
+    if len(files) == 1:
+        return files[0].with_name(_name(files[0].name))
+    digests = [weights_digest(path) for path in files]
+    of_all = xxhash.xxh3_64_hexdigest(" ".join(sorted(digests)).encode())
+    first = files[digests.index(min(digests))]
+    return first.with_name(_name(f"{first.name.removesuffix(WEIGHTS_ENDING)}+{of_all}{WEIGHTS_ENDING}"))
+
+
+def _name(weights: str) -> str:
+    is_usual = weights.endswith(WEIGHTS_ENDING)
+    return weights.removesuffix(WEIGHTS_ENDING) + ENDING if is_usual else weights + OTHER_ENDING
+
+
+def other_calibration(weights: Sequence[Path]) -> tuple[Path, list[str]] | None:
+    """A calibration beside these weights that is of others, and the names of those; None where there is none.
+
+    The file that the weights' own calibration would have is not looked at.
+    """
+    own = calibration_path(weights)
+    for folder in dict.fromkeys(path.parent for path in (own, *weights)):
+        for path in sorted((*folder.glob(f"*{ENDING}"), *folder.glob(f"*{OTHER_ENDING}"))):
+            try:
+                entries = json.loads(path.read_bytes())["weights"]
+                names = [str(entry["name"]) for entry in entries]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # it is damaged, which its own weights will tell
+            if names and path != own:
+                return path, names
+    return None
 
 
 def write_calibration(weights: Sequence[Path], scale: Scale, threshold: float | None, facts: dict[str, Any]) -> Path:
     """Write the calibration of these weights, with further `facts`; returns its path. Raises InputError where it can't be."""
     path = calibration_path(weights)
     held = {"temperature": scale.temperature, "length_exponent": scale.length_exponent, "threshold": threshold}
-    digests = [{"name": one.name, "digest": _digest(one)} for one in sorted(weights)]
+    known = sorted((weights_digest(one), one.name) for one in weights)
+    digests = [{"name": name, "digest": digest} for digest, name in known]
     write_json(path, {**held, "weights": digests, **facts})
     return path
 
@@ -58,44 +96,36 @@ def read_calibration(weights: Sequence[Path]) -> Calibration | None:
     path = calibration_path(weights)
     if not path.exists():
         return None
-    remedy = "run spkid calibrate again, or remove this file"
     try:
-        found = json.loads(read_text(path, "the calibration", remedy))
+        found = json.loads(read_text(path, "the calibration", REMEDY))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: the calibration is not JSON: {error.msg}; {remedy}") from None
+        raise InputError(f"{path}:{error.lineno}: the calibration is not JSON: {error.msg}; {REMEDY}") from None
     entries: dict[str, Any] = found if isinstance(found, dict) else {}
-    temperature, exponent, threshold = (entries.get(name) for name in ("temperature", "length_exponent", "threshold"))
-    if not (_is_number(temperature) and temperature > 0 and _is_number(exponent) and 0 <= exponent <= 1):
-        raise InputError(
-            f"{path}: temperature {temperature!r} and length_exponent {exponent!r}, expected a number above 0, and one "
-            f"from 0 to 1; {remedy}"
-        )
-    if not (threshold is None or _is_number(threshold)):
-        raise InputError(f"{path}: threshold is {threshold!r}, expected a number or null; {remedy}")
-    _check_weights(path, entries.get("weights"), weights, remedy)
-    return Calibration(scale=Scale(temperature=temperature, length_exponent=exponent), threshold=threshold, path=path)
-
-
-def _check_weights(path: Path, kept: Any, weights: Sequence[Path], remedy: str) -> None:
-    """Raise InputError where the calibration at `path` is not of these weights."""
-    entries = kept if isinstance(kept, list) else []
-    digests = sorted(str(entry.get("digest")) for entry in entries if isinstance(entry, dict))
-    if digests != sorted(_digest(one) for one in weights):
-        names = ", ".join(map(str, weights))
-        raise InputError(f"{path}: this calibration was made for other weights than {names} holds now; {remedy}")
-
-
-def _digest(path: Path) -> str:
-    """The xxh3_128 of a file, as hexadecimal. Raises InputError where it can't be read."""
-    digest = xxhash.xxh3_128()
+    numbers: dict[str, Any] = {name: entries.get(name) for name in ("temperature", "length_exponent")}
     try:
-        with path.open("rb") as file:
-            while block := file.read(READ_BYTES):
-                digest.update(block)
-    except OSError as error:
-        raise InputError(f"{path}: can't read these weights: {error.strerror}; check --weights_ckpt") from None
-    return digest.hexdigest()
+        scale = Scale(**numbers)
+        threshold = _threshold_of(entries.get("threshold"))
+        digests = _digests_of(entries.get("weights"))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {REMEDY}") from None
+    if digests != sorted(weights_digest(one) for one in weights):
+        names = ", ".join(map(str, weights))
+        raise InputError(f"{path}: this calibration was made for other weights than {names} holds now; {REMEDY}")
+    return Calibration(scale=scale, threshold=threshold, path=path)
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+def _threshold_of(value: Any) -> float | None:
+    """Raises ValueError where it is neither a finite number nor null."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (value is None or (is_number and abs(value) <= float_info.max)):
+        raise ValueError(f"threshold is {value!r}, expected a number or null")
+    return None if value is None else float(value)
+
+
+def _digests_of(value: Any) -> list[str]:
+    """The digests of the weights that a calibration names, sorted. Raises ValueError where it names none."""
+    entries = value if isinstance(value, list) else []
+    digests = [str(entry.get("digest")) for entry in entries if isinstance(entry, dict)]
+    if not digests or len(digests) < len(entries) or not all(map(is_digest, digests)):
+        raise ValueError(f"weights are {value!r}, expected a list of name and digest, which has {NUM_DIGITS} digits")
+    return sorted(digests)

@@ -369,8 +369,6 @@ def _check(scores: Scores) -> None:
             raise ValueError(
                 f"{name} has classes {classes.min()} to {classes.max()}, expected {least} to {width[1] - 1}"
             )
-    if scores.scale is not None and not scores.scale.temperature > 0:
-        raise ValueError(f"temperature is {scores.scale.temperature}, expected more than 0")
     if (scores.threshold is None) != (scores.accepted is None):
         raise ValueError("of accepted and threshold it has one only")
     if kept[:1] != count or not 1 <= kept[1] <= width[1]:

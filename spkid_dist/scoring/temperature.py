@@ -85,7 +85,7 @@ def _minimise(means: NDArray[np.float64], log_windows: NDArray[np.float64], true
     log_inverse, exponent = map(float, found.x)
     if log_inverse < 0.99 * bounds[0][0] or found.fun >= np.log(means.shape[1]):
         raise InputError(NO_SIGNAL)
-    return Scale(temperature=float(np.exp(exponent * centre - log_inverse) * spread), length_exponent=exponent)
+    return _scale(float(np.exp(exponent * centre - log_inverse) * spread), exponent)
 
 
 def _fit_without_errors(means: NDArray[np.float64]) -> TemperatureFit:
@@ -107,7 +107,15 @@ def _fit_without_errors(means: NDArray[np.float64]) -> TemperatureFit:
         f"No utterance is wrong, so the temperature can't be fitted. It is set so that the mean confidence is {allowed:.4f}. "
         f"This raises the NLL on purpose: {count} right utterances do not prove that the model is never wrong."
     )
-    return TemperatureFit(scale=Scale(temperature=float(spread * np.exp(log_temperature))), remarks=[remark])
+    return TemperatureFit(scale=_scale(float(spread * np.exp(log_temperature))), remarks=[remark])
+
+
+def _scale(temperature: float, length_exponent: float = 0.0) -> Scale:
+    """A fitted scale. Raises InputError where it can't be one, as of scores that are all but equal."""
+    try:
+        return Scale(temperature=temperature, length_exponent=length_exponent)
+    except ValueError as error:
+        raise InputError(f"the fit found {error}; check the weights, and the list") from None
 
 
 def cross_validated(

@@ -20,7 +20,7 @@ from spkid_dist.training.report import PLOTS_NAME, SUMMARY_NAME
 
 WEIGHTS_PATTERN = re.compile(r"(bestval_|averaged_)?e(\d+)_weights\.ckpt")
 # What `spkid calibrate` puts beside weights, alone or together with those of other models.
-CALIBRATION_PATTERN = re.compile(r"(?P<stem>.+?_weights)(\+\d+)?\.calibration\.(json|png|open_set\.png)")
+CALIBRATION_PATTERN = re.compile(r"(?P<stem>.+?_weights)(\+[0-9a-f]{16})?\.calibration\.(json|png|open_set\.png)")
 PROFILE_PATTERN = re.compile(r"profile-rank\d+\.json")
 EVENTS = "tensorboard/**/events.out.tfevents.*"
 PLAIN_NAMES = (PLOTS_NAME, SUMMARY_NAME, STATISTICS_NAME, OPTIONS_NAME)

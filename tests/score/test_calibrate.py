@@ -14,7 +14,7 @@ from shards.holding import FolderHold
 from spkid_dist import CalibrateConfig, ScoreConfig, calibrate_model, read_scores, score_utterances
 from spkid_dist.model import build_model
 from spkid_dist.scoring.calibration import log_posteriors
-from spkid_dist.scoring.calibrationfile import read_calibration
+from spkid_dist.scoring.calibrationfile import calibration_path, read_calibration
 from spkid_dist.scoring.reliability import reliability
 
 
@@ -120,10 +120,12 @@ def test_strangers_of_the_same_dataset_are_named_by_a_list(voices, tmp_path):
 
 def test_several_models_are_calibrated_together(voices):
     other = voices.weights.with_name("e9_weights.ckpt")
-    shutil.copy(voices.weights, other)
+    shutil.copy(next((voices.folder / "ckpt").glob("*e0_weights.ckpt")), other)
     weights = (voices.weights, other)
     result = calibrate_model(CalibrateConfig(weights_ckpt=weights, te_shards=voices.folder / "dev"))
-    assert result.path.name == f"{voices.weights.stem}+1.calibration.json"
+    assert result.path == calibration_path(weights)
+    assert re.fullmatch(r"(bestval_e1|e9)_weights\+[0-9a-f]{16}\.calibration\.json", result.path.name)
+    assert result.path.with_suffix(".png").name.endswith(".calibration.png")
     assert read_calibration(weights).scale == result.fit.scale
     assert read_calibration([voices.weights]) is None
 

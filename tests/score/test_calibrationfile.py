@@ -1,12 +1,19 @@
 """A calibration is found beside its weights, and never used for others."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from shards import InputError
 from spkid_dist.scoring.calibration import Scale
-from spkid_dist.scoring.calibrationfile import calibration_path, read_calibration, write_calibration
+from spkid_dist.scoring.calibrationfile import (
+    calibration_path,
+    other_calibration,
+    read_calibration,
+    write_calibration,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -35,9 +42,54 @@ def test_a_calibration_comes_back_as_it_was_written(weights, threshold):
 def test_models_together_have_a_calibration_of_their_own_in_any_order(weights):
     path = write_calibration(weights, SCALE, None, {})
     assert path == calibration_path(weights[::-1])
-    assert path.name == "bestval_e4_weights+1.calibration.json"
+    assert re.fullmatch(r"(bestval_e4|e9)_weights\+[0-9a-f]{16}\.calibration\.json", path.name)
     assert read_calibration(weights[::-1]).scale == SCALE
     assert read_calibration(weights[:1]) is None
+
+
+def test_models_together_are_known_however_their_paths_are_spelled(weights, tmp_path, monkeypatch):
+    """The order of relative and absolute paths is another one, which must not decide."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mA").mkdir()
+    (tmp_path / "mB").mkdir()
+    first, second = weights[0].rename("mA/x.ckpt"), weights[1].rename("mB/y.ckpt")
+    write_calibration([Path("mA/x.ckpt"), Path("mB/y.ckpt")], SCALE, None, {})
+    (tmp_path / "link").symlink_to(tmp_path / "mA")
+    (tmp_path / "best.ckpt").symlink_to("mB/y.ckpt")
+    for one in (first, first.absolute(), Path("mB/../mA/x.ckpt"), Path("link/x.ckpt")):
+        for other in (second, second.absolute(), Path("best.ckpt")):
+            assert read_calibration([one, other]).scale == SCALE, (one, other)
+            assert read_calibration([other, one]).scale == SCALE, (one, other)
+    write_calibration([second], Scale(temperature=3.0), None, {})
+    assert read_calibration([Path("best.ckpt")]).scale.temperature == 3.0
+
+
+def test_each_set_of_models_keeps_its_calibration(weights, tmp_path):
+    third = tmp_path / "e11_weights.ckpt"
+    third.write_bytes(b"third")
+    sets = [weights, [weights[0], third], [weights[1], third], [*weights, third]]
+    for number, one in enumerate(sets, start=2):
+        write_calibration(one, Scale(temperature=number), None, {})
+    assert [read_calibration(one).scale.temperature for one in sets] == [2, 3, 4, 5]
+
+
+def test_weights_of_any_ending_have_a_calibration_of_their_own(tmp_path):
+    names = ["foo.ckpt", "foo.pt", "foo", "foo.pt.ckpt", "foo.bin", "foo-calibration.json.ckpt"]
+    paths = [tmp_path / name for name in names]
+    for number, path in enumerate(paths, start=1):
+        path.write_bytes(path.name.encode())
+        write_calibration([path], Scale(temperature=number), None, {})
+    assert [read_calibration([path]).scale.temperature for path in paths] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_calibration_of_other_weights_beside_these_is_known(weights):
+    assert other_calibration(weights) is None
+    path = write_calibration(weights[:1], SCALE, None, {})
+    assert other_calibration(weights[1:]) == (path, [weights[0].name])
+    assert other_calibration(weights) == (path, [weights[0].name])
+    assert other_calibration(weights[:1]) is None
+    path.write_text("{}")
+    assert other_calibration(weights[1:]) is None
 
 
 def test_a_calibration_of_other_weights_is_refused(weights):
@@ -63,18 +115,26 @@ def test_weights_that_moved_with_their_calibration_are_calibrated(weights, tmp_p
     ("change", "message"),
     [
         ("{", r"calibration\.json:1: the calibration is not JSON"),
-        ("[]", r"temperature None and length_exponent None, expected a number above 0"),
-        (
-            {"temperature": 0},
-            r"temperature 0 and length_exponent 0\.125, expected a number above 0, and one from 0 to 1",
-        ),
+        ("[]", r"temperature None and length_exponent None, expected numbers from 1e-20 to 1e\+20, and from 0 to 1"),
+        ({"temperature": 0}, r"temperature 0 and length_exponent 0\.125, expected numbers"),
+        ({"temperature": 1e-320}, r"temperature 1e-320 and"),
+        ({"temperature": 1e300}, r"temperature 1e\+300 and"),
+        ({"temperature": 10**400}, r"temperature 10{400} and"),
         ({"temperature": True}, r"temperature True and"),
         ({"temperature": float("inf")}, r"temperature inf and"),
         ({"temperature": float("nan")}, r"temperature nan and"),
+        ({"temperature": "1"}, r"temperature '1' and"),
         ({"length_exponent": 1.5}, r"length_exponent 1\.5, expected"),
+        ({"length_exponent": -1e-9}, r"length_exponent -1e-09, expected"),
+        ({"length_exponent": float("nan")}, r"length_exponent nan, expected"),
         ({"threshold": "high"}, r"threshold is 'high', expected a number or null; run spkid calibrate again"),
-        ({"weights": None}, r"made for other weights"),
-        ({"weights": [1]}, r"made for other weights"),
+        ({"threshold": float("inf")}, r"threshold is inf, expected"),
+        ({"threshold": float("nan")}, r"threshold is nan, expected"),
+        ({"threshold": 10**400}, r"threshold is 10{400}, expected"),
+        ({"weights": None}, r"weights are None, expected a list of name and digest"),
+        ({"weights": []}, r"weights are \[\], expected"),
+        ({"weights": [1]}, r"weights are \[1\], expected"),
+        ({"weights": [{"name": "w.ckpt", "digest": "12"}]}, r"weights are .*'12'.*, expected"),
     ],
 )
 def test_a_damaged_calibration_is_one_line(weights, change, message):

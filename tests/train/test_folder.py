@@ -70,7 +70,7 @@ def test_a_used_folder_is_refused_and_left_as_it_is(copy, options):
 @pytest.mark.parametrize(
     "name", ["train.opts", "bestval_e3_weights.ckpt", "e0_weights.ckpt", "checkpoints/000001-epoch0/state.pt",
              "train_stats.json", "summary.json", "log_plots.png", "profile-rank0.json", "tensorboard/events.out.tfevents.1.x",
-             "bestval_e3_weights.calibration.json", "e0_weights+2.calibration.open_set.png"],
+             "bestval_e3_weights.calibration.json", "e0_weights+0123456789abcdef.calibration.open_set.png"],
 )  # fmt: skip
 def test_each_file_of_a_training_makes_a_folder_used(name, options):
     path = options["save_path"] / name
@@ -101,7 +101,7 @@ def test_overwriting_leaves_what_a_fresh_training_leaves_and_all_that_is_of_othe
         "tensorboard/events.out.tfevents.9",
         "bestval_e9_weights.calibration.json",
         "bestval_e9_weights.calibration.png",
-        "e7_weights+1.calibration.open_set.png",
+        "e7_weights+0123456789abcdef.calibration.open_set.png",
     ):
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_bytes(b"{}")
