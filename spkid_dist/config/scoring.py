@@ -157,9 +157,12 @@ def _check_models(folders: Sequence[Path], weights: Sequence[Path]) -> None:
     if folders and weights:
         raise UsageError("--model and --weights_ckpt: each names the models another way; give one of them")
     for name, paths in (("model", folders), ("weights_ckpt", weights)):
-        twice = next((path for number, path in enumerate(paths) if path in paths[:number]), None)
-        if twice is not None:
-            raise UsageError(f"--{name} {twice} is given twice; give each model once")
+        seen: dict[Path, Path] = {}
+        for path in paths:
+            before = seen.setdefault(path.resolve(), path)
+            if before is not path:
+                as_what = "" if before == path else f", before as {before}"
+                raise UsageError(f"--{name} {path} is given twice{as_what}; give each model once")
 
 
 def _check_scores(scores: Path, log_file: Path) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from shards.errors import InputError
 from shards.guesses import describe_difference
+from spkid_dist.scoring.weightsdigest import weights_digest
 from spkid_dist.trained import OPTIONS_NAME, TrainedModel, load_trained
 from spkid_dist.trainedfolder import best_weights
 
@@ -41,7 +42,7 @@ def find_models(folders: Sequence[Path], weights: Sequence[Path], train_cfg: Pat
     there, ckpt/train.opts.
 
     Raises:
-        InputError: a folder has no weights, or a weights file does not exist.
+        InputError: a folder has no weights, or a weights file does not exist; or two hold the same.
     """
     found = []
     for path in (*map(best_weights, folders), *weights):
@@ -49,7 +50,18 @@ def find_models(folders: Sequence[Path], weights: Sequence[Path], train_cfg: Pat
         beside = path.parent / OPTIONS_NAME
         fallback = beside if beside.exists() or not DEFAULT_OPTIONS.exists() else DEFAULT_OPTIONS
         found.append(ModelFiles(weights=path, options=train_cfg or fallback))
+    if len(found) > 1:
+        _check_differ([one.weights for one in found])
     return found
+
+
+def _check_differ(weights: Sequence[Path]) -> None:
+    """Raise InputError where two files hold the same weights: in the mean they would count twice."""
+    seen: dict[str, Path] = {}
+    for path in weights:
+        before = seen.setdefault(weights_digest(path), path)
+        if before is not path:
+            raise InputError(f"{path}: holds the same weights as {before}; give each model once")
 
 
 def say_models(files: Sequence[ModelFiles]) -> list[str]:

@@ -1,6 +1,7 @@
 """Several models make one network; what can't be averaged, or is not there, is one line."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_scoring_of_several_models_is_the_mean_of_their_scorings(trained, conf
 )
 @pytest.mark.fast
 def test_models_that_can_not_be_averaged_are_named_with_what_differs(trained, changes, message):
-    first, other = trained("a")[0], trained("b", **changes)[0]
+    first, other = trained("a")[0], trained("b", seed=1, **changes)[0]
     with pytest.raises(InputError, match=message) as error:
         load_models(find_models([], [first, other], None))
     assert str(error.value).startswith(f"{other}: its ")
@@ -112,6 +113,27 @@ def test_models_that_differ_in_what_lies_within_the_network_are_averaged(trained
 
 
 @pytest.mark.fast
+def test_a_model_that_is_given_twice_is_refused_however_it_is_named(trained, tmp_path, monkeypatch):
+    path, _ = trained("mine")
+    other = trained("other", seed=1)[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(path.parent)
+    twice = r"is given twice(, before as mine.*)?; give each model once"
+    for again in (path, tmp_path / "other/../mine" / path.name, tmp_path / "link" / path.name):
+        with pytest.raises(UsageError, match=twice):
+            ScoreConfig(weights_ckpt=(Path("mine") / path.name, other, again))
+        with pytest.raises(UsageError, match=twice):
+            ScoreConfig(model=(Path("mine"), other.parent, again.parent))
+    copy = trained("copy", seed=1)[0]
+    copy.write_bytes(path.read_bytes())
+    with pytest.raises(
+        InputError, match=r"copy/bestval_e0.* holds the same weights as .*mine/.*; give each model once"
+    ):
+        find_models([], [path, other, copy], None)
+    assert len(find_models([], [path, other], None)) == 2
+
+
+@pytest.mark.fast
 def test_the_options_are_those_beside_the_weights(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path, _ = trained("mine", edge="edge")
@@ -122,7 +144,8 @@ def test_the_options_are_those_beside_the_weights(trained, tmp_path, monkeypatch
     assert load_models(find_models([path.parent], [], None)).edge == "edge"
     assert load_models(find_models([], [lone / "w.ckpt"], None)).edge == "valid"  # ckpt/train.opts
     given = tmp_path / "ckpt/train.opts"
-    assert load_models(find_models([], [path, lone / "w.ckpt"], given)).edge == "valid"
+    other = trained("other", seed=1, edge="edge")[0]
+    assert load_models(find_models([], [other, lone / "w.ckpt"], given)).edge == "valid"
     given.unlink()
     with pytest.raises(InputError, match=r"lone/train\.opts: can't read the training options: No such file"):
         load_models(find_models([], [lone / "w.ckpt"], None))
