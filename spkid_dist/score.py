@@ -22,7 +22,7 @@ from spkid_dist.process.threads import torch_threads
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.sharing import Processes
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
-from spkid_dist.scoring.calibrationfile import Calibration, read_calibration
+from spkid_dist.scoring.calibrationfile import Calibration, use_calibration
 from spkid_dist.scoring.confusion import error_rates
 from spkid_dist.scoring.decisions import choose_threshold, decide
 from spkid_dist.scoring.opening import open_utterances, say_speakers
@@ -56,10 +56,8 @@ def _score_and_write(config: ScoreConfig, run: ScoringRun) -> ScoreResult:
     utterances = open_utterances(config, run.model)
     for line in say_speakers(config, run.model, utterances):
         log.line(line)
-    calibration = read_calibration(run.weights) if config.calibration else None
+    calibration = use_calibration(run.weights, log.line) if config.calibration else None
     threshold = choose_threshold(config.threshold, calibration, speakers)
-    if calibration is not None:
-        log.line(f"scores are calibrated by {calibration.path}")
     with contextlib.ExitStack() as stack:
         if processes.is_main:
             stack.enter_context(_results_held(config, log))

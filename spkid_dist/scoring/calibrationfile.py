@@ -11,7 +11,7 @@ paths they are given. A link is followed to the weights themselves.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from sys import float_info
@@ -112,6 +112,23 @@ def read_calibration(weights: Sequence[Path]) -> Calibration | None:
         names = ", ".join(map(str, weights))
         raise InputError(f"{path}: this calibration was made for other weights than {names} holds now; {REMEDY}")
     return Calibration(scale=scale, threshold=threshold, path=path)
+
+
+def use_calibration(weights: Sequence[Path], say: Callable[[str], None]) -> Calibration | None:
+    """As `read_calibration`, and say which is used; or where there is none, that other weights beside these have one."""
+    found = read_calibration(weights)
+    if found is not None:
+        say(f"scores are calibrated by {found.path}")
+        return found
+    other = other_calibration(weights)
+    if other is not None:
+        path, names = other
+        have, those = ("is", "those") if len(names) == 1 else ("together are", "all of those")
+        say(
+            f"{', '.join(map(str, weights))}: not calibrated, but {', '.join(names)} {have}, by {path.name}; run spkid calibrate "
+            f"for these weights, or score with {those}"
+        )
+    return None
 
 
 def _threshold_of(value: Any) -> float | None:

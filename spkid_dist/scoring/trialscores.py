@@ -19,7 +19,7 @@ from shards.errors import InputError
 from shards.sources import Source
 from spkid_dist.config import TrialsConfig
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
-from spkid_dist.scoring.calibrationfile import read_calibration
+from spkid_dist.scoring.calibrationfile import use_calibration
 from spkid_dist.scoring.opening import open_source, store_options
 from spkid_dist.scoring.run import ScoringRun
 from spkid_dist.scoring.scorefile import read_scores
@@ -63,7 +63,7 @@ class ModelScores:
     def __init__(self, config: TrialsConfig, run: ScoringRun) -> None:
         check_rivals(run.model.speakers)
         self._config, self._run = config, run
-        calibration = read_calibration(run.weights) if config.calibration else None
+        calibration = use_calibration(run.weights, run.log.line) if config.calibration else None
         self.calibrated = calibration is not None
         self._scale = Scale() if calibration is None else calibration.scale
         names = [str(path) for path in run.weights]
@@ -71,8 +71,6 @@ class ModelScores:
             "weights_ckpt": names[0] if len(names) == 1 else names,
             "calibration": None if calibration is None else str(calibration.path),
         }
-        if calibration is not None:
-            run.log.line(f"scores are calibrated by {calibration.path}")
 
     def score(self, trials: TrialList) -> NDArray[np.float64]:
         """The scores of N trials, (N,)."""

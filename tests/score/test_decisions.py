@@ -1,12 +1,21 @@
 """`spkid score` with a calibration: confidences, log-likelihood ratios, and utterances that it calls unknown."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from shards import InputError, UsageError
-from spkid_dist import CalibrateConfig, ScoreConfig, calibrate_model, read_scores, score_utterances
+from spkid_dist import (
+    CalibrateConfig,
+    ScoreConfig,
+    TrialsConfig,
+    calibrate_model,
+    read_scores,
+    score_trials,
+    score_utterances,
+)
 from spkid_dist.scoring.calibration import log_posteriors
 from spkid_dist.scoring.reliability import reliability
 
@@ -190,3 +199,21 @@ def test_equal_errors_of_claims_are_those_of_calibrated_scores(calibrated, files
     result = score_utterances(ScoreConfig(**calibrated.shards("test"), **files))
     assert result.det.equal_error[1] != raw.det.equal_error[1]
     assert result.det.equal_error[0] == pytest.approx(raw.det.equal_error[0], abs=0.1)
+
+
+def test_weights_without_the_calibration_of_others_beside_them_say_so(calibrated, files, tmp_path, capsys):
+    other = calibrated.weights.with_name("averaged_e1_weights.ckpt")
+    shutil.copy(next((calibrated.folder / "ckpt").glob("*e0_weights.ckpt")), other)
+    flags = calibrated.shards("test") | {"weights_ckpt": other}
+    line = (
+        f"{other}: not calibrated, but {calibrated.weights.name} is, by {calibrated.weights.stem}.calibration.json; run spkid "
+        "calibrate for these weights, or score with those\n"
+    )
+    score_utterances(ScoreConfig(**flags, **files))
+    assert line in capsys.readouterr().out
+    (tmp_path / "trials").write_text(f"spk0001 {calibrated.listed('test')[0]} target\n")
+    score_trials(TrialsConfig(**flags, trials=tmp_path / "trials", out=tmp_path / "out"))
+    assert line in capsys.readouterr().out
+    for quiet in ({"calibration": False}, {"weights_ckpt": calibrated.weights}):
+        score_utterances(ScoreConfig(**(flags | quiet), **files))
+        assert "not calibrated" not in capsys.readouterr().out
