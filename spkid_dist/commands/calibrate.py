@@ -20,6 +20,7 @@ from shards.files import write_atomic
 from shards.holding import HOLD_NAME, FolderHold
 from shards.layout import MANIFEST_NAME
 from spkid_dist.config import CalibrateConfig
+from spkid_dist.config.places import check_flags, with_beside
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.process.versions import installed_version
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
@@ -87,6 +88,8 @@ def calibrate_model(config: CalibrateConfig) -> CalibrationResult:
     """
     with scoring_run(config, "calibrate") as run:
         check_rivals(run.model.speakers)
+        path = calibration_path(run.weights)
+        check_flags(config, {"model": with_beside(path, (PICTURE_SUFFIX, OPEN_SET_SUFFIX))})
         utterances = open_utterances(config, run.model)
         strangers = None if config.unknown is None else _open_strangers(config.unknown, config, run)
         for line in say_speakers(config, run.model, utterances, "The fit leaves them out."):

@@ -110,7 +110,7 @@ def _check_finite(trials: TrialList, scores: NDArray[np.float64]) -> None:
 def _write(config: TrialsConfig, result: TrialResult, source: TrialScores, log: RunLog) -> None:
     """Write scores, figures and picture, and say the figures. Nothing of an earlier list stands beside them."""
     make_folder(config.out.parent)
-    beside = [config.out.with_suffix(ending) for ending in (".json", PICTURE)]
+    beside = config.outputs["out"][1:]
     for path in beside:
         _remove(path)
     with atomic_writer(config.out) as file:

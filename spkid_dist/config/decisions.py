@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from shards.errors import UsageError
+from spkid_dist.config.places import BESIDE_TRIALS, Outputs, with_beside
 from spkid_dist.config.scoring import Calibrated, ListFlags, Paths, ScoringFlags, check_results_name
 
 NO_DET_PICTURE = "draw no DET curve."
@@ -72,10 +73,6 @@ class TrialsConfig(ScoringFlags):
                 raise UsageError(f"--p_target {prior}: expected a probability above 0 and below 1, such as 0.01")
         if not self.p_target:
             raise UsageError("--p_target: no value is given; give one or more, such as 0.01 0.05")
-        taken = {"trials": (self.trials,), "scores": (self.scores,), "enrol": (self.enrol,), "center": (self.center,)}
-        for flag, paths in (taken | {"embeddings": self.embedding_files}).items():
-            if any(path is not None and path.absolute() == self.out.absolute() for path in paths):
-                raise UsageError(f"--out {self.out}: is the file of --{flag}; give another name")
         self._check_source()
 
     def _check_source(self) -> None:
@@ -92,6 +89,11 @@ class TrialsConfig(ScoringFlags):
                 raise UsageError(
                     f"--{flag} without --embeddings: a model knows its own speakers; give --embeddings too"
                 )
+
+    @property
+    def outputs(self) -> Outputs:
+        """The scores, with figures and picture."""
+        return {"out": with_beside(self.out, BESIDE_TRIALS)}
 
     @property
     def embedding_files(self) -> tuple[Path, ...]:

@@ -8,6 +8,7 @@ import tyro
 
 from shards.errors import UsageError
 from spkid_dist.config.checks import Options, at_least
+from spkid_dist.config.places import BESIDE_EMBEDDINGS, Outputs, with_beside
 from spkid_dist.config.scoring import Paths, ScoringFlags
 
 
@@ -63,3 +64,8 @@ class EmbedConfig(ScoringFlags):
             raise UsageError(
                 "several models: the units of one network are not those of another; embed by each model, into files of its own"
             )
+
+    @property
+    def outputs(self) -> Outputs:
+        """The embeddings, and the file beside them that names their keys."""
+        return {"out": with_beside(self.out, BESIDE_EMBEDDINGS.get(self.out.suffix, ()))}

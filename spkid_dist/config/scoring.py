@@ -12,6 +12,7 @@ from shards.errors import UsageError
 from shards.stores.store import StoreOptions
 from spkid_dist.config.checks import Options, at_least
 from spkid_dist.config.choices import EXPORT_FORMATS
+from spkid_dist.config.places import BESIDE_SCORES, Outputs, check_flags, with_beside
 from spkid_dist.config.sharding import SpeakerFlags
 
 # The help of --no_pictures: a switch that is on by default is a flag of the opposite, so it needs the opposite's help.
@@ -66,6 +67,12 @@ class ScoringFlags(Options):
             at_least(1, batch_size=self.batch_size)
         if self.te_shards is not None and self.ext is not None:
             raise _with_shards("ext")
+        check_flags(self, self.outputs)
+
+    @property
+    def outputs(self) -> Outputs:
+        """The files that the command makes: flag -> its file, then those beside it."""
+        return {}
 
     @property
     def needs_model(self) -> bool:
@@ -133,6 +140,12 @@ class ScoreConfig(ListFlags):
         check_results_name("log_file", self.log_file, ".log")
         if self.scores is not None:
             _check_scores(self.scores, self.log_file)
+
+    @property
+    def outputs(self) -> Outputs:
+        """The results with figures and pictures, and the scores."""
+        scores = {} if self.scores is None else {"scores": [self.scores]}
+        return {"log_file": with_beside(self.log_file, BESIDE_SCORES)} | scores
 
 
 def _with_shards(flag: str) -> UsageError:

@@ -124,9 +124,10 @@ def use_calibration(weights: Sequence[Path], say: Callable[[str], None]) -> Cali
     if other is not None:
         path, names = other
         have, those = ("is", "those") if len(names) == 1 else ("together are", "all of those")
+        these = ", ".join(map(str, weights))
         say(
-            f"{', '.join(map(str, weights))}: not calibrated, but {', '.join(names)} {have}, by {path.name}; run spkid calibrate "
-            f"for these weights, or score with {those}"
+            f"{these}: not calibrated, but {', '.join(names)} {have}, by {path.name}; run spkid calibrate for these weights, "
+            f"or score with {those}"
         )
     return None
 

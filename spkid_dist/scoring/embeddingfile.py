@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from shards.errors import InputError, UsageError
 from shards.extras import import_extra
 from shards.files import atomic_writer, read_text
+from spkid_dist.config.places import BESIDE_EMBEDDINGS
 from spkid_dist.scoring.scorefile import write_array, write_text
 
 DAMAGED = "write it again: spkid embed"
@@ -65,8 +66,7 @@ def check_keys(path: Path, keys: Sequence[str]) -> None:
 
 def companion(path: Path) -> Path | None:
     """The file that is written beside `path`; None where it is alone."""
-    ending = {".npy": ".keys", ".ark": ".scp"}.get(path.suffix)
-    return None if ending is None else path.with_suffix(ending)
+    return next((path.with_suffix(ending) for ending in BESIDE_EMBEDDINGS.get(path.suffix, ())), None)
 
 
 def write_embeddings(path: Path, keys: Sequence[str], parts: Iterable[NDArray[np.float32]], size: int) -> None:

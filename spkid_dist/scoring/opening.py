@@ -21,12 +21,12 @@ from shards.speakers import (
     speaker_by_utt2spk,
 )
 from shards.stores.store import StoreOptions
+from spkid_dist.config.places import DEFAULT_LIST
 from spkid_dist.config.scoring import ListFlags, ScoringFlags
 from spkid_dist.scoring.recordings import OF_MODEL
 from spkid_dist.scoring.utterances import ListedFiles, ShardedUtterances, Utterances
 from spkid_dist.trained import TrainedModel
 
-DEFAULT_LIST = Path("spk_rec.test")
 GIVE_RULE = f"give {SPEAKER_FLAGS}"
 
 

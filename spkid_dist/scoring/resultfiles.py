@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from shards.errors import InputError
 from shards.files import atomic_writer, write_atomic, write_json
 from spkid_dist.config import ScoreConfig
-from spkid_dist.scoring.decisionpictures import OPEN_SET, draw_decisions
+from spkid_dist.config.places import BESIDE_SCORES
+from spkid_dist.scoring.decisionpictures import draw_decisions
 from spkid_dist.scoring.decisions import UNKNOWN_WORD
 from spkid_dist.scoring.outcome import ScoreResult
-from spkid_dist.scoring.pictures import PICTURES, draw_pictures
+from spkid_dist.scoring.pictures import draw_pictures
 from spkid_dist.scoring.scorefile import Scores, write_scores
 
 Say = Callable[[str], None]
@@ -134,7 +135,7 @@ def remove_earlier(log_file: Path, scores: Path | None = None) -> None:
     Raises:
         InputError: one of them can't be removed.
     """
-    beside = [log_file.with_suffix(suffix) for suffix in (".json", *(f".{name}.png" for name in (*PICTURES, OPEN_SET)))]
+    beside = [log_file.with_suffix(suffix) for suffix in BESIDE_SCORES]
     for path in beside if scores is None else (*beside, scores):
         try:
             path.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError, UsageError
 from shards.sources.kaldidir import say_unused
+from spkid_dist.config.places import check_places
 from spkid_dist.config.scoring import ScoringFlags
 from spkid_dist.process.allocator import keep_freed_memory
 from spkid_dist.process.freecpus import FreeCpus, leave_cpus_to_others
@@ -19,11 +20,13 @@ from spkid_dist.process.restoring import process_as_found
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.lostdevice import explain_lost_device
 from spkid_dist.ranks.sharing import Processes
+from spkid_dist.scoring.calibrationfile import calibration_path
 from spkid_dist.scoring.models import ModelFiles, find_models, load_models, say_models
 from spkid_dist.scoring.opening import reads_kaldi
 from spkid_dist.scoring.scorer import GroupScores, Scorer
 from spkid_dist.scoring.utterances import Utterances
 from spkid_dist.trained import TrainedModel
+from spkid_dist.trainedfolder import STATISTICS_NAME
 
 LINE_SECONDS = 30  # between lines that say how far it is
 
@@ -83,6 +86,7 @@ def scoring_run(config: ScoringFlags, command: str) -> Iterator[ScoringRun]:
         if config.mixed_precision == "fp16" and processes.device.type == "cpu":
             raise UsageError("--mixed_precision fp16: needs a GPU; on a CPU give bf16 or no")
         files = find_models(config.models, config.weights, config.train_cfg)
+        check_places(config.outputs, _files_of(files))
         model = load_models(files, config.spk2idx)
         for line in say_models(files) if config.models or len(files) > 1 else ():
             log.line(line)
@@ -91,6 +95,15 @@ def scoring_run(config: ScoringFlags, command: str) -> Iterator[ScoringRun]:
         if processes.device.type == "cpu":
             leave_cpus_to_others(free_cpus, log.line)
         yield ScoringRun(config=config, processes=processes, log=log, files=files, model=model)
+
+
+def _files_of(models: list[ModelFiles]) -> Iterator[tuple[str, Path]]:
+    """The files that the models are read from, and what stands beside them for them alone, each with what it is."""
+    for one in models:
+        yield "the weights", one.weights
+        yield "the training's options", one.options
+        yield "the training's statistics", one.options.with_name(STATISTICS_NAME)
+    yield "the weights' calibration", calibration_path([one.weights for one in models])
 
 
 def _check_numbers(keys: list[str], means: NDArray[np.float64]) -> None:
