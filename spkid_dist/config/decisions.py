@@ -46,7 +46,7 @@ class TrialsConfig(ScoringFlags):
     """
 
     trials: Path
-    """Trial list, with lines SPEAKER UTTERANCE target|nontarget (Kaldi), or 1|0 ENROLMENT UTTERANCE (VoxCeleb)."""
+    """Trial list with lines SPEAKER UTTERANCE target|nontarget, SPEAKER UTTERANCE 1|0, or 1|0 ENROLMENT UTTERANCE."""
     scores: Path | None = None
     """Take the scores from this file of `spkid score --scores`, made without --top, instead of scoring utterances."""
     embeddings: Paths = ()

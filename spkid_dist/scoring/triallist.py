@@ -1,10 +1,12 @@
 """Read trial lists: pairs of a claimed speaker, or an enrolment, and an utterance, each a target trial or not.
 
-Two forms are known, and a file has one of them in all its lines:
+Three forms are known, and a file has one of them in all its lines:
 
-    Kaldi:     SPEAKER UTTERANCE target|nontarget
-    VoxCeleb:  1|0 ENROLMENT UTTERANCE
+    Kaldi:       SPEAKER UTTERANCE target|nontarget
+    VoxCeleb:    1|0 ENROLMENT UTTERANCE
+    label last:  SPEAKER UTTERANCE 1|0
 
+A line with 1 or 0 at both ends is of the form of the first line that has it at one end only.
 Words are separated by ASCII white space, lines end as in `shards.lines`, blank lines do not count, and there are no comments.
 Names are kept once and trials are numbers, 13 bytes each: 10^7 trials fit anywhere.
 
@@ -21,12 +23,18 @@ from numpy.typing import NDArray
 from shards.errors import InputError
 from shards.lines import read_chunks
 
-KALDI, VOXCELEB = "kaldi", "voxceleb"
-LABELS = {KALDI: {b"target": True, b"nontarget": False}, VOXCELEB: {b"1": True, b"0": False}}
-LINE_OF = {KALDI: "SPEAKER UTTERANCE target|nontarget", VOXCELEB: "1|0 ENROLMENT UTTERANCE"}
+KALDI, VOXCELEB, LABEL_LAST = "kaldi", "voxceleb", "label_last"
+_WORDS, _DIGITS = {b"target": True, b"nontarget": False}, {b"1": True, b"0": False}
+LABELS = {KALDI: _WORDS, VOXCELEB: _DIGITS, LABEL_LAST: _DIGITS}
+LINE_OF = {
+    KALDI: "SPEAKER UTTERANCE target|nontarget",
+    VOXCELEB: "1|0 ENROLMENT UTTERANCE",
+    LABEL_LAST: "SPEAKER UTTERANCE 1|0",
+}
 # Columns of claim, utterance and label.
-COLUMNS = {KALDI: (0, 1, 2), VOXCELEB: (1, 2, 0)}
-REMEDY = f"give a file with lines {LINE_OF[KALDI]}, or {LINE_OF[VOXCELEB]}"
+COLUMNS = {KALDI: (0, 1, 2), VOXCELEB: (1, 2, 0), LABEL_LAST: (0, 1, 2)}
+FORMS = f"{LINE_OF[KALDI]}, or {LINE_OF[VOXCELEB]}, or {LINE_OF[LABEL_LAST]}"
+REMEDY = f"give a file with lines {FORMS}"
 AUDIO_ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".sph")  # that VoxCeleb's lists have, and keys have not
 _IS_WHITE = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
 
@@ -37,7 +45,7 @@ class TrialList:
 
     Attributes:
         path: the file.
-        form: ``kaldi`` or ``voxceleb``.
+        form: ``kaldi``, ``voxceleb`` or ``label_last``.
         claims: names of speakers or enrolments, each once.
         utterances: names of utterances, each once.
         claim: index into `claims`, (N,) int32.
@@ -66,7 +74,7 @@ class TrialList:
         Raises:
             InputError: a claim is not known; the message has its line, and how many more there are.
         """
-        word = "speaker" if self.form == KALDI else "enrolment"
+        word = "enrolment" if self.form == VOXCELEB else "speaker"
         return self._resolve(self.claims, self.claim, known, (word, of_what, remedy))
 
     def resolve_utterances(self, known: Mapping[str, int], of_what: str, remedy: str) -> NDArray[np.int64]:
@@ -111,21 +119,31 @@ def read_trials(path: Path) -> TrialList:
     """Read a trial list, a few MB at a time.
 
     Raises:
-        InputError: it is missing, empty or not UTF-8; a line is of neither form, or of another form than the first one; or two
-            lines say of the same trial that it is a target, and that it is not.
+        InputError: it is missing, empty or not UTF-8; a line is of no form, or of another form than those before it; all lines
+            may be of two forms; or two lines say of the same trial that it is a target, and that it is not.
     """
     claims, utterances = _Names(), _Names()
     form, line = "", 1
     parts: list[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_], NDArray[np.int32]]] = []
+    waiting: list[tuple[list[bytes], NDArray[np.int32]]] = []  # pieces whose form no line tells yet
     for chunk in read_chunks(path, "the trial list", REMEDY):
         words, lines, num_lines = _split(path, chunk, line)
         line += num_lines
         if not len(lines):
             continue
-        form = form or _form_of(path, [word.decode() for word in words[:3]], int(lines[0]))
-        claimed, spoken, labels = (words[column::3] for column in COLUMNS[form])
-        targets = _targets(path, form, labels, lines, words)
-        parts.append((claims.numbers(claimed), utterances.numbers(spoken), targets, lines))
+        waiting.append((words, lines))
+        form = form or _form_of(path, words, lines)
+        for words, lines in waiting if form else ():
+            claimed, spoken, labels = (words[column::3] for column in COLUMNS[form])
+            targets = _targets(path, form, labels, lines, words)
+            parts.append((claims.numbers(claimed), utterances.numbers(spoken), targets, lines))
+        waiting = [] if form else waiting
+    if waiting:
+        words, lines = waiting[0]
+        raise InputError(
+            f"{path}:{lines[0]}: {_shown(b' '.join(words[:3]).decode())}: here and in all other lines the first word or the "
+            f"last may be the label; give lines {LINE_OF[KALDI]}"
+        )
     if not parts:
         raise InputError(f"{path}: the trial list is empty; {REMEDY}")
     claim, utterance, target, lines = map(np.concatenate, zip(*parts, strict=True))
@@ -177,21 +195,22 @@ def _split(path: Path, chunk: bytes, first_line: int) -> tuple[list[bytes], NDAr
         text = b" ".join(word for word, line in zip(chunk.split(), line_of_word, strict=True) if line == wrong[0])
         raise InputError(
             f"{path}:{first_line + wrong[0]}: {counts[wrong[0]]} words in {_shown(text.decode())}, expected 3: "
-            f"{LINE_OF[KALDI]}, or {LINE_OF[VOXCELEB]}; correct the line"
+            f"{FORMS}; correct the line"
         )
     return chunk.split(), line_of_word[::3] + np.int32(first_line), int(ends.sum())
 
 
-def _form_of(path: Path, words: Sequence[str], line: int) -> str:
-    """The form that a file's first line has. Raises InputError where it has none."""
-    if words[2] in ("target", "nontarget"):
-        return KALDI
-    if words[0] in ("1", "0"):
-        return VOXCELEB
-    raise InputError(
-        f"{path}:{line}: {_shown(' '.join(words))} is no trial; expected {LINE_OF[KALDI]}, or {LINE_OF[VOXCELEB]}; "
-        "correct the line"
-    )
+def _form_of(path: Path, words: Sequence[bytes], lines: NDArray[np.int32]) -> str:
+    """The form of the first line that has one only; "" where each may have two. Raises InputError where one has none."""
+    for number, (first, last) in enumerate(zip(words[::3], words[2::3], strict=True)):
+        if last in _WORDS:
+            return KALDI
+        if (first in _DIGITS) != (last in _DIGITS):
+            return VOXCELEB if first in _DIGITS else LABEL_LAST
+        if first not in _DIGITS:
+            shown = _shown(b" ".join(words[3 * number : 3 * number + 3]).decode())
+            raise InputError(f"{path}:{lines[number]}: {shown} is no trial; expected {FORMS}; correct the line")
+    return ""
 
 
 def _targets(
@@ -203,10 +222,11 @@ def _targets(
     if None in found:
         at = found.index(None)
         line = [word.decode() for word in words[3 * at : 3 * at + 3]]
-        other = VOXCELEB if form == KALDI else KALDI
-        mixed = line[COLUMNS[other][2]].encode() in LABELS[other]
-        why = f"has the form {LINE_OF[other]}, but the lines before it" if mixed else "is no trial; the lines before it"
-        raise InputError(f"{path}:{lines[at]}: {_shown(' '.join(line))} {why} {LINE_OF[form]}; give one form only")
+        others = [other for other in LABELS if line[COLUMNS[other][2]].encode() in LABELS[other]]
+        why = f"has the form {LINE_OF[others[0]]}, but" if others else "is no trial;"
+        raise InputError(
+            f"{path}:{lines[at]}: {_shown(' '.join(line))} {why} the lines before it {LINE_OF[form]}; give one form only"
+        )
     return np.array(found, np.bool_)
 
 

@@ -1,4 +1,4 @@
-"""Trial lists of both forms, as people write them, and every line that is wrong."""
+"""Trial lists of all forms, as people write them, and every line that is wrong."""
 
 import numpy as np
 import pytest
@@ -35,12 +35,13 @@ EXPECTED = [("ana", "a/u1", True), ("ana", "b/u2", False), ("bob", "b/u2", True)
     [
         "ana a/u1 target\nana b/u2 nontarget\nbob b/u2 target\n",
         "1 ana a/u1\n0 ana b/u2\n1 bob b/u2\n",
+        "ana a/u1 1\nana b/u2 0\nbob b/u2 1\n",
         "\ufeffana a/u1 target\r\nana b/u2 nontarget\r\n\r\nbob b/u2 target",
         "\r\r1 ana a/u1\r0 ana b/u2\r\r1 bob b/u2\r",
         "\n  \t\n 1\tana  a/u1 \x0b\n\n0 ana\tb/u2\n\n\n1 \x0cbob b/u2\n \n",
     ],
 )
-def test_both_forms_are_read_whatever_the_white_space(trials_of, text):
+def test_all_forms_are_read_whatever_the_white_space(trials_of, text):
     trials = trials_of(text)
     assert rows(trials) == EXPECTED
     assert trials.claims == ["ana", "bob"]
@@ -58,6 +59,24 @@ def test_names_beyond_ascii_keep_their_spaces_of_unicode(trials_of):
 def test_a_speaker_named_1_is_no_label_where_the_last_word_is_one(trials_of):
     trials = trials_of("1 u target\n0 u nontarget\n")
     assert (trials.form, rows(trials)) == ("kaldi", [("1", "u", True), ("0", "u", False)])
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "expected"),
+    [
+        ("1 u 0\n0 u 1\nana u 0\n", "label_last", [("1", "u", False), ("0", "u", True), ("ana", "u", False)]),
+        ("1 u 0\n0 u 1\n1 u v\n", "voxceleb", [("u", "0", True), ("u", "1", False), ("u", "v", True)]),
+        ("ana u 1\n1 u 0\n", "label_last", [("ana", "u", True), ("1", "u", False)]),
+        ("1 u v\n1 u 0\n", "voxceleb", [("u", "v", True), ("u", "0", True)]),
+    ],
+)
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_lines_with_a_label_at_either_end_are_of_the_form_of_the_others(
+    trials_of, monkeypatch, chunk, text, form, expected
+):
+    monkeypatch.setattr("shards.lines.CHUNK_BYTES", chunk)
+    trials = trials_of(text)
+    assert (trials.form, rows(trials)) == (form, expected)
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
@@ -83,6 +102,24 @@ def test_repeated_trials_are_counted(trials_of):
     [
         ("", r"trials: the trial list is empty; give a file with lines SPEAKER UTTERANCE target\|nontarget, or 1\|0"),
         (" \n\r\n", r"trials: the trial list is empty"),
+        (
+            "a u 1\n1 b v\n",
+            r"trials:2: '1 b v' has the form 1\|0 ENROLMENT UTTERANCE, but the lines before it SPEAKER UTT",
+        ),
+        (
+            "a u 1\nb v target\n",
+            r"trials:2: 'b v target' has the form SPEAKER UTTERANCE target\|nontarget, but the lines",
+        ),
+        ("1 a u\nb v 1\n", r"trials:2: 'b v 1' has the form SPEAKER UTTERANCE 1\|0, but the lines before it 1\|0 ENR"),
+        (
+            "a u target\nb v 1\n",
+            r"trials:2: 'b v 1' has the form SPEAKER UTTERANCE 1\|0, but the lines before it SPEAKER",
+        ),
+        ("a u 1\nb v 2\n", r"trials:2: 'b v 2' is no trial; the lines before it SPEAKER UTTERANCE 1\|0; give one"),
+        (
+            "1 u 0\n\n0 u 1\n",
+            r"trials:1: '1 u 0': here and in all other lines the first word or the last may be the label",
+        ),
         ("1 a u\n1 a\n", r"trials:2: 2 words in '1 a', expected 3: .*correct the line"),
         ("\n\n1 a u v\n", r"trials:3: 4 words in '1 a u v', expected 3"),
         ("a u yes\n", r"trials:1: 'a u yes' is no trial; expected SPEAKER UTTERANCE target\|nontarget, or 1\|0"),
