@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.holding import HOLD_NAME, FolderHold
 from spkid_dist.config import ScoreConfig
 from spkid_dist.process.threads import torch_threads
-from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.sharing import Processes
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
 from spkid_dist.scoring.calibrationfile import Calibration, use_calibration
@@ -28,7 +26,7 @@ from spkid_dist.scoring.decisions import choose_threshold, decide
 from spkid_dist.scoring.opening import open_utterances, say_speakers
 from spkid_dist.scoring.outcome import ScoreResult
 from spkid_dist.scoring.ranking import best_speakers, margins_of
-from spkid_dist.scoring.resultfiles import write_results
+from spkid_dist.scoring.resultfiles import results_held, write_results
 from spkid_dist.scoring.rowfile import RowFile, rows_beside, rows_of_all
 from spkid_dist.scoring.run import ScoringRun, scoring_run
 from spkid_dist.scoring.scorefile import check_place
@@ -60,9 +58,10 @@ def _score_and_write(config: ScoreConfig, run: ScoringRun) -> ScoreResult:
     threshold = choose_threshold(config.threshold, calibration, speakers)
     with contextlib.ExitStack() as stack:
         if processes.is_main:
-            stack.enter_context(_results_held(config, log))
+            stack.enter_context(results_held(config.log_file, "log_file", log.line))
             if config.scores is not None:
                 check_place(config.scores)
+                stack.enter_context(results_held(config.scores, "scores", log.line))
         rows = None
         if config.scores is not None and config.top is None:
             rows = stack.enter_context(contextlib.closing(rows_beside(config.scores, len(speakers), processes)))
@@ -73,17 +72,11 @@ def _score_and_write(config: ScoreConfig, run: ScoringRun) -> ScoreResult:
         result = share.join(processes, speakers, began, threshold)
         means = None if rows is None else rows_of_all(rows, utterances.count, len(speakers), processes)
         if processes.is_main:
-            write_results(config, result, run.weights, processes.world_size, means, log.line)
+            write_results(config, result, run.files, processes.world_size, means, log.line)
         elif means is not None:
             for _ in means:  # each process has rows of each piece
                 pass
     return result
-
-
-def _results_held(config: ScoreConfig, log: RunLog) -> FolderHold:
-    """Keep other scorings from writing the same results meanwhile: of two, each would leave some of its files."""
-    place = config.log_file.parent
-    return FolderHold(place, "give another --log_file", log.line, name=f".{config.log_file.name}{HOLD_NAME}")
 
 
 class Share:

@@ -16,6 +16,7 @@ from spkid_dist.config import EmbedConfig
 from spkid_dist.scoring.embedding import Embedder
 from spkid_dist.scoring.embeddingfile import check_format, check_keys, companion, write_embeddings
 from spkid_dist.scoring.opening import names_nobody, open_listed
+from spkid_dist.scoring.resultfiles import results_held
 from spkid_dist.scoring.rowfile import RowFile, rows_beside, rows_of_all
 from spkid_dist.scoring.run import ScoringRun, scoring_run
 from spkid_dist.scoring.utterances import Utterances
@@ -33,7 +34,10 @@ def embed_utterances(config: EmbedConfig) -> Path:
         UsageError: an option that can't be on this machine.
     """
     check_format(config.out)
-    with scoring_run(config, "embed") as run:
+    with (
+        scoring_run(config, "embed") as run,
+        results_held(config.out, "out", run.log.line) if run.processes.is_main else contextlib.nullcontext(),
+    ):
         _embed(config, run)
     return config.out
 

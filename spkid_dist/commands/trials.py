@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.files import atomic_writer, make_folder, write_atomic, write_json
-from shards.holding import HOLD_NAME, FolderHold
 from spkid_dist.config import TrialsConfig
 from spkid_dist.process.memory import explain_memory
 from spkid_dist.process.restoring import process_as_found
@@ -20,7 +19,9 @@ from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.sharing import Processes
 from spkid_dist.scoring.cosine import COSINE, CosineScores
 from spkid_dist.scoring.detection import DetectionFigures, detection_figures
+from spkid_dist.scoring.models import find_models
 from spkid_dist.scoring.pictures import draw_det
+from spkid_dist.scoring.resultfiles import results_held
 from spkid_dist.scoring.run import scoring_run
 from spkid_dist.scoring.triallist import TrialList, read_trials
 from spkid_dist.scoring.trialscores import FileScores, ModelScores, TrialScores
@@ -60,15 +61,17 @@ def score_trials(config: TrialsConfig) -> TrialResult:
         with process_as_found(), explain_memory(lambda: "give the list in parts"):
             processes = Processes("trials")
             log = RunLog(shown=processes.is_main)
-            return _measure(config, read_trials(config.trials), _scores_of_files(config), processes, log)
+            return _measure(config, read_trials(config.trials), _scores_of_files(config, log), processes, log)
     trials = read_trials(config.trials)  # before the model, which takes longer
     with scoring_run(config, "trials") as run:
         return _measure(config, trials, ModelScores(config, run), run.processes, run.log)
 
 
-def _scores_of_files(config: TrialsConfig) -> TrialScores:
+def _scores_of_files(config: TrialsConfig, log: RunLog) -> TrialScores:
     if config.scores is not None:
-        return FileScores(config.scores, wanted=config.calibration)
+        scores = FileScores(config.scores, wanted=config.calibration)
+        scores.check_origin(find_models(config.models, config.weights, config.train_cfg), log.line)
+        return scores
     return CosineScores(config.embedding_files, config.enrol, config.center)
 
 
@@ -82,7 +85,7 @@ def _measure(
     )
     if trials.repeated:
         log.line(f"{trials.repeated:,} of them stand in the list more than once, and are counted each time")
-    with _results_held(config.out, log) if processes.is_main else contextlib.nullcontext():
+    with results_held(config.out, "out", log.line) if processes.is_main else contextlib.nullcontext():
         scores = source.score(trials)
         _check_finite(trials, scores)
         figures = detection_figures(scores, trials.target, config.p_target, calibrated=source.calibrated)
@@ -90,11 +93,6 @@ def _measure(
         if processes.is_main:
             _write(config, result, source, log)
     return result
-
-
-def _results_held(out: Path, log: RunLog) -> FolderHold:
-    """Keep others from writing the same results meanwhile."""
-    return FolderHold(out.parent, "give another --out", log.line, name=f".{out.name}{HOLD_NAME}")
 
 
 def _check_finite(trials: TrialList, scores: NDArray[np.float64]) -> None:

@@ -8,7 +8,7 @@ import tyro
 
 from shards.errors import UsageError
 from spkid_dist.config.places import BESIDE_TRIALS, Outputs, with_beside
-from spkid_dist.config.scoring import Calibrated, ListFlags, Paths, ScoringFlags, check_results_name
+from spkid_dist.config.scoring import Calibrated, ListFlags, Paths, ScoringFlags, check_models, check_results_name
 
 NO_DET_PICTURE = "draw no DET curve."
 
@@ -48,7 +48,7 @@ class TrialsConfig(ScoringFlags):
     trials: Path
     """Trial list with lines SPEAKER UTTERANCE target|nontarget, SPEAKER UTTERANCE 1|0, or 1|0 ENROLMENT UTTERANCE."""
     scores: Path | None = None
-    """Take the scores from this file of `spkid score --scores`, made without --top, instead of scoring utterances."""
+    """Take the scores from this file of `spkid score --scores`, made without --top. A model that is given must be theirs."""
     embeddings: Paths = ()
     """Score by this file of `spkid embed`, or of Kaldi vectors (.ark). Repeat it where enrolments have a file of their own."""
     enrol: Path | None = None
@@ -78,12 +78,13 @@ class TrialsConfig(ScoringFlags):
     def _check_source(self) -> None:
         """Raise UsageError where scores come from two places, or enrolments have no embeddings."""
         given = {"model": self.models, "weights_ckpt": self.weights, "te_shards": self.te_shards, "scores": self.scores}
-        given["embeddings"] = self.embedding_files
-        for flag, why in (("embeddings", "a trial has one score"), ("scores", "the scores are computed already")):
-            is_given = given.pop(flag)
-            other = next((name for name, value in given.items() if value), None)
-            if is_given and other is not None:
-                raise UsageError(f"--{other} with --{flag}: {why}; give one of the two")
+        other = next((name for name, value in given.items() if value), None)
+        if self.embedding_files and other is not None:
+            raise UsageError(f"--{other} with --embeddings: a trial has one score; give one of the two")
+        if self.scores is not None and self.te_shards is not None:
+            raise UsageError("--te_shards with --scores: the scores are computed already; give one of the two")
+        if self.scores is not None and (self.models or self.weights):
+            check_models(self.models, self.weights)  # which the scores must be by
         for flag in ("enrol", "center"):
             if getattr(self, flag) is not None and not self.embedding_files:
                 raise UsageError(

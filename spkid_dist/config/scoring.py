@@ -61,7 +61,7 @@ class ScoringFlags(Options):
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
         if self.needs_model:
-            _check_models(self.models, self.weights)
+            check_models(self.models, self.weights)
         at_least(1, workers=self.workers, shard_cache_bytes=self.shard_cache_bytes)
         if self.batch_size is not None:
             at_least(1, batch_size=self.batch_size)
@@ -161,7 +161,7 @@ def check_results_name(flag: str, path: Path, ending: str) -> None:
         )
 
 
-def _check_models(folders: Sequence[Path], weights: Sequence[Path]) -> None:
+def check_models(folders: Sequence[Path], weights: Sequence[Path]) -> None:
     """Raise UsageError where no model is given, one is given in two ways, or one is given twice."""
     if not folders and not weights:
         raise UsageError(
@@ -209,7 +209,7 @@ class ExportConfig(Options):
     def __post_init__(self) -> None:
         """Check the model and the formats' names; raises UsageError."""
         super().__post_init__()
-        _check_models(self.models, self.weights)
+        check_models(self.models, self.weights)
         if len(self.models) + len(self.weights) > 1:
             given = ", ".join(map(str, self.models + self.weights))
             raise UsageError(f"export takes one model, and {given} are given; export each into a folder of its own")

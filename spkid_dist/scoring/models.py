@@ -29,10 +29,11 @@ AUDIO = "audio"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """A model's weights file and the train.opts of its training."""
+    """A model's weights file, the train.opts of its training, and the digest of the weights when they were found."""
 
     weights: Path
     options: Path
+    digest: str
 
 
 def find_models(folders: Sequence[Path], weights: Sequence[Path], train_cfg: Path | None) -> list[ModelFiles]:
@@ -49,19 +50,18 @@ def find_models(folders: Sequence[Path], weights: Sequence[Path], train_cfg: Pat
         _check_weights(path)
         beside = path.parent / OPTIONS_NAME
         fallback = beside if beside.exists() or not DEFAULT_OPTIONS.exists() else DEFAULT_OPTIONS
-        found.append(ModelFiles(weights=path, options=train_cfg or fallback))
-    if len(found) > 1:
-        _check_differ([one.weights for one in found])
+        found.append(ModelFiles(weights=path, options=train_cfg or fallback, digest=weights_digest(path)))
+    _check_differ(found)
     return found
 
 
-def _check_differ(weights: Sequence[Path]) -> None:
+def _check_differ(files: Sequence[ModelFiles]) -> None:
     """Raise InputError where two files hold the same weights: in the mean they would count twice."""
-    seen: dict[str, Path] = {}
-    for path in weights:
-        before = seen.setdefault(weights_digest(path), path)
-        if before is not path:
-            raise InputError(f"{path}: holds the same weights as {before}; give each model once")
+    seen: dict[str, ModelFiles] = {}
+    for one in files:
+        before = seen.setdefault(one.digest, one)
+        if before is not one:
+            raise InputError(f"{one.weights}: holds the same weights as {before.weights}; give each model once")
 
 
 def say_models(files: Sequence[ModelFiles]) -> list[str]:

@@ -3,7 +3,9 @@
 They belong together: what an earlier scoring left is removed before the first of them gets its name.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +14,33 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.files import atomic_writer, write_atomic, write_json
+from shards.holding import HOLD_NAME, FolderHold
 from spkid_dist.config import ScoreConfig
 from spkid_dist.config.places import BESIDE_SCORES
 from spkid_dist.scoring.decisionpictures import draw_decisions
 from spkid_dist.scoring.decisions import UNKNOWN_WORD
+from spkid_dist.scoring.models import ModelFiles
 from spkid_dist.scoring.outcome import ScoreResult
 from spkid_dist.scoring.pictures import draw_pictures
 from spkid_dist.scoring.scorefile import Scores, write_scores
+from spkid_dist.scoring.scoreorigin import origin_of
 
 Say = Callable[[str], None]
+
+
+def results_held(path: Path, flag: str, say: Say) -> FolderHold:
+    """Keep others from writing the results at `path` meanwhile: of two, each would leave some of its files.
+
+    Raises:
+        InputError: another process is writing them; or nothing can be written there.
+    """
+    return FolderHold(path.parent, f"give another --{flag}", say, name=f".{path.name}{HOLD_NAME}")
 
 
 def write_results(
     config: ScoreConfig,
     result: ScoreResult,
-    weights: Sequence[Path],
+    models: Sequence[ModelFiles],
     world_size: int,
     means: Iterable[NDArray[np.float32]] | None,
     say: Say,
@@ -36,7 +50,7 @@ def write_results(
     Args:
         config: where they go.
         result: the outcome.
-        weights: the models' files.
+        models: their files.
         world_size: the number of processes.
         means: mean log-probabilities of all speakers in pieces, where --scores wants them (`write_scores`).
         say: prints a line.
@@ -44,11 +58,12 @@ def write_results(
     Raises:
         InputError: a file can't be written, or one of an earlier scoring can't be removed.
     """
+    _say_earlier_scores(config, say)
     if config.scores is None:
         _replace_results(config, result)
     else:
         # The results change when all scores are written, and the scores get their name after that.
-        scores = scores_of(result)
+        scores = replace(scores_of(result), origin=origin_of(models, config.te_list_file, config.te_shards))
         write_scores(config.scores, scores, means, before_replacing=lambda: _replace_results(config, result))
     for line in _lines(result) if config.verbose else ():
         say(line.rstrip())
@@ -64,7 +79,9 @@ def write_results(
         )
     if result.decisions is not None:
         result.decisions.say(say)
-    write_json(config.log_file.with_suffix(".json"), _facts(config, result, weights, world_size))
+    write_json(
+        config.log_file.with_suffix(".json"), _facts(config, result, [one.weights for one in models], world_size)
+    )
     pictures = (
         draw_pictures(result.true, result.found, result.speakers, result.rates, result.det) if config.pictures else {}
     )
@@ -100,6 +117,21 @@ def scores_of(result: ScoreResult) -> Scores:
     )
 
 
+def _say_earlier_scores(config: ScoreConfig, say: Say) -> None:
+    """Say that the file of scores which the earlier results beside `config.log_file` name stays, where it does."""
+    try:
+        earlier = json.loads(config.log_file.with_suffix(".json").read_bytes())["scores"]
+        stays = Path(earlier).is_file() and (
+            config.scores is None or Path(earlier).resolve() != config.scores.resolve()
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # there are none, or what is there is nobody's results
+        return
+    if stays:
+        say(
+            f"{earlier}: these scores of an earlier scoring are kept; the file says which weights and utterances they are of"
+        )
+
+
 def _replace_results(config: ScoreConfig, result: ScoreResult) -> None:
     remove_earlier(config.log_file, config.scores)
     with atomic_writer(config.log_file) as file:
@@ -129,8 +161,8 @@ def _lines(result: ScoreResult) -> Iterator[str]:
 def remove_earlier(log_file: Path, scores: Path | None = None) -> None:
     """Remove the figures and pictures that an earlier scoring left beside its results, and the scores that are written anew.
 
-    The results are replaced after that: whatever happens in between, no figure, picture or score stands beside results of
-    another scoring.
+    The results are replaced after that: whatever happens in between, no figure or picture stands beside results of another
+    scoring. Scores of an earlier one stay under their own name, and say what they are of (`spkid_dist.scoring.scoreorigin`).
 
     Raises:
         InputError: one of them can't be removed.

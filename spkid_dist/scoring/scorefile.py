@@ -23,6 +23,7 @@ from shards.errors import InputError, UsageError
 from shards.extras import import_extra
 from shards.files import atomic_writer, make_folder
 from spkid_dist.scoring.calibration import Scale
+from spkid_dist.scoring.scoreorigin import Origin, origin_from_text, origin_to_text
 
 FORMAT_VERSION = 1
 NPZ, PARQUET = ".npz", ".parquet"
@@ -30,6 +31,7 @@ PIECE_BYTES = 1 << 25  # of scores that are in memory at a time
 MOST_ROWS = 1 << 16  # of a piece
 METADATA_KEYS = ("format_version", "speakers")  # of a table in Parquet
 THRESHOLD = "threshold"
+ORIGIN = "origin"
 SCALE_KEYS = tuple(field.name for field in fields_of(Scale))
 DAMAGED = "give a file that spkid score --scores wrote"
 
@@ -53,6 +55,7 @@ class Scores:
         posteriors: calibrated posterior of the found speaker, (U,) float32.
         threshold: of the ratios, below which utterances are called unknown; None where there was none.
         accepted: whether the ratio, in float64, is at least the threshold, (U,) bool; None where there was none.
+        origin: the weights and the utterances; None where the file does not say.
     """
 
     keys: list[str]
@@ -69,6 +72,7 @@ class Scores:
     posteriors: NDArray[np.float32] | None = None
     threshold: float | None = None
     accepted: NDArray[np.bool_] | None = None
+    origin: Origin | None = None
 
 
 def pieces(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
@@ -177,6 +181,8 @@ def _write_npz(file: Any, scores: Scores, means: Iterable[NDArray[np.float32]] |
             arrays |= {name: np.array(value) for name, value in asdict(scores.scale).items()}
         if scores.accepted is not None:
             arrays |= {"accepted": scores.accepted, THRESHOLD: np.array(scores.threshold, np.float64)}
+        if scores.origin is not None:
+            arrays[ORIGIN] = np.array(origin_to_text(scores.origin))
         if means is None:
             assert scores.top_classes is not None
             assert scores.top_means is not None
@@ -237,6 +243,7 @@ def _read_npz(path: Path) -> Scores:
             posteriors=arrays.get("posteriors"),
             threshold=arrays[THRESHOLD].item() if THRESHOLD in arrays else None,
             accepted=arrays.get("accepted"),
+            origin=origin_from_text(arrays[ORIGIN].item() if ORIGIN in arrays else None),
         )
 
 
@@ -265,6 +272,8 @@ def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32
         metadata |= {name: repr(value) for name, value in asdict(scores.scale).items()}
     if scores.threshold is not None:
         metadata |= {THRESHOLD: repr(scores.threshold)}
+    if scores.origin is not None:
+        metadata[ORIGIN] = origin_to_text(scores.origin)
     schema = arrow.schema(fields, metadata)
     in_dictionaries = ["speaker", "true_speaker", "top_speakers.list.element"]
     with parquet.ParquetWriter(file, schema, use_dictionary=in_dictionaries) as writer:
@@ -327,6 +336,7 @@ def _read_parquet(path: Path) -> Scores:
         posteriors=_column(table, "posterior"),
         threshold=float(metadata[THRESHOLD.encode()]) if THRESHOLD.encode() in metadata else None,
         accepted=_column(table, "accepted"),
+        origin=origin_from_text(metadata[ORIGIN.encode()].decode() if ORIGIN.encode() in metadata else None),
     )
 
 

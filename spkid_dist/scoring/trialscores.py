@@ -7,7 +7,7 @@ members of `TrialScores`.
 Shapes: N trials, U utterances, K speakers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from shards.sources import Source
 from spkid_dist.config import TrialsConfig
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
 from spkid_dist.scoring.calibrationfile import use_calibration
+from spkid_dist.scoring.models import ModelFiles
 from spkid_dist.scoring.opening import open_source, store_options
 from spkid_dist.scoring.run import ScoringRun
 from spkid_dist.scoring.scorefile import read_scores
@@ -101,7 +102,21 @@ class FileScores:
         scale = held.scale if wanted else None
         self.calibrated = scale is not None
         self._scale = scale or Scale()
-        self.facts: dict[str, Any] = {"scores": str(path)}
+        weights = [] if held.origin is None else list(held.origin.weights.values())
+        self.facts: dict[str, Any] = {"scores": str(path), "weights": weights}
+
+    def check_origin(self, models: Sequence[ModelFiles], say: Callable[[str], None]) -> None:
+        """Say what the scores are of. Raises InputError where `models` are given, and the scores are by others or don't say."""
+        origin = self._held.origin
+        if origin is not None:
+            say(f"{self._path}: scores {origin}")
+            if models:
+                origin.check(models, self._path)
+        elif models:
+            raise InputError(
+                f"{self._path}: does not say which weights its scores are by, so nobody can tell whether they are of the given "
+                "model; score again, or leave the model out"
+            )
 
     def score(self, trials: TrialList) -> NDArray[np.float64]:
         """The scores of N trials, (N,)."""

@@ -6,8 +6,11 @@ import pytest
 from test_score import config, model  # noqa: F401 - fixtures
 
 from shards import InputError
+from shards.holding import FolderHold
+from spkid_dist import read_scores
 from spkid_dist.config import ScoreConfig
 from spkid_dist.score import score_utterances
+from spkid_dist.scoring.weightsdigest import weights_digest
 
 
 def test_nothing_of_an_earlier_scoring_stands_beside_new_results(model, config, synthetic, tmp_path):
@@ -41,3 +44,36 @@ def test_a_picture_of_an_earlier_scoring_that_cannot_be_removed_is_named_before_
     with pytest.raises(InputError, match=r"results\.det\.png: this file of an earlier scoring can't be removed"):
         score_utterances(ScoreConfig(**config))
     assert config["log_file"].read_text() == "old"
+
+
+def test_scores_of_an_earlier_scoring_stay_and_say_whose_they_are(model, config, tmp_path, capsys):
+    model(3, "zero")
+    scores = tmp_path / "mine.npz"
+    score_utterances(ScoreConfig(**config, scores=scores))
+    digest = weights_digest(config["weights_ckpt"])
+    held = read_scores(scores)
+    assert held.origin.weights == {digest: config["weights_ckpt"].name}
+    assert held.origin.te_list_file == str(config["te_list_file"])
+    kept = "mine.npz: these scores of an earlier scoring are kept"
+    score_utterances(ScoreConfig(**config, scores=scores))
+    assert kept not in capsys.readouterr().out
+    score_utterances(ScoreConfig(**config))
+    assert kept in capsys.readouterr().out
+    assert "scores" not in json.loads(config["log_file"].with_suffix(".json").read_text())
+    assert read_scores(scores).origin == held.origin
+    score_utterances(ScoreConfig(**config))
+    assert kept not in capsys.readouterr().out
+
+
+def test_two_scorings_do_not_write_the_same_scores(model, config, tmp_path):
+    model(3, "zero")
+    scores = tmp_path / "out/s.npz"
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with FolderHold(tmp_path / "out", "", [].append, name=".s.npz.held-by.json"):
+        for path in (scores, tmp_path / "link/s.npz"):
+            with pytest.raises(InputError, match=r": in use by process \d+ on .*give another --scores"):
+                score_utterances(ScoreConfig(**config, scores=path))
+        score_utterances(ScoreConfig(**config, scores=tmp_path / "out/t.npz"))
+    assert not scores.exists()
+    score_utterances(ScoreConfig(**config, scores=scores))
+    assert not list((tmp_path / "out").glob(".*"))

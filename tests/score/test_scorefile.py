@@ -20,6 +20,7 @@ from spkid_dist.scoring import scorefile
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.rowfile import RowFile
 from spkid_dist.scoring.scorefile import Scores, check_place, pieces, read_scores, write_scores
+from spkid_dist.scoring.scoreorigin import Origin
 
 pytestmark = pytest.mark.fast
 
@@ -44,6 +45,7 @@ def made(num_utterances=7, num_speakers=4, top=None):
         means=means if top is None else None,
         top_classes=None if top is None else order[:, :top].astype(np.int32),
         top_means=None if top is None else ordered[:, :top],
+        origin=Origin(weights={"0" * 31 + "a": "é.ckpt"}, te_list_file="cfg/ü", te_shards=None),
     )
 
 
@@ -117,7 +119,7 @@ def test_numpy_alone_reads_an_npz(tmp_path):
     write_scores(tmp_path / "x.npz", scores)
     with np.load(tmp_path / "x.npz") as arrays:
         assert set(arrays) == {
-            "keys", "speakers", "found", "true", "margins", "windows", "scores", "format_version"
+            "keys", "speakers", "found", "true", "margins", "windows", "scores", "format_version", "origin"
         }  # fmt: skip
         assert arrays["scores"].dtype == np.float32
         assert arrays["keys"][1] == scores.keys[1]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,6 +237,30 @@ def test_scores_of_the_best_speakers_alone_can_not_serve_trials(voices, trials, 
         score_trials(TrialsConfig(trials=trials, scores=scores, **outputs))
 
 
+@pytest.mark.parametrize("ending", [".npz", ".parquet"])
+def test_scores_say_whose_they_are_and_are_compared_with_a_model(voices, trials, outputs, tmp_path, ending, capsys):
+    scores, log = tmp_path / f"s{ending}", {"log_file": tmp_path / "s.log", "pictures": False}
+    score(ScoreConfig(**voices.shards("test"), **log, scores=scores))
+    origin = read_scores(scores).origin
+    assert (list(origin.weights.values()), origin.te_shards) == ([voices.weights.name], str(voices.folder / "test"))
+    flags = {"trials": trials, "scores": scores} | outputs
+    score_trials(TrialsConfig(**flags))
+    assert (
+        f"{scores}: scores by {voices.weights.name}, on the dataset {voices.folder / 'test'}\n"
+        in capsys.readouterr().out
+    )
+    score_trials(TrialsConfig(**flags, weights_ckpt=voices.weights))
+    other = next((voices.folder / "ckpt").glob("*e0_weights.ckpt"))
+    with pytest.raises(
+        InputError, match=r"holds scores by bestval_e1.*, but the weights in .*e0_weights\.ckpt are others"
+    ):
+        score_trials(TrialsConfig(**flags, weights_ckpt=other))
+    write_scores(scores, replace(read_scores(scores), origin=None))
+    score_trials(TrialsConfig(**flags))
+    with pytest.raises(InputError, match=r"does not say which weights its scores are by"):
+        score_trials(TrialsConfig(**flags, weights_ckpt=other))
+
+
 def test_scores_of_one_speaker_have_no_rivals_however_many_are_kept(trials, outputs, tmp_path):
     one = np.zeros(1, np.int64)
     kept = {"top_classes": one.astype(np.int32)[:, None], "top_means": np.zeros((1, 1), np.float32)}
@@ -274,7 +299,7 @@ def test_scores_that_are_no_numbers_are_refused(voices, trials, outputs, tmp_pat
         ({"out": "x.json"}, r"--out x\.json: .*give another ending, such as \.txt"),
         ({"out": "trials"}, r"--out trials: is the file of --trials"),
         ({"weights_ckpt": (), "scores": "s.npz", "out": "s.npz"}, r"--out s\.npz: is the file of --scores"),
-        ({"scores": "s.npz"}, r"--weights_ckpt with --scores: the scores are computed already"),
+        ({"scores": "s.npz", "model": "m"}, r"--model and --weights_ckpt: each names the models another way"),
         ({"weights_ckpt": (), "scores": "s.npz", "te_shards": "x"}, r"--te_shards with --scores"),
         ({"weights_ckpt": ()}, r"no model is given"),
         ({"te_shards": "x", "ext": "mcp"}, r"--ext with --te_shards"),
