@@ -19,7 +19,7 @@ the first three payloads' places follow from T, D and U alone, and the block is 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,15 @@ def block_json(info: dict[str, Any]) -> bytes:
 def key_hash(key: str) -> int:
     """The utterance table's 64-bit hash of a key."""
     return xxhash.xxh3_64_intdigest(key.encode())
+
+
+def key_sum(parts: Iterable[NDArray[np.uint64]]) -> str:
+    """What a set of utterances is known by, in whatever order: the number and the sum of their keys' hashes, in parts."""
+    count = total = 0
+    for part in parts:
+        count += len(part)
+        total += int(part.sum(dtype=np.uint64))
+    return f"{count}:{total % 2**64:016x}"
 
 
 @dataclass(frozen=True)

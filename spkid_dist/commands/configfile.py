@@ -15,7 +15,7 @@ from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
 from spkid_dist.commands.help import near_flag
 
 # What train.opts has besides options, as `spkid_dist.training.job.TrainingData.options` and the training's name.
-NO_OPTIONS = frozenset({"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "training_id"})
+NO_OPTIONS = frozenset({"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "tr_keys", "training_id"})
 # What train.opts says of its own run: the permission to delete a folder, and the checkpoint it went on from, end with that run.
 OF_ONE_RUN = frozenset({"overwrite", "resume"})
 WITH_MEANING = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:merge")

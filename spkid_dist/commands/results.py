@@ -22,7 +22,17 @@ FIRST, LAST = (
     ("epochs", "best_epoch", "va_loss", "va_acc", "va_wrong", "avg_wrong", "data", "ended"),
 )
 # What differs between any two trainings, or says where things lie and not what was trained.
-NOT_COMPARED = {"save_path", "input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "training_id", *FIRST}
+NOT_COMPARED = {
+    "save_path",
+    "input_dim",
+    "num_spks",
+    "speakers",
+    "source",
+    "tr_fingerprint",
+    "tr_keys",
+    "training_id",
+    *FIRST,
+}
 WIDEST = 10_000  # columns of the terminal: what does not fit is wrapped by the terminal, and never cut
 FINGERPRINT_DIGITS = 8  # enough to tell datasets apart
 

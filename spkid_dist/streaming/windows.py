@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from shards.dataset import ShardDataset
 from shards.errors import InputError
+from shards.layout import key_sum
 from spkid_dist.config.checks import check_context
 from spkid_dist.config.choices import EDGE_CODES, VALID, EdgeRule
 from spkid_dist.order import Segment, starts_of
@@ -38,6 +39,7 @@ class DatasetWindows:
         self._first_block = starts_of(np.array([shard.blocks for shard in shards]))
         self._blocks, self._in_frames, self._edge = dataset.blocks, in_frames, EDGE_CODES[edge]
         self._speakers, self._num_speakers = dataset.utterances["speaker"], len(dataset.manifest.speakers)
+        self._key_hashes = dataset.utterances["key_hash"]
         lengths = self._lengths = dataset.utterances["frames"]  # read where it is mapped
         if selection.is_everything:
             self._repeats = np.broadcast_to(np.int32(1), len(lengths))  # one number, however many utterances
@@ -106,6 +108,12 @@ class DatasetWindows:
             known = speakers[(speakers >= 0) & (speakers < len(counts))]  # a damaged table is found with its block
             counts += np.bincount(known, minlength=len(counts))
         return counts, left_out
+
+    def key_sum(self) -> str:
+        """What the chosen utterances are known by (`shards.layout.key_sum`). One pass over the utterance table."""
+        firsts = range(0, len(self._lengths), UTTERANCES_AT_A_TIME)
+        rows = (slice(first, first + UTTERANCES_AT_A_TIME) for first in firsts)
+        return key_sum(np.asarray(self._key_hashes[part])[self._repeats[part] > 0] for part in rows)
 
     def _count_shards(self) -> None:
         """Set `per_shard` and `num_short` by the utterance table."""

@@ -49,6 +49,7 @@ class TrainingData:
             "speakers": manifest.speakers,
             "source": manifest.source,
             "tr_fingerprint": self.training.data.fingerprint,
+            "tr_keys": self.training.windows.key_sum(),
         }
 
     def training_id(self, options: dict[str, Any]) -> str:

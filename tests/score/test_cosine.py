@@ -156,8 +156,8 @@ def test_embeddings_that_do_not_go_together_are_refused(tmp_path):
         ({"model": "ckpt"}, "--model with --embeddings: a trial has one score"),
         ({"te_shards": "data"}, "--te_shards with --embeddings: a trial has one score"),
         (
-            {"embeddings": (), "scores": "s.npz", "weights_ckpt": "w"},
-            "--weights_ckpt with --scores: the scores are computed already",
+            {"embeddings": (), "scores": "s.npz", "te_shards": "data"},
+            "--te_shards with --scores: the scores are computed already",
         ),
         (
             {"embeddings": (), "model": "ckpt", "enrol": "e"},
