@@ -14,11 +14,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shards.corpus import read_list
 from shards.errors import InputError
 from shards.files import write_atomic
 from shards.holding import HOLD_NAME, FolderHold
-from shards.layout import MANIFEST_NAME
 from spkid_dist.config import CalibrateConfig
 from spkid_dist.config.places import check_flags, with_beside
 from spkid_dist.process.threads import torch_threads
@@ -27,7 +25,7 @@ from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
 from spkid_dist.scoring.calibrationfile import OPEN_SET_SUFFIX, PICTURE_SUFFIX, calibration_path, write_calibration
 from spkid_dist.scoring.collecting import collect_scores
 from spkid_dist.scoring.decisionpictures import draw_open_set, draw_reliability
-from spkid_dist.scoring.opening import find_rule, open_source, open_utterances, say_speakers, store_options
+from spkid_dist.scoring.opening import open_utterances, say_speakers
 from spkid_dist.scoring.openset import (
     OpenSetCurve,
     OpenSetFigures,
@@ -37,16 +35,12 @@ from spkid_dist.scoring.openset import (
 )
 from spkid_dist.scoring.reliability import BINS, Reliability, reliability
 from spkid_dist.scoring.run import ScoringRun, scoring_run
+from spkid_dist.scoring.strangers import check_strangers, open_strangers
 from spkid_dist.scoring.temperature import TemperatureFit, cross_validated, fit_scale, uncalibrated_scores
 from spkid_dist.scoring.trainedon import check_held_out
 from spkid_dist.scoring.trialscores import check_rivals
-from spkid_dist.scoring.utterances import ListedFiles, ShardedUtterances, Utterances
+from spkid_dist.scoring.utterances import Utterances
 from spkid_dist.trained import read_options
-
-LEFT_OUT = (
-    "remove them; if --tr_speakers left them out of the training, the network has an output for them all the same, as for "
-    "each speaker of its dataset: train on a dataset without them"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +85,12 @@ def calibrate_model(config: CalibrateConfig) -> CalibrationResult:
         path = calibration_path(run.weights)
         check_flags(config, {"model": with_beside(path, (PICTURE_SUFFIX, OPEN_SET_SUFFIX))})
         utterances = open_utterances(config, run.model)
-        strangers = None if config.unknown is None else _open_strangers(config.unknown, config, run)
+        strangers = None if config.unknown is None else open_strangers(config.unknown, config, run)
         for line in say_speakers(config, run.model, utterances, "The fit leaves them out."):
             run.log.line(line)
         _check_held_out(config, run, utterances)
+        if strangers is not None:
+            check_strangers(str(config.unknown), run, strangers, utterances)
         with _place_held(run) if run.processes.is_main else contextlib.nullcontext():
             return _calibrate(config, run, utterances, strangers)
 
@@ -149,35 +145,6 @@ def _calibrate(
     if run.processes.is_main:
         _write(config, run, utterances, result, curve)
     return result
-
-
-def _open_strangers(place: str, config: CalibrateConfig, run: ScoringRun) -> Utterances:
-    """The utterances of speakers that the model does not know: a dataset, or those of a list.
-
-    Raises:
-        InputError: they are missing or damaged; or some are of the model's speakers.
-    """
-    strangers: Utterances
-    if "://" in place or place.startswith("pipe:") or (Path(place) / MANIFEST_NAME).exists():
-        strangers = ShardedUtterances(place, run.model, None, None, store_options(config))
-    elif Path(place).is_dir():
-        raise InputError(
-            f"{place}: is a folder, but no dataset (no {MANIFEST_NAME}); give --unknown a list or a dataset"
-        )
-    elif config.te_shards is not None:
-        listed = read_list(Path(place), speakers_known=False)
-        strangers = ShardedUtterances(config.te_shards, run.model, listed, Path(place), store_options(config))
-    else:
-        listed = read_list(Path(place), rule=find_rule(config, run.model.options), speakers_known=False)
-        strangers = ListedFiles(listed, open_source(config, run.model.options), run.model)
-    known = strangers.count - strangers.unknown.count
-    if known:
-        left_out = any(read_options(one.options).get("tr_speakers") for one in run.files)
-        raise InputError(
-            f"{place}: {known} of {strangers.count} utterances are of speakers that the model knows; --unknown takes those of "
-            f"other speakers only: {LEFT_OUT if left_out else 'remove them'}"
-        )
-    return strangers
 
 
 def ratios_of_strangers(run: ScoringRun, strangers: Utterances, scale: Scale) -> NDArray[np.float64]:

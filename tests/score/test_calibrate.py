@@ -9,7 +9,7 @@ import pytest
 import torch
 from training import run
 
-from shards import InputError, UsageError
+from shards import FmatrixSource, InputError, Layout, UsageError, Utterance, convert, make_plan
 from shards.holding import FolderHold
 from spkid_dist import CalibrateConfig, ScoreConfig, calibrate_model, read_scores, score_utterances
 from spkid_dist.model import build_model
@@ -158,6 +158,51 @@ def test_part_of_a_long_list_is_enough(voices, monkeypatch, capsys):
     result = calibrate_model(CalibrateConfig(**voices.shards("dev")))
     assert result.utterances == 14  # of 40, every third
     assert "one in 3 utterances is used" in capsys.readouterr().out
+
+
+def renamed(voices, name, folder):
+    """A dataset of the utterances of a list whose speakers have other names than in the training."""
+    utterances = [Utterance(key, f"x_{key.split('/')[1]}") for key in voices.listed(name)]
+    source = FmatrixSource(voices.folder / "mcp", "mcp")
+    speakers = sorted({one.speaker for one in utterances})
+    convert(make_plan(utterances, speakers, source, Layout()), source, folder)
+    return folder
+
+
+def test_strangers_are_not_the_models_speakers_under_other_names(voices, tmp_path):
+    for name, message in (
+        ("train", r"the model was trained on 20 of these 20 utterances, so it knows their speakers by whatever name"),
+        ("dev", r"40 of 40 utterances are among those of the model's speakers, too; --unknown takes those of other"),
+    ):
+        with pytest.raises(InputError, match=message):
+            calibrate_model(CalibrateConfig(**voices.shards("dev"), unknown=renamed(voices, name, tmp_path / name)))
+    assert not list(voices.weights.parent.glob("*calibration*"))
+    calibrate_model(CalibrateConfig(**voices.shards("dev"), unknown=renamed(voices, "strangers", tmp_path / "others")))
+
+
+def test_strangers_that_nobody_names_are_said_to_be_unchecked(voices, tmp_path, capsys):
+    """A table named the speakers of the training, and the one that is given has no others."""
+    options = voices.weights.with_name("train.opts")
+    kept = json.loads(options.read_text())
+    kept["source"]["speaker_rule"] = {"by": "utt2spk"}
+    options.write_text(json.dumps(kept))
+    table = tmp_path / "utt2spk"
+    table.write_text("".join(f"{key} {key.split('/')[1]}\n" for key in voices.listed("dev")))
+    unknown = voices.folder / "cfg/strangers"
+    calibrate_model(CalibrateConfig(**voices.files("dev"), utt2spk=table, unknown=unknown))
+    count = len(voices.listed("strangers"))
+    line = f"{unknown}: nobody names the speakers of {count} of {count} utterances, so nobody checked that these are"
+    assert line in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"cfg/train: the model was trained on 20 of these 20 utterances"):
+        calibrate_model(CalibrateConfig(**voices.files("dev"), utt2spk=table, unknown=voices.folder / "cfg/train"))
+    # What was trained on can't be read any more.
+    kept |= {"tr_shards": "gone"}
+    options.write_text(json.dumps(kept))
+    calibrate_model(CalibrateConfig(**voices.files("dev"), utt2spk=table, unknown=unknown))
+    printed = capsys.readouterr().out
+    doubt = "the training set gone can't be read any more, so nobody checked whether these utterances were trained on\n"
+    assert f"\n{doubt}" in printed
+    assert f"{unknown}: {doubt}" in printed
 
 
 @pytest.mark.parametrize(
