@@ -40,6 +40,7 @@ from spkid_dist.scoring.temperature import TemperatureFit, cross_validated, fit_
 from spkid_dist.scoring.trainedon import check_held_out
 from spkid_dist.scoring.trialscores import check_rivals
 from spkid_dist.scoring.utterances import Utterances
+from spkid_dist.scoring.weightsdigest import weights_digest
 from spkid_dist.trained import read_options
 
 
@@ -175,7 +176,12 @@ def _write(
     result: CalibrationResult,
     curve: OpenSetCurve | None,
 ) -> None:
-    """Write the calibration and its pictures, and say the figures."""
+    """Write the calibration and its pictures, and say the figures. Raises InputError where the weights are others by now."""
+    for one in run.files:
+        if weights_digest(one.weights) != one.digest:
+            raise InputError(
+                f"{one.weights}: these weights were replaced while they were calibrated; calibrate them again"
+            )
     for line in say_calibration(result):
         run.log.line(line)
     pictures = {PICTURE_SUFFIX: draw_reliability(result.before, result.after)}

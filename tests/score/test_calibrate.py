@@ -15,6 +15,7 @@ from spkid_dist import CalibrateConfig, ScoreConfig, calibrate_model, read_score
 from spkid_dist.model import build_model
 from spkid_dist.scoring.calibration import log_posteriors
 from spkid_dist.scoring.calibrationfile import calibration_path, read_calibration
+from spkid_dist.scoring.collecting import collect_scores
 from spkid_dist.scoring.reliability import reliability
 
 
@@ -148,6 +149,21 @@ def test_weights_that_another_process_calibrates_are_left_alone(voices):
     with (
         FolderHold(voices.weights.parent, "", [].append, name=name),
         pytest.raises(InputError, match=r"in use by process \d+ .*or copy the weights and their train\.opts"),
+    ):
+        calibrate_model(CalibrateConfig(**voices.shards("dev")))
+    assert not list(voices.weights.parent.glob("*.calibration.*"))
+
+
+def test_weights_that_are_replaced_meanwhile_get_no_calibration(voices, monkeypatch):
+    """As by a training that goes on; what was fitted is of the weights before."""
+
+    def replace_and_collect(*arguments):
+        shutil.copy(next((voices.folder / "ckpt").glob("*e0_weights.ckpt")), voices.weights)
+        return collect_scores(*arguments)
+
+    monkeypatch.setattr("spkid_dist.commands.calibrate.collect_scores", replace_and_collect)
+    with pytest.raises(
+        InputError, match=r"these weights were replaced while they were calibrated; calibrate them again"
     ):
         calibrate_model(CalibrateConfig(**voices.shards("dev")))
     assert not list(voices.weights.parent.glob("*.calibration.*"))
