@@ -58,7 +58,7 @@ def _score_and_write(config: ScoreConfig, run: ScoringRun) -> ScoreResult:
     threshold = choose_threshold(config.threshold, calibration, speakers)
     with contextlib.ExitStack() as stack:
         if processes.is_main:
-            stack.enter_context(results_held(config.log_file, "log_file", log.line))
+            stack.enter_context(results_held(config.log_file.with_suffix(".json"), "log_file", log.line))
             if config.scores is not None:
                 check_place(config.scores)
                 stack.enter_context(results_held(config.scores, "scores", log.line))

@@ -85,7 +85,11 @@ def _measure(
     )
     if trials.repeated:
         log.line(f"{trials.repeated:,} of them stand in the list more than once, and are counted each time")
-    with results_held(config.out, "out", log.line) if processes.is_main else contextlib.nullcontext():
+    with (
+        results_held(config.out.with_suffix(".json"), "out", log.line)
+        if processes.is_main
+        else contextlib.nullcontext()
+    ):
         scores = source.score(trials)
         _check_finite(trials, scores)
         figures = detection_figures(scores, trials.target, config.p_target, calibrated=source.calibrated)
@@ -121,7 +125,7 @@ def _write(config: TrialsConfig, result: TrialResult, source: TrialScores, log: 
         result.figures.say(log.line)
     if not result.calibrated:
         why = "cosines are no log-likelihood ratios" if source.kind == COSINE else "the scores are not calibrated"
-        remedy = "" if source.kind == COSINE else "; run spkid calibrate for them"
+        remedy = "; run spkid calibrate for them" if config.calibration and source.kind != COSINE else ""
         log.line(f"{why}, so actDCF and Cllr are left out{remedy}")
     write_json(beside[0], _facts(config, result, source))
     names = [".json"]

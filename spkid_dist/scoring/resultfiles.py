@@ -31,6 +31,8 @@ Say = Callable[[str], None]
 def results_held(path: Path, flag: str, say: Say) -> FolderHold:
     """Keep others from writing the results at `path` meanwhile: of two, each would leave some of its files.
 
+    Results that have figures beside them are held by the figures' name, which `a.log` and `a.txt` have in common.
+
     Raises:
         InputError: another process is writing them; or nothing can be written there.
     """

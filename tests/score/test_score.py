@@ -70,9 +70,10 @@ def test_the_speaker_is_the_argmax_of_summed_log_probabilities(model, config, ed
 def test_two_scorings_do_not_write_the_same_results(model, config, tmp_path):
     model(3, "zero")
     config = {**config, "log_file": tmp_path / "out/results.log"}
-    with FolderHold(tmp_path / "out", "", [].append, name=".results.log.held-by.json"):
-        with pytest.raises(InputError, match=r"out: in use by process \d+ on .*give another --log_file"):
-            score_utterances(ScoreConfig(**config))
+    with FolderHold(tmp_path / "out", "", [].append, name=".results.json.held-by.json"):
+        for name in ("results.log", "results.txt"):  # which have their figures in one file
+            with pytest.raises(InputError, match=r"out: in use by process \d+ on .*give another --log_file"):
+                score_utterances(ScoreConfig(**config | {"log_file": tmp_path / "out" / name}))
         score_utterances(ScoreConfig(**config | {"log_file": tmp_path / "out/others.log"}))
     assert not config["log_file"].exists()
     score_utterances(ScoreConfig(**config))
