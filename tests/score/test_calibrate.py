@@ -11,6 +11,7 @@ from training import run
 
 from shards import FmatrixSource, InputError, Layout, UsageError, Utterance, convert, make_plan
 from shards.holding import FolderHold
+from shards.layout import key_hash, key_sum
 from spkid_dist import CalibrateConfig, ScoreConfig, calibrate_model, read_scores, score_utterances
 from spkid_dist.model import build_model
 from spkid_dist.scoring.calibration import log_posteriors
@@ -139,6 +140,8 @@ def test_a_training_set_is_refused_whatever_names_it(voices):
         calibrate_model(CalibrateConfig(**voices.shards("train")))
     with pytest.raises(InputError, match=r"the model was trained on 20 of these 20 utterances"):
         calibrate_model(CalibrateConfig(**voices.files("train")))
+    kept = json.loads(voices.weights.with_name("train.opts").read_text())["tr_keys"]
+    assert kept == key_sum([np.array([key_hash(key) for key in voices.listed("train")], np.uint64)])
     assert not list(voices.weights.parent.glob("*calibration*"))
     forced = calibrate_model(CalibrateConfig(**voices.shards("train"), force=True))
     assert forced.path.exists()

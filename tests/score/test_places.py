@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from shards import UsageError
-from spkid_dist import CalibrateConfig, EmbedConfig, ScoreConfig, TrialsConfig, calibrate_model
+from shards import InputError, UsageError
+from shards.holding import FolderHold
+from spkid_dist import CalibrateConfig, EmbedConfig, ScoreConfig, TrialsConfig, calibrate_model, embed_utterances
 from spkid_dist import score_utterances as score
 from spkid_dist.config.places import BESIDE_SCORES, BESIDE_TRIALS
 from spkid_dist.scoring.decisionpictures import OPEN_SET
@@ -109,3 +110,13 @@ def test_what_a_folder_of_a_training_has_is_kept(voices, name):
     with pytest.raises(UsageError, match=r"is the file of (--weights_ckpt|the training's|the weights')"):
         score(ScoreConfig(**flags, log_file=place, pictures=False))
     assert {path.name: path.read_bytes() for path in voices.weights.parent.iterdir()} == before
+
+
+def test_two_commands_do_not_write_the_same_embeddings(voices, tmp_path):
+    with (
+        FolderHold(tmp_path / "out", "", [].append, name=".x.npz.held-by.json"),
+        pytest.raises(InputError, match=r"out: in use by process \d+ on .*give another --out"),
+    ):
+        embed_utterances(EmbedConfig(**voices.shards("test"), out=tmp_path / "out/x.npz"))
+    embed_utterances(EmbedConfig(**voices.shards("test"), out=tmp_path / "out/x.npz"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["x.npz"]

@@ -5,6 +5,7 @@ import pytest
 
 from shards import FmatrixSource, InputError, Layout, ShardDataset, Utterance, convert, make_plan
 from shards.layout import key_hash, key_sum
+from spkid_dist import Selection, WindowDataset
 from spkid_dist.scoring.trainedon import check_held_out, trained_on
 
 pytestmark = pytest.mark.fast
@@ -158,3 +159,13 @@ def test_a_dataset_that_is_another_now_tells_nothing_of_the_training(shards, syn
     options = {"tr_shards": str(shards["tr_shards"]), "tr_fingerprint": "older"}
     said = [f"the training set {shards['tr_shards']} is another dataset now{UNCHECKED}"]
     assert check(options, keys_of(synthetic, "train")) == said
+
+
+def test_the_sum_of_keys_is_that_of_the_chosen_utterances(shards, synthetic):
+    keys = keys_of(synthetic, "train")
+    for selection, chosen in (
+        (None, keys[::-1]),
+        (Selection(utterances=keys[::3]), keys[::3]),
+        (Selection(speakers=["spk0001"], balance=True), [key for key in keys if "spk0001" in key]),
+    ):
+        assert WindowDataset(shards["tr_shards"], in_frames=3, selection=selection).windows.key_sum() == sum_of(chosen)
