@@ -314,9 +314,9 @@ def test_a_terminal_as_standard_input_is_not_waited_for(model):
 
 
 def test_a_reader_that_leaves_early_ends_the_command_quietly(model, corpus):
-    files = " ".join(map(str, files_of(corpus) * 300))
-    command = f"{' '.join(IDENTIFY)} {model} {files} | head -n 1"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    asked = [*IDENTIFY, model, *files_of(corpus) * 300]
+    command = ["bash", "-c", '"$@" | head -n 1', "bash", *map(str, asked)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert len(done.stdout.splitlines()) == 1
     assert len(done.stderr.splitlines()) == 1  # on the calibration
 
