@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from training import OPTIONS, run, statistics
+from training import OPTIONS, statistics
 
 from shards import InputError
 from spkid_dist.config import ScoreConfig, TrainConfig
@@ -63,17 +63,6 @@ def test_where_the_device_lacks_the_memory_the_host_counts_the_same(config, monk
     monkeypatch.setattr(DeviceUtterances, "fit", lambda *_: False)
     train_model(replace(config, save_path=config.save_path.with_name("host")))
     assert statistics(config.save_path.with_name("host")) == statistics(config.save_path)
-
-
-def test_ranks_count_what_one_counts(config, tmp_path):
-    flags = OPTIONS | {"tr_shards": config.tr_shards, "va_shards": config.va_shards, "optimizer": "sgd", "epoch": 2}
-    found = []
-    for ranks in (1, 2, 3):
-        done = run(flags | {"save_path": tmp_path / f"{ranks}", "lr": 1e-3}, processes=ranks)
-        assert done.returncode == 0, done.stderr
-        found.append(statistics(tmp_path / f"{ranks}")["va_wrong"])
-    assert found[0] == found[1] == found[2]
-    assert max(found[0]) > 0
 
 
 def test_memory_is_that_of_the_utterances_whose_windows_are_still_to_come():
