@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes import HARD, make_corpus
+from recipes import CORPORA, make_corpus
 from shards.files import write_atomic
 from spkid_dist.bench.measure import machine
 from spkid_dist.commands.calibrate import CalibrationResult, calibrate_model
@@ -32,7 +32,7 @@ from spkid_dist.scoring.scorefile import Scores, read_scores
 from spkid_dist.scoring.temperature import uncalibrated_scores
 from spkid_dist.train import train_model
 
-CORPUS = dataclasses.replace(HARD, num_speakers=60, test_utterances=200, mean_frames=80)
+CORPUS = dataclasses.replace(CORPORA["channels"], num_speakers=60, test_utterances=200, mean_frames=80)
 
 
 def make_lists(folder: Path, corpus: SyntheticCorpus, num_unknown: int) -> None:
