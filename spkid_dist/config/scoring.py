@@ -28,8 +28,25 @@ Paths = Annotated[
 ]
 
 
+class ModelFlags:
+    """What names models, in all commands that take them by flags: folders of trainings, or weights files."""
+
+    model: Path | tuple[Path, ...]
+    weights_ckpt: Path | tuple[Path, ...]
+
+    @property
+    def models(self) -> tuple[Path, ...]:
+        """The folders of --model."""
+        return self.model if isinstance(self.model, tuple) else (self.model,)
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files of --weights_ckpt."""
+        return self.weights_ckpt if isinstance(self.weights_ckpt, tuple) else (self.weights_ckpt,)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ScoringFlags(Options):
+class ScoringFlags(ModelFlags, Options):
     """Which model scores which kind of data, and how: what all commands that score have in common."""
 
     db_path: Path = Path("mcp")
@@ -78,16 +95,6 @@ class ScoringFlags(Options):
     def needs_model(self) -> bool:
         """Whether a model must be given."""
         return True
-
-    @property
-    def models(self) -> tuple[Path, ...]:
-        """The folders of --model."""
-        return self.model if isinstance(self.model, tuple) else (self.model,)
-
-    @property
-    def weights(self) -> tuple[Path, ...]:
-        """The files of --weights_ckpt."""
-        return self.weights_ckpt if isinstance(self.weights_ckpt, tuple) else (self.weights_ckpt,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +194,7 @@ def _check_scores(scores: Path, log_file: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(Options):
+class ExportConfig(ModelFlags, Options):
     """Export a trained model for other programs.
 
     The folder holds the weights or the graph, and a model.json with all that a caller needs.
@@ -218,16 +225,6 @@ class ExportConfig(Options):
             raise UsageError(
                 f"--format {unknown[0]!r}: expected some of {','.join(EXPORT_FORMATS)}, separated by commas"
             )
-
-    @property
-    def models(self) -> tuple[Path, ...]:
-        """The folders of --model; a valid configuration has one at most."""
-        return self.model if isinstance(self.model, tuple) else (self.model,)
-
-    @property
-    def weights(self) -> tuple[Path, ...]:
-        """The files of --weights_ckpt; a valid configuration has one at most."""
-        return self.weights_ckpt if isinstance(self.weights_ckpt, tuple) else (self.weights_ckpt,)
 
     @property
     def formats(self) -> list[str]:
