@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from recipes import CORPORA, make_corpus
+from recipes import CORPORA, data_of, make_corpus
 from shards.files import write_atomic
 from spkid_dist.bench.measure import machine
 from spkid_dist.commands.calibrate import CalibrationResult, calibrate_model
@@ -53,11 +53,7 @@ def make_lists(folder: Path, corpus: SyntheticCorpus, num_unknown: int) -> None:
 def train(folder: Path, epochs: int, seed: int) -> Path:
     """Train with the defaults, and return the best weights."""
     config = TrainConfig(
-        db_path=folder / "mcp",
-        tr_list_file=folder / "cfg/all.train",
-        va_list_file=folder / "cfg/all.dev",
-        spk2idx=folder / "cfg/spk2idx.json",
-        cache_dir=folder / "cache",
+        **data_of(folder),
         save_path=folder / f"ckpt{seed}",
         epoch=epochs,
         seed=seed,

@@ -74,17 +74,20 @@ def make_corpus(folder: Path, corpus: SyntheticCorpus) -> None:
     write_atomic(folder / "cfg/all.test", "".join(held_out[1::2]).encode())
 
 
+def data_of(folder: Path) -> dict[str, Path]:
+    """The corpus of `make_corpus` as options of a training that validates on the development list."""
+    return {
+        "db_path": folder / "mcp",
+        "tr_list_file": folder / "cfg/all.train",
+        "va_list_file": folder / "cfg/all.dev",
+        "spk2idx": folder / "cfg/spk2idx.json",
+        "cache_dir": folder / "cache",
+    }
+
+
 def count_wrong(folder: Path, save_path: Path, options: dict[str, Any], list_name: str) -> tuple[dict[str, int], int]:
     """Train with `options`: wrong utterances of a list by each file of weights, and how many the list has."""
-    config = TrainConfig(
-        db_path=folder / "mcp",
-        tr_list_file=folder / "cfg/all.train",
-        va_list_file=folder / "cfg/all.dev",
-        spk2idx=folder / "cfg/spk2idx.json",
-        cache_dir=folder / "cache",
-        save_path=save_path,
-        **options,
-    )
+    config = TrainConfig(**data_of(folder), save_path=save_path, **options)
     wrong, total = {}, 0
     with contextlib.redirect_stdout(io.StringIO()):
         result = train_model(config)
