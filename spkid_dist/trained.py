@@ -70,7 +70,7 @@ def save_weights(model: torch.nn.Module, path: Path, training_id: str | None = N
         torch.save(on_cpu, file)
 
 
-def weights_digest(state: Mapping[str, torch.Tensor]) -> str:
+def state_digest(state: Mapping[str, torch.Tensor]) -> str:
     """The digest of a network's `state_dict`: of the bytes of all its tensors, in their order."""
     digest = xxhash.xxh3_128()
     for name, tensor in state.items():

@@ -24,7 +24,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import GlobalBatchNorm
 from spkid_dist.process.memory import is_out_of_memory
 from spkid_dist.ranks.together import by_main, share_weights
-from spkid_dist.trained import weights_digest
+from spkid_dist.trained import state_digest
 from spkid_dist.trainedfolder import TrainStatistics
 from spkid_dist.training.feed import Feed
 from spkid_dist.training.outputs import weights_of
@@ -101,7 +101,7 @@ class EpochAverage(WeightAverage):
     @torch.no_grad()
     def _average(self, statistics: TrainStatistics, epoch: int) -> str | None:
         """Set the network's weights to the mean; returns which file is missing, if one is. On rank 0."""
-        self._digests[epoch] = weights_digest(self._source.state_dict())
+        self._digests[epoch] = state_digest(self._source.state_dict())
         self._digests = {one: digest for one, digest in self._digests.items() if self._first(epoch) <= one <= epoch}
         files = weights_of(statistics)
         sums = {name: weight.detach().cpu().double() for name, weight in self._source.named_parameters()}
@@ -110,7 +110,7 @@ class EpochAverage(WeightAverage):
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 written = self._digests.get(earlier)  # checkpoints of earlier versions know none
-                if written is not None and weights_digest(state) != written:
+                if written is not None and state_digest(state) != written:
                     return f"{path} is not what was written there"
                 for name, total in sums.items():
                     total += state[name]
