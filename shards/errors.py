@@ -4,6 +4,8 @@ Whatever is wrong with a user's input or options ends in one of these, with a me
 what was found, what was expected and what to do. `assert` is for our own mistakes only.
 """
 
+from shards.plaintext import printable
+
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -19,6 +21,8 @@ def first_line(error: BaseException, most: int = 300) -> str:
 class SpkidError(Exception):
     """Base of all errors that are reported as one line; `exit_code` is what the command ends with.
 
+    What the message quotes, of files and of users, is escaped where a terminal would act on it.
+
     `everywhere` is set where all processes of a job raise the same error together, so that one of them can report it;
     `is_said` where what went wrong has been said already.
     """
@@ -26,6 +30,9 @@ class SpkidError(Exception):
     exit_code = EXIT_FAILED
     everywhere = False
     is_said = False
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class InputError(SpkidError):

@@ -6,12 +6,14 @@ of them or fails, and a failure that a library hides is found when the file is c
 """
 
 import contextlib
+import errno
 import io
 import json
 import math
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +23,8 @@ from shards.guesses import guess_missing_file
 from shards.liveness import is_running, process_namespace
 
 TEMPORARY_MARK = ".tmp-"
+MOST_TEXT_BYTES = 256_000_000
+READ_BYTES = 2**20
 
 
 class _RawFile(io.FileIO):
@@ -172,14 +176,45 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: can't create this folder: {error.strerror}") from error
 
 
-def read_text(path: Path, what: str, remedy: str) -> str:
+@contextlib.contextmanager
+def open_regular(path: str | Path) -> Iterator[io.FileIO]:
+    """Open a regular file to read, without a buffer. A named pipe is refused, and not waited for.
+
+    Raises:
+        OSError: it can't be opened, or is no regular file: a folder, a device, a pipe, a socket.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # the last is for opening pipes alone
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file, but a folder, a device, a pipe or a socket", os.fspath(path))
+    with io.FileIO(descriptor, "r") as file:
+        yield file
+
+
+def read_regular(path: str | Path, most_bytes: int) -> bytes:
+    """The bytes of a regular file that has at most `most_bytes`.
+
+    Raises:
+        OSError: it can't be read, is no regular file, or is larger.
+    """
+    parts, size = [], 0
+    with open_regular(path) as file:
+        while size <= most_bytes and (part := file.read(READ_BYTES)):
+            parts.append(part)
+            size += len(part)
+    if size > most_bytes:
+        raise OSError(errno.EFBIG, f"more than the {most_bytes} bytes that such a file may have", os.fspath(path))
+    return b"".join(parts)
+
+
+def read_text(path: Path, what: str, remedy: str, most_bytes: int = MOST_TEXT_BYTES) -> str:
     """Read a UTF-8 text file of the user's.
 
     Raises:
-        InputError: it is missing, unreadable or not UTF-8.
+        InputError: it is missing, unreadable, no regular file, not UTF-8, or larger than `most_bytes`.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a mark
+        return read_regular(path, most_bytes).decode("utf-8-sig")  # editors on Windows begin a file with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: {what} must be UTF-8 text: {error.reason} at byte {error.start}; {remedy}") from None
     except OSError as error:
