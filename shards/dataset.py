@@ -23,6 +23,7 @@ from shards.layout import (
 )
 from shards.members import TAR_RECORD
 from shards.parallel import in_order
+from shards.plaintext import shown_place
 from shards.stores.remotestore import open_store
 from shards.stores.retry import WrongBytesError
 from shards.stores.store import Extent, LocalStore, StoreOptions
@@ -33,6 +34,8 @@ Result = TypeVar("Result")
 
 class ShardDataset:
     """A dataset's `folder`, `manifest`, `blocks` (BLOCK_DTYPE) and `utterances` (UTTERANCE_DTYPE).
+
+    `folder` is the path of a local one; else the place as it was given, without what may be secret in it.
 
     Args:
         folder: its folder; or a URL that fsspec reads, such as ``s3://bucket/train``; or ``pipe:COMMAND {name}``, a command
@@ -46,8 +49,9 @@ class ShardDataset:
 
     def __init__(self, folder: str | Path, options: StoreOptions | None = None) -> None:
         self._options = options or StoreOptions()
-        self._store = open_store(folder, self._options)
-        self.folder: str | Path = self._store.folder if isinstance(self._store, LocalStore) else str(folder)
+        self._place, self._store = folder, open_store(folder, self._options)
+        local = self._store if isinstance(self._store, LocalStore) else None
+        self.folder: str | Path = shown_place(str(folder)) if local is None else local.folder
         try:
             self._open_tables()
         except InputError:
@@ -68,8 +72,8 @@ class ShardDataset:
                 raise self._wrong_table(*wrong)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled as its folder: it is opened again where it arrives."""
-        return (ShardDataset, (self.folder, self._options))
+        """Pickled as its place: it is opened again where it arrives."""
+        return (ShardDataset, (self._place, self._options))
 
     @property
     def reads_ahead(self) -> int:

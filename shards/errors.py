@@ -4,7 +4,7 @@ Whatever is wrong with a user's input or options ends in one of these, with a me
 what was found, what was expected and what to do. `assert` is for our own mistakes only.
 """
 
-from shards.plaintext import printable
+from shards.plaintext import masked, printable
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -21,7 +21,7 @@ def first_line(error: BaseException, most: int = 300) -> str:
 class SpkidError(Exception):
     """Base of all errors that are reported as one line; `exit_code` is what the command ends with.
 
-    What the message quotes, of files and of users, is escaped where a terminal would act on it.
+    What the message quotes, of files and of users, is escaped where a terminal would act on it, and URLs are masked.
 
     `everywhere` is set where all processes of a job raise the same error together, so that one of them can report it;
     `is_said` where what went wrong has been said already.
@@ -32,7 +32,7 @@ class SpkidError(Exception):
     is_said = False
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(masked(message)))
 
 
 class InputError(SpkidError):

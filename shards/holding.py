@@ -34,6 +34,7 @@ from typing import Any
 from shards.errors import InputError
 from shards.files import make_folder
 from shards.liveness import ProcessMark
+from shards.plaintext import shown_place
 
 HOLD_NAME = ".held-by.json"
 BEAT_SECONDS = 10.0
@@ -66,7 +67,8 @@ class Holder:
     @classmethod
     def this(cls) -> "Holder":
         """This process, for a new hold."""
-        command = " ".join(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]).split())
+        words = [Path(sys.argv[0]).name, *map(_shown_word, sys.argv[1:])]
+        command = " ".join(shlex.join(words).split())
         return cls(
             token=secrets.token_hex(8),
             mark=ProcessMark.of_this(),
@@ -84,6 +86,12 @@ class Holder:
         if not value["token"].isalnum():
             raise ValueError("its token is no name")
         return cls(mark=ProcessMark.parse(value.get("mark")), **{name: value[name] for name in kinds})
+
+
+def _shown_word(word: str) -> str:
+    """A word of the command line without what may be secret in it; the file is everybody's to read."""
+    flag, equals, value = word.partition("=")
+    return f"{flag}={shown_place(value)}" if equals and flag.startswith("--") else shown_place(word)
 
 
 class FolderHold:

@@ -19,6 +19,7 @@ from torch import nn
 from shards.corpus import read_speakers
 from shards.errors import InputError
 from shards.files import atomic_writer, read_text
+from shards.plaintext import shown_place
 from spkid_dist.config import TrainConfig
 from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.model import model_from_options
@@ -146,13 +147,18 @@ def _speakers(options: dict[str, Any], train_cfg: Path, spk2idx: Path | None) ->
 
 
 def options_of(config: TrainConfig) -> dict[str, Any]:
-    """All options as JSON has them."""
+    """All options as JSON has them; of the places of datasets without what may be secret.
+
+    They go into files that others may read, and into the names of trainings, which so outlive a change of passwords.
+    """
     return {name: _as_json(value) for name, value in asdict(config).items()}
 
 
 def _as_json(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_as_json(item) for item in value]
+    if isinstance(value, str):
+        return shown_place(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from shards.errors import InputError, UsageError
 from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, new_file, write_new
+from shards.plaintext import masked
 from shards.stores.remote import RemoteFiles, open_filesystem
 
 
@@ -119,15 +120,15 @@ class RemoteFolder(Folder):
     url: str
 
     def __str__(self) -> str:
-        return self.url
+        return masked(self.url)
 
     def where(self, name: str) -> str:
-        """The file's URL."""
-        return f"{self.url}/{name}"
+        """The file's URL, for messages: without what may be secret in it."""
+        return f"{self}/{name}"
 
     def sizes(self) -> dict[str, int]:
         """The names of all files with their bytes."""
-        with self._reached(self.url) as (fs, root):
+        with self._reached(str(self)) as (fs, root):
             fs.invalidate_cache()
             found = fs.find(root, detail=True)
             return {str(path)[len(root) + 1 :]: int(info["size"]) for path, info in found.items()}

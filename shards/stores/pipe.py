@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import IO
 
 from shards.errors import InputError, UsageError
+from shards.plaintext import NAME_MARK, PIPE_PREFIX, shown_place
 from shards.stores.retry import MESSAGE_CHARACTERS, RetryPolicy, WrongBytesError
 
-PREFIX = "pipe:"
-NAME_MARK = "{name}"
 CHUNK_BYTES = 1 << 20
 
 
@@ -45,13 +44,16 @@ class PipeFiles:
         """Check the command."""
         if NAME_MARK not in self.command:
             raise UsageError(
-                f"{PREFIX}{self.command}: expected {NAME_MARK} in the command, where the name of the file goes, as in "
-                f"'{PREFIX}aws s3 cp s3://bucket/train/{NAME_MARK} -'"
+                f"{self}: expected {NAME_MARK} in the command, where the name of the file goes, as in "
+                f"'{PIPE_PREFIX}aws s3 cp s3://bucket/train/{NAME_MARK} -'"
             )
 
+    def __str__(self) -> str:
+        return shown_place(PIPE_PREFIX + self.command)
+
     def where(self, name: str) -> str:
-        """The command that writes the file."""
-        return PREFIX + self.command.replace(NAME_MARK, shlex.quote(name))
+        """The command that writes the file, for messages: without what may be secret in it."""
+        return str(self).replace(NAME_MARK, name)
 
     def read(self, name: str, check: Callable[[bytes], None] = lambda _data: None) -> bytes:
         """A whole file; `check` raises WrongBytesError where it is not what was written. Raises InputError as `download`."""
@@ -74,8 +76,8 @@ class PipeFiles:
             raise WrongBytesError(f"{target.stat().st_size} bytes, expected {num_bytes}")
 
     def _run(self, name: str, target: IO[bytes], stop: threading.Event) -> None:
-        where = self.where(name)
-        with tempfile.TemporaryFile() as messages, _shell(where.removeprefix(PREFIX), messages) as process:
+        where, command = self.where(name), self.command.replace(NAME_MARK, shlex.quote(name))
+        with tempfile.TemporaryFile() as messages, _shell(command, messages) as process:
             for chunk in self._chunks(process, where, stop):
                 target.write(chunk)
             status = process.wait()

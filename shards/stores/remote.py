@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from shards.errors import SpkidError, StoreError, UsageError
 from shards.parallel import ProcessLocks
+from shards.plaintext import masked
 from shards.stores.retry import RetryPolicy, WrongBytesError, in_one_line, retry
 
 Result = TypeVar("Result")
@@ -44,8 +45,8 @@ class RemoteFiles:
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
     def where(self, name: str) -> str:
-        """The file's URL."""
-        return f"{self.url}/{name}"
+        """The file's URL, for messages: without what may be secret in it."""
+        return f"{masked(self.url)}/{name}"
 
     @property
     def may_ignore_ranges(self) -> bool:

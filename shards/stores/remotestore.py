@@ -15,8 +15,9 @@ from shards.errors import InputError, UsageError
 from shards.layout import MANIFEST_NAME
 from shards.manifest import Manifest
 from shards.parallel import ProcessLocks
+from shards.plaintext import PIPE_PREFIX
 from shards.stores.cachedir import CacheFolder
-from shards.stores.pipe import PREFIX, PipeFiles
+from shards.stores.pipe import PipeFiles
 from shards.stores.remote import NoRangesError, RemoteFiles
 from shards.stores.retry import WRONG_READS, WrongBytesError
 from shards.stores.store import Extent, LocalStore, Store, StoreOptions
@@ -35,9 +36,7 @@ class RemoteStore(Store):
         self._files = files
         self._cache = None if options.cache_dir is None else CacheFolder(options.cache_dir, options.cache_bytes)
         if self._cache is None and isinstance(files, PipeFiles):
-            raise UsageError(
-                f"{PREFIX}{files.command}: a command sends whole files, which need a cache folder: --shard_cache"
-            )
+            raise UsageError(f"{files}: a command sends whole files, which need a cache folder: --shard_cache")
         self.reads_ahead = options.readers
         self._ranges: bool | None = None  # whether parts of files can be asked for; None: not known yet
         self._locks = ProcessLocks()
@@ -198,8 +197,8 @@ def open_store(place: str | Path, options: StoreOptions) -> Store:
         UsageError: the kind of URL is not known, its library is not installed, or it needs a cache.
     """
     text = str(place)
-    if text.startswith(PREFIX):
-        return RemoteStore(PipeFiles(text.removeprefix(PREFIX), options.retry), options)
+    if text.startswith(PIPE_PREFIX):
+        return RemoteStore(PipeFiles(text.removeprefix(PIPE_PREFIX), options.retry), options)
     if "://" in text:
         return RemoteStore(RemoteFiles(text.rstrip("/"), options.retry), options)
     return LocalStore(Path(place))

@@ -12,6 +12,7 @@ import numpy as np
 
 from shards import FmatrixSource, Layout, Utterance, convert, find_speakers, make_plan, read_list
 from shards.files import make_folder, unreadable_feature_file
+from shards.plaintext import shown_place
 from spkid_dist.config.bench import BenchConfig
 from spkid_dist.measure.synthetic import SyntheticCorpus
 
@@ -96,9 +97,9 @@ def _open_files(config: BenchConfig, work: Path) -> tuple[Files | None, dict[str
     """The feature files, and what to call the corpus."""
     if config.db_path is not None:
         files = own_files(config, config.db_path)
-        return files, {"db_path": str(config.db_path), "shards": config.shards, "utterances": len(files.listed)}
+        return files, {"db_path": str(config.db_path), "shards": _shown(config.shards), "utterances": len(files.listed)}
     if config.shards is not None:
-        return None, {"shards": config.shards}
+        return None, {"shards": _shown(config.shards)}
     synthetic = SyntheticCorpus(
         num_speakers=config.speakers,
         train_utterances=max(1, round(config.frames / config.speakers / config.mean_frames)),
@@ -136,3 +137,7 @@ def synthetic_files(corpus: SyntheticCorpus, folder: Path) -> Files:
 
 def _shard_bytes(files: Files) -> int:
     return max(1, min(Layout().shard_bytes, files.num_bytes()))
+
+
+def _shown(place: str | None) -> str | None:
+    return None if place is None else shown_place(place)

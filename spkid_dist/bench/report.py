@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from shards.plaintext import shown_place
 from spkid_dist.bench.rows import ALONE, CACHED, POOLS, SCORE, SHARD, STACK, STAGES, TRAIN, Findings, Row, readable
 from spkid_dist.config.bench import BenchConfig
 
@@ -189,7 +190,7 @@ def as_json(
     config: BenchConfig, found: dict[str, Findings], bottleneck: Bottleneck | None, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """All of it as JSON values; `facts` are those of corpus and machine."""
-    options = {name: str(value) if hasattr(value, "parts") else value for name, value in asdict(config).items()}
+    options = {name: _as_json(value) for name, value in asdict(config).items()}
     return {
         "benchmark": config.what,
         "options": options,
@@ -199,3 +200,9 @@ def as_json(
         "figures": {name: findings.figures for name, findings in found.items()},
         "bottleneck": None if bottleneck is None else asdict(bottleneck),
     }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, str):
+        return shown_place(value)
+    return str(value) if hasattr(value, "parts") else value

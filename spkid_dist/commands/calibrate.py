@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shards.errors import InputError
 from shards.files import write_atomic
 from shards.holding import HOLD_NAME, FolderHold
+from shards.plaintext import shown_place
 from spkid_dist.config import CalibrateConfig
 from spkid_dist.config.places import check_flags, with_beside
 from spkid_dist.process.threads import torch_threads
@@ -223,7 +224,7 @@ def _facts(config: CalibrateConfig, utterances: Utterances, result: CalibrationR
         "utterances": result.utterances,
         "wrong": result.wrong,
         "list": None if config.te_list_file is None else str(config.te_list_file),
-        "dataset": config.te_shards,
+        "dataset": None if config.te_shards is None else shown_place(config.te_shards),
         "fingerprint": fingerprint_of(utterances),
         "bins": BINS,
         "before": result.before.facts(),

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import yaml
 
 from shards.errors import InputError, UsageError
+from shards.plaintext import is_masked
 from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
 from spkid_dist.commands.help import near_flag
 
@@ -136,6 +137,11 @@ def _words(path: Path, flag: Flag, value: Any) -> list[str]:
     values = value if isinstance(value, list) and takes_several else [value]
     if not values or not all(isinstance(one, str) for one in values):
         raise UsageError(f"{path}: {flag.name}: {value!r}: expected {flag.placeholder}")
+    if any(map(is_masked, values)):
+        raise UsageError(
+            f"{path}: {flag.name}: {value!r}: a training writes no passwords, keys and queries of URLs and commands; give the "
+            f"whole place by --{flag.name}"
+        )
     if len(values) == 1 or flag.repeated:
         return [f"--{flag.name}={one}" for one in values]
     if any(one.startswith("-") for one in values):  # it would be a flag itself

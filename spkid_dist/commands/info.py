@@ -38,7 +38,7 @@ def info(config: InfoConfig) -> None:
     if config.json:
         console.out(json.dumps(plain_json(facts)))
         return
-    table = Table(title=config.folder, title_justify="left", show_header=False, box=None)
+    table = Table(title=str(dataset.folder), title_justify="left", show_header=False, box=None)
     for name, value in facts.items():
         if name in ("frame_shift_ms", "frame_shift_from"):  # they stand beside the hours
             continue

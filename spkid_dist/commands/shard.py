@@ -21,6 +21,7 @@ from shards.errors import InputError, SpkidError
 from shards.layout import Layout
 from shards.listing import ListFile, Listing, MemoryListing
 from shards.manifest import Manifest
+from shards.plaintext import shown_place
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.kaldidir import say_unused
@@ -168,7 +169,9 @@ def merge(config: MergeConfig) -> Manifest:
 
 
 def _say_done(log: RunLog, out: str, manifest: Manifest) -> None:
-    log.line(f"{out}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {out}")
+    log.line(
+        f"{shown_place(out)}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {shown_place(out)}"
+    )
 
 
 def _summary(done: list[ConvertedShard], layout: Layout, seconds: float) -> dict[str, Any]:

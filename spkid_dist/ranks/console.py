@@ -26,6 +26,7 @@ from rich.text import Text
 from shards.conversion.job import Progress as ShardProgress
 from shards.errors import InputError
 from shards.files import plain_json
+from shards.plaintext import masked
 
 
 class LogFile:
@@ -101,11 +102,12 @@ class RunLog:
             self._file.close()
 
     def line(self, text: str) -> None:
-        """Say one line. Where one of the two can't be written, the other has it, and says so once.
+        """Say one line, in which URLs are masked. Where one of the two can't be written, the other has it, and says so once.
 
         Raises:
             InputError: there is no log file, and standard output can't be written.
         """
+        text = masked(text)
         trouble = None if self._file is None else self._file.append(text)
         for said in (text, trouble) if trouble else (text,):
             self._print(said)

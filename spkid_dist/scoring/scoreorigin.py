@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shards.errors import InputError
+from shards.plaintext import shown_place
 from spkid_dist.scoring.models import ModelFiles
 from spkid_dist.scoring.weightsdigest import is_digest
 
@@ -40,9 +41,8 @@ class Origin:
 def origin_of(models: Sequence[ModelFiles], te_list_file: Path | None, te_shards: str | None) -> Origin:
     """The origin of scores by `models`, of the utterances that the two flags name."""
     weights = {one.digest: one.weights.name for one in models}
-    return Origin(
-        weights=weights, te_list_file=None if te_list_file is None else str(te_list_file), te_shards=te_shards
-    )
+    listed = None if te_list_file is None else str(te_list_file)
+    return Origin(weights=weights, te_list_file=listed, te_shards=None if te_shards is None else shown_place(te_shards))
 
 
 def origin_to_text(origin: Origin) -> str:

@@ -172,10 +172,9 @@ def check_ranks_alike(config: TrainConfig, data: dict[str, str]) -> None:
     Raises:
         UsageError: a rank's are not those of rank 0.
     """
-    options: dict[str, Any] = {
-        f"--{n}": v for n, v in options_of(config).items() if not isinstance(getattr(config, n), Path)
-    }
-    places = {"training set": config.tr_shards, "validation set": config.va_shards}
+    everything = options_of(config)
+    options: dict[str, Any] = {f"--{n}": v for n, v in everything.items() if not isinstance(getattr(config, n), Path)}
+    places = {"training set": everything["tr_shards"], "validation set": everything["va_shards"]}
     found = {what: f"{places.get(what) or 'of its files'}, fingerprint {value}" for what, value in data.items()}
     everyone = gather_object([(options, data, found)])
     first_options, first_data, first_found = everyone[0]

@@ -248,7 +248,7 @@ def test_a_command_gives_the_same_batches(corpus, expected, tmp_path):
 def test_a_command_that_fails_is_an_error_with_what_it_said(tmp_path):
     place = "pipe:echo no such bucket >&2; test {name} = x"
     with pytest.raises(
-        InputError, match=r"pipe:echo.*manifest\.json = x: the command ended with status 1: no such bucket"
+        InputError, match=r"pipe:echo \*\*\* manifest\.json: the command ended with status 1: no such bucket"
     ):
         ShardDataset(place, options(cache_dir=tmp_path / "cache"))
 
