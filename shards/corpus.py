@@ -13,6 +13,7 @@ from typing import Any
 from shards.errors import InputError
 from shards.files import make_folder, read_text, write_json
 from shards.lines import numbered_lines
+from shards.names import check_name, check_speakers_names
 from shards.speakers import SpeakerRule, speaker_by_component
 
 UNKNOWN_SPEAKER_REMEDY = "add it there, or remove the utterance from the list"
@@ -64,8 +65,9 @@ def listed_twice(path: Path, key: str, first: int, second: int) -> InputError:
 
 
 def check_key(key: str, where: str) -> None:
-    """Raise InputError where a key is no path below the feature folder; `where` it is listed is for the message."""
-    if ".." in key.split("/") or key.startswith("/") or "\0" in key:
+    """Raise InputError where a key is no path below the feature folder, or no name; `where` it is listed is for the message."""
+    check_name(key, "utterance", where)
+    if ".." in key.split("/") or key.startswith("/"):
         raise InputError(f"{where}: utterance {key!r} leaves the feature folder; list paths below it")
 
 
@@ -105,6 +107,7 @@ def read_speakers(path: Path) -> list[str]:
     speakers = sorted(classes, key=lambda name: classes[name])
     if not speakers:
         raise InputError(f"{path}: the speaker map is empty; expected at least one speaker")
+    check_speakers_names(speakers, str(path))
     for expected, name in enumerate(speakers):
         if classes[name] != expected:
             raise InputError(

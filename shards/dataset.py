@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError, StoreError
+from shards.keys import parse_keys
 from shards.layout import (
     BLOCK_DTYPE,
     UTTERANCE_DTYPE,
@@ -87,6 +88,21 @@ class ShardDataset:
             InputError: the shard is missing, truncated, or its bytes are not those that were written; the store fails.
         """
         return self._read_block(threading.Event(), block)
+
+    def keys(self, block: int, arrays: BlockArrays) -> list[str]:
+        """The keys of a block's utterances, of which `arrays` are the block's.
+
+        Raises:
+            InputError: they are damaged, or not those of the utterance table.
+        """
+        first = int(self.blocks[block]["first_utterance"])
+        try:
+            return parse_keys(arrays.json, self.utterances["key_hash"][first : first + len(arrays.lengths)])
+        except ValueError as error:
+            where = self._store.where(self.manifest.shards[int(self.blocks[block]["shard"])].name)
+            raise InputError(
+                f"{where}: block {block}: its utterances' keys are damaged: {error}; shard the corpus again"
+            ) from None
 
     def try_blocks(self, blocks: Sequence[int]) -> Generator[BlockArrays | InputError, None, None]:
         """Yield the arrays of `blocks` in this order, or the error of one that is bad; remote blocks are read ahead.

@@ -117,20 +117,13 @@ def key_sum(parts: Iterable[NDArray[np.uint64]]) -> str:
 class BlockArrays:
     """The arrays of one block, views of its extent: frames (T, D), lengths (U,) int32, labels (U,) int32.
 
-    `json` is the payload of KEY.json, which only scoring by keys parses.
+    `json` is the payload of KEY.json, which only those who need keys parse (`shards.keys`).
     """
 
     frames: NDArray[Any]
     lengths: NDArray[np.int32]
     labels: NDArray[np.int32]
     json: memoryview
-
-    def keys(self) -> list[str]:
-        """The utterances' U keys. Raises ValueError where the JSON has not as many."""
-        keys = json.loads(bytes(self.json))["keys"]
-        if len(keys) != len(self.lengths):
-            raise ValueError(f"{len(keys)} keys of {len(self.lengths)} utterances")
-        return list(keys)
 
 
 def block_arrays(

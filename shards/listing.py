@@ -32,10 +32,13 @@ from shards.errors import InputError
 from shards.hashing import MASK, HashSet, Slices, UtteranceSum, sum_utterances
 from shards.kernels import find_outside, split_lines
 from shards.lines import CHUNK_BYTES, numbered_lines, read_chunks
+from shards.names import check_name
+from shards.plaintext import unsafe_character
 from shards.speakers import ComponentRule, SpeakerRule
 
 SAMPLE_UTTERANCES = 64  # the first ones: loaded beforehand to estimate the size of a shard's share
 PREFIX_BITS = 16
+CONTROLS = bytes(code for code in (*range(32), 127) if chr(code) not in "\r\n")
 
 
 class Listing(Protocol):
@@ -69,10 +72,13 @@ class MemoryListing:
     """Utterances that are in memory; at least one.
 
     Raises:
-        InputError: one occurs twice.
+        InputError: one occurs twice, or has a name that can't be (`check_name`).
     """
 
     def __init__(self, utterances: Sequence[Utterance], seed: int) -> None:
+        for utterance in utterances:
+            check_name(utterance.key, "utterance", "the list")
+            check_name(utterance.speaker, "speaker", f"utterance {utterance.key!r}")
         keys = [utterance.key for utterance in utterances]
         order, twice = storage_order(Slices.of(keys).hashes(seed), keys)
         if twice is not None:
@@ -175,7 +181,7 @@ class ListFile:
             data = np.frombuffer(chunk, np.uint8)
             count = split_lines(data, starts, ends)
             keys = Slices(data, starts[:count], ends[:count])
-            if find_outside(data, keys.starts, keys.ends) >= 0:
+            if find_outside(data, keys.starts, keys.ends) >= 0 or _has_unsafe(chunk, keys):
                 self._name_mistake()
             yield keys
 
@@ -201,6 +207,13 @@ class ListFile:
     def _twice(self, key: str) -> InputError:
         numbers = [number for number, other in numbered_lines(self._path) if other == key]
         return listed_twice(self._path, key, *numbers[:2])
+
+
+def _has_unsafe(chunk: bytes, keys: Slices) -> bool:
+    """Whether a key of the chunk has a character that no name may have; most chunks have none at all."""
+    if chunk.isascii() and len(chunk.translate(None, CONTROLS)) == len(chunk):
+        return False
+    return any(unsafe_character(key) is not None for key in keys.strings(np.arange(len(keys))))
 
 
 def _prefixes(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ from shards.layout import (
     shard_name,
     table_name,
 )
+from shards.plaintext import unsafe_character
 from shards.speakers import RULE_FIELD
 
 
@@ -187,6 +188,9 @@ def parse_manifest(value: Any, path: str) -> Manifest:
 
 def _check_manifest(manifest: Manifest, path: str) -> None:
     """What a fingerprint can't tell: a manifest that was made wrong."""
+    unsafe = next((name for name in manifest.speakers if unsafe_character(name) is not None), None)
+    if unsafe is not None:
+        raise _damaged(path, f"the speaker {unsafe!r} has a character that no name may have")
     if manifest.dtype not in DTYPES:
         raise _damaged(path, f"dtype {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
     if not 1 <= manifest.num_features == len(manifest.mean) == len(manifest.std):

@@ -15,6 +15,7 @@ from typing import Any
 
 from shards.errors import InputError, UsageError
 from shards.files import read_text
+from shards.names import check_name
 
 SpeakerRule = Callable[[str], str]
 """From an utterance's key to its speaker; raises InputError where there is none."""
@@ -149,6 +150,7 @@ def _read_table(path: Path, text: str, separator: str | None, expected: str) -> 
                 f"{path}:{number}: {len(columns)} columns in {line!r}; expected {expected}, both not empty: correct the line"
             )
         key, speaker = columns
+        check_name(speaker, "speaker", f"{path}:{number}")
         if key in speakers:
             raise InputError(
                 f"{path}:{number}: utterance {key!r} occurs a second time (it has speaker {speakers[key]!r} already); "

@@ -19,6 +19,7 @@ from torch import nn
 from shards.corpus import read_speakers
 from shards.errors import InputError
 from shards.files import atomic_writer, read_text
+from shards.names import check_speakers_names
 from shards.plaintext import shown_place
 from spkid_dist.config import TrainConfig
 from spkid_dist.config.choices import EDGE_CODES
@@ -136,6 +137,7 @@ def _speakers(options: dict[str, Any], train_cfg: Path, spk2idx: Path | None) ->
     """Speaker names in class order: of train.opts, or of the map that it or the flag names."""
     if spk2idx is None and isinstance(options.get("speakers"), list):
         speakers = [str(name) for name in options["speakers"]]
+        check_speakers_names(speakers, str(train_cfg))
     else:
         speakers = read_speakers(spk2idx or Path(str(options.get("spk2idx", "cfg/spk2idx.json"))))
     if len(speakers) != options["num_spks"]:

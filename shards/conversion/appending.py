@@ -90,5 +90,5 @@ def _check_row(dataset: ShardDataset, row: int, utterances: Sequence[Utterance],
 def _stored_key(dataset: ShardDataset, row: int) -> str:
     """The key of a row of the utterance table, from its block's JSON."""
     block = int(dataset.utterances["block"][row])
-    keys = dataset.read_block(block).keys()
+    keys = dataset.keys(block, dataset.read_block(block))
     return keys[row - int(dataset.blocks["first_utterance"][block])]

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from shards.errors import InputError, UsageError
+from shards.plaintext import printable
 from spkid_dist.config import IdentifyConfig
 from spkid_dist.scoring.decisions import UNKNOWN_WORD
 from spkid_dist.scoring.identification import Candidate, Identification, Model, load_model
@@ -133,7 +134,7 @@ def _number(value: float | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.translate(ESCAPES)
+    return printable(text.translate(ESCAPES))
 
 
 def _say(text: str) -> None:

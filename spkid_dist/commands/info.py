@@ -11,6 +11,7 @@ from shards.dataset import ShardDataset
 from shards.errors import UsageError
 from shards.files import plain_json
 from shards.manifest import Manifest
+from shards.plaintext import printable
 from shards.stores.store import StoreOptions
 from spkid_dist.config import InfoConfig
 
@@ -42,7 +43,7 @@ def info(config: InfoConfig) -> None:
     for name, value in facts.items():
         if name in ("frame_shift_ms", "frame_shift_from"):  # they stand beside the hours
             continue
-        table.add_row(name.replace("_", " "), _readable(name, value, facts))
+        table.add_row(name.replace("_", " "), printable(_readable(name, value, facts)))
     console.print(table)
     console.print(_histogram(frames_per_speaker(dataset)))
 

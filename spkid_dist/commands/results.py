@@ -11,6 +11,7 @@ from rich.table import Table
 
 from shards.errors import InputError
 from shards.files import write_atomic
+from shards.plaintext import printable
 from spkid_dist.config import ResultsConfig
 from spkid_dist.trained import OPTIONS_NAME, read_options
 from spkid_dist.trainedfolder import read_statistics
@@ -131,4 +132,4 @@ def _time_of(path: Path) -> str | None:
 
 
 def _text(value: object) -> str:
-    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else printable(str(value))

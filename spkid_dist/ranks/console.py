@@ -26,7 +26,7 @@ from rich.text import Text
 from shards.conversion.job import Progress as ShardProgress
 from shards.errors import InputError
 from shards.files import plain_json
-from shards.plaintext import masked
+from shards.plaintext import masked, printable
 
 
 class LogFile:
@@ -102,12 +102,14 @@ class RunLog:
             self._file.close()
 
     def line(self, text: str) -> None:
-        """Say one line, in which URLs are masked. Where one of the two can't be written, the other has it, and says so once.
+        """Say one line, with URLs masked and without characters that a terminal acts on, but for tabs.
+
+        Where one of the two can't be written, the other has it, and says so once.
 
         Raises:
             InputError: there is no log file, and standard output can't be written.
         """
-        text = masked(text)
+        text = "\t".join(map(printable, masked(text).split("\t")))
         trouble = None if self._file is None else self._file.append(text)
         for said in (text, trouble) if trouble else (text,):
             self._print(said)

@@ -183,7 +183,7 @@ class ShardedUtterances:
 
     def _read(self, block: int) -> Group:
         arrays = self.data.read_block(block)
-        keys, lengths, labels = arrays.keys(), arrays.lengths, arrays.labels
+        keys, lengths, labels = self.data.keys(block, arrays), arrays.lengths, arrays.labels
         if self._position is None:
             first = int(self.data.blocks[block]["first_utterance"])
             positions = np.arange(first, first + len(lengths))

@@ -92,7 +92,7 @@ MISTAKES = {
     "no speaker": ("B/s/a\r\nalone\r\n", r"list:2: utterance 'alone' has no component 2"),
     "an empty speaker": ("B/s/a\nB//c\n", r"list:2: utterance 'B//c' has no component 2"),
     "empty": (" \n\r\n", r"list: the utterance list is empty"),
-    "a NUL": ("B/s/a\nB/s/\0\n", r"list:2: utterance 'B/s/\\x00' leaves"),
+    "a NUL": ("B/s/a\nB/s/\0\n", r"list:2: utterance 'B/s/\\x00' has the character \\x00"),
     "a long line": ("B/s/a\n" + "B/s/b" * 10**6, r"list: a line has more than 4194304 bytes; give a file with"),
 }
 

@@ -166,7 +166,7 @@ def test_list_line_may_do_without_a_speaker_where_speakers_need_not_be_known(tmp
     assert read_list(path, rule=rule, speakers_known=False) == [Utterance("a", "ada"), Utterance("b", "")]
 
 
-@pytest.mark.parametrize("key", ["../a", "/a", "a\0b"])
+@pytest.mark.parametrize("key", ["../a", "/a"])
 def test_key_that_is_no_path_below_the_folder_is_an_error(tmp_path: Path, key: str) -> None:
     path = write(tmp_path / "list", f"{key}\n")
     read = partial(read_list, rule=str, speakers_known=False)

@@ -31,7 +31,7 @@ def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("embed")
     dataset = random_dataset(folder)
     data = ShardDataset(dataset)
-    keys = sorted(key for block in range(len(data.blocks)) for key in list(data.read_block(block).keys()))
+    keys = sorted(key for block in range(len(data.blocks)) for key in data.keys(block, data.read_block(block)))
     (folder / "list").write_text("".join(f"{key}\n" for key in keys[::-1]))
     return folder
 
