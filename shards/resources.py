@@ -16,6 +16,7 @@ from pathlib import Path
 
 PROCESS_GROUPS = Path("/proc/self/cgroup")
 GROUPS_ROOT = Path("/sys/fs/cgroup")
+MEMORY_FACTS = Path("/proc/meminfo")
 
 
 def available_cpus() -> int:
@@ -43,6 +44,13 @@ def free_bytes() -> list[int]:
             taken = int(used[0]) - _bytes_of_files(folder, version)
             found.append(max(0, int(limit[0]) - max(0, taken)))
     return found
+
+
+def memory_left() -> int | None:
+    """The bytes of memory that this process can still take: what the machine has left, and its groups grant; None: unknown."""
+    words = words_of(MEMORY_FACTS)
+    left = [int(words[words.index("MemAvailable:") + 1]) * 1024] if "MemAvailable:" in words else []
+    return min([*left, *free_bytes()], default=None)
 
 
 def group_folders(controller: str) -> Iterator[tuple[int, Path]]:

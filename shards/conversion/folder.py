@@ -17,6 +17,9 @@ from shards.errors import InputError, UsageError
 from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, new_file, write_new
 from shards.plaintext import masked
 from shards.stores.remote import RemoteFiles, open_filesystem
+from shards.stores.retry import WrongBytesError
+
+MOST_READ_BYTES = 2_000_000_000  # of a remote file: jobs and records are far smaller, whatever a server sends
 
 
 class Folder(ABC):
@@ -135,7 +138,10 @@ class RemoteFolder(Folder):
 
     def read(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError where there is none."""
-        return RemoteFiles(self.url).read(name)
+        try:
+            return RemoteFiles(self.url).read(name, MOST_READ_BYTES)
+        except WrongBytesError as error:
+            raise InputError(f"{self.where(name)}: {error}; it is no file of a job, so remove it") from None
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:

@@ -11,14 +11,22 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import IO, Any, TypeVar
 
 from shards.errors import SpkidError, StoreError, UsageError
 from shards.parallel import ProcessLocks
 from shards.plaintext import masked
-from shards.stores.retry import RetryPolicy, WrongBytesError, in_one_line, retry
+from shards.stores.receiving import NoRangesError, Wanted, receive
+from shards.stores.retry import (
+    Attempt,
+    RetryPolicy,
+    TargetError,
+    WrongBytesError,
+    in_one_line,
+    retry,
+    writing_to_target,
+)
 
 Result = TypeVar("Result")
 
@@ -28,8 +36,10 @@ TRANSIENT_STATUS = (408, 425, 429)  # of the HTTP answers 400 to 499, those that
 FINAL_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
 
-class NoRangesError(Exception):
-    """The server answered a request for a part of a file with the whole."""
+FINAL_TYPES = (
+    SpkidError, NoRangesError, TargetError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
+    ValueError, ImportError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,9 @@ class RemoteFiles:
     """The files of a folder at `url`.
 
     All methods that read raise FileNotFoundError where there is no such file, WrongBytesError where the bytes are wrong
-    each time, InputError where the store fails for longer than `policy` allows or refuses, and UsageError where
-    the kind of URL is not known or its library is not installed. `stop`, once set, keeps further attempts from beginning.
+    each time, or more than were asked for; InputError where the store fails for longer than `policy` allows or refuses; and
+    UsageError where the kind of URL is not known or its library is not installed. `stop`, once set, keeps further
+    attempts from beginning. Nothing is read beyond what was asked for, whatever a server sends.
     """
 
     url: str
@@ -53,15 +64,9 @@ class RemoteFiles:
         """Whether servers of this kind are free to answer with the whole file where a part was asked for."""
         return self.url.startswith(("http://", "https://"))
 
-    def read(self, name: str, check: Callable[[bytes], None] = lambda _data: None, num_bytes: int = 0) -> bytes:
-        """A whole file, of about `num_bytes`; `check` raises WrongBytesError where it is not what was written."""
-
-        def request(fs: Any, path: str, limits: dict[str, Any]) -> bytes:
-            data = bytes(fs.cat_file(path, **limits))
-            check(data)
-            return data
-
-        return self._retry(name, request, num_bytes)
+    def read(self, name: str, most_bytes: int, check: Callable[[bytes], None] = lambda _data: None) -> bytes:
+        """A whole file; `check` raises WrongBytesError where it is not what was written, and so does one of more bytes."""
+        return self._read(name, 0, most_bytes, check, whole=True)
 
     def read_range(
         self,
@@ -74,50 +79,74 @@ class RemoteFiles:
         """The bytes `start` to `end` (not included) of a file; `check` as in `read`.
 
         Raises:
-            NoRangesError: the server sent more than was asked for.
+            NoRangesError: the server sends the whole file.
         """
 
-        def request(fs: Any, path: str, limits: dict[str, Any]) -> bytes:
-            # file systems without time limits of their own read through a file, by default 5 MB ahead
-            data = bytes(fs.cat_file(path, start=start, end=end, **(limits or {"cache_type": "none"})))
-            if len(data) > end - start:
-                raise NoRangesError(self.where(name))
+        def check_size(data: bytes) -> None:
             if len(data) < end - start:
                 raise WrongBytesError(f"{len(data)} bytes, expected {end - start}")
             check(data)
+
+        return self._read(name, start, end, check_size, stop)
+
+    def _read(
+        self,
+        name: str,
+        start: int,
+        end: int,
+        check: Callable[[bytes], None],
+        stop: threading.Event | None = None,
+        *,
+        whole: bool = False,
+    ) -> bytes:
+        def request(fs: Any, wanted: Wanted, attempt: Attempt) -> bytes:
+            pieces: list[bytes] = []
+            receive(fs, wanted, pieces.append, attempt)
+            data = b"".join(pieces)
+            check(data)
             return data
 
-        return self._retry(name, request, end - start, stop)
+        return self._retry(name, request, start, end, stop, whole=whole)
 
-    def download(self, name: str, target: Path, num_bytes: int, stop: threading.Event | None = None) -> None:
-        """Write a whole file of `num_bytes` to `target`, replacing what is there."""
+    def download(self, name: str, target: IO[bytes], num_bytes: int, stop: threading.Event | None = None) -> None:
+        """Write a whole file of `num_bytes` into the open file `target`, replacing what is in it.
 
-        def request(fs: Any, path: str, limits: dict[str, Any]) -> None:
-            fs.get_file(path, str(target), **limits)
-            if target.stat().st_size != num_bytes:
-                raise WrongBytesError(f"{target.stat().st_size} bytes, expected {num_bytes}")
+        Raises:
+            TargetError: `target` can't be written.
+        """
 
-        self._retry(name, request, num_bytes, stop)
+        def write(piece: bytes) -> None:
+            with writing_to_target():
+                target.write(piece)
+
+        def request(fs: Any, wanted: Wanted, attempt: Attempt) -> None:
+            with writing_to_target():
+                target.seek(0)
+                target.truncate()
+            receive(fs, wanted, write, attempt)
+            if attempt.received != num_bytes:
+                raise WrongBytesError(f"{attempt.received} bytes, expected {num_bytes}")
+
+        self._retry(name, request, 0, num_bytes, stop, whole=True)
 
     def _retry(
         self,
         name: str,
-        request: Callable[[Any, str, dict[str, Any]], Result],
-        num_bytes: int,
-        stop: threading.Event | None = None,
+        request: Callable[[Any, Wanted, Attempt], Result],
+        start: int,
+        end: int,
+        stop: threading.Event | None,
+        *,
+        whole: bool,
     ) -> Result:
         fs, root = open_filesystem(self.url, repeats=False)
-        path = f"{root}/{name}"
-
-        def attempt(seconds: float) -> Result:
-            if getattr(fs, "async_impl", False):
-                return request(fs, path, {"timeout": seconds})  # fsspec cancels it then
-            return _in_time(partial(request, fs, path, {}), seconds)
-
         where = self.where(name)
+        wanted = Wanted(path=f"{root}/{name}", where=where, start=start, end=end, whole=whole)
         try:
-            return retry(attempt, self.policy, where=where, is_final=_is_final, num_bytes=num_bytes, stop=stop)
-        except (SpkidError, FileNotFoundError, WrongBytesError, NoRangesError):
+            return retry(
+                lambda attempt: request(fs, wanted, attempt), self.policy, where=where, is_final=_is_final, stop=stop
+            )
+        except (SpkidError, FileNotFoundError, WrongBytesError, NoRangesError, TargetError):
             raise
         except Exception as error:
             raise StoreError(
@@ -166,41 +195,18 @@ def _options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
 
         # A compressed answer would have other bytes at the place that was asked for.
         headers = {**given.get("headers", {}), "Accept-Encoding": "identity"}
-        return {"headers": headers, "client_kwargs": {"timeout": ClientTimeout(), **given.get("client_kwargs", {})}}
+        # Where it is compressed all the same, a few bytes could become very many before that is noticed.
+        client = {"timeout": ClientTimeout(), **given.get("client_kwargs", {}), "auto_decompress": False}
+        return {"headers": headers, "client_kwargs": client}
     return {}
 
 
 def _is_final(error: Exception) -> bool:
     """Whether a request would fail in the same way again."""
-    if isinstance(error, SpkidError | NoRangesError | FileNotFoundError | PermissionError | ValueError | ImportError):
+    if isinstance(error, FINAL_TYPES):
         return True
     if isinstance(error, OSError) and error.errno == errno.EINVAL:  # what s3fs makes of a refused request
         return True
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in TRANSIENT_STATUS
     return refused or type(error).__name__ in FINAL_NAMES
-
-
-def _in_time(call: Callable[[], Result], seconds: float) -> Result:
-    """The result of ``call()``; one that takes too long is left to itself in a thread that ends with the process.
-
-    Raises:
-        TimeoutError: it took more than `seconds`.
-    """
-    results: list[Result] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is raised again below
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="store-request", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise TimeoutError(f"no answer within {seconds:.1f} s")
-    return results[0]
