@@ -41,10 +41,10 @@ class ShardDataset:
     Args:
         folder: its folder; or a URL that fsspec reads, such as ``s3://bucket/train``; or ``pipe:COMMAND {name}``, a command
             that writes the file ``{name}`` to its standard output.
-        options: how a remote one is read, and where its blocks are kept.
+        options: which dataset it must be; how a remote one is read, and where its blocks are kept.
 
     Raises:
-        InputError: the folder holds no dataset, or a damaged one, or the store fails.
+        InputError: the folder holds no dataset, or a damaged one, or not the one that is expected; or the store fails.
         UsageError: the kind of URL is not known, its library is not installed, or it needs a cache.
     """
 
@@ -65,6 +65,7 @@ class ShardDataset:
 
     def _open_tables(self) -> None:
         manifest = self.manifest = self._store.manifest
+        self._options.check_fingerprint(manifest.fingerprint, str(self.folder))
         self.blocks = self._table(manifest.blocks_name, BLOCK_DTYPE, manifest.num_blocks)
         self.utterances = self._table(manifest.utterances_name, UTTERANCE_DTYPE, manifest.num_utterances)
         if self._store.is_checked(manifest.blocks_name) and self._store.is_checked(manifest.utterances_name):

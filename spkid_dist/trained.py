@@ -29,7 +29,16 @@ from spkid_dist.process.memory import is_out_of_memory
 OPTIONS_NAME = "train.opts"
 # Where data and results lie: what the data are is told by their fingerprints, and the choice among them by its own.
 _PLACES = {"db_path", "tr_list_file", "va_list_file", "ext", "spk2idx", "speaker_component"}
-_PLACES |= {"tr_shards", "va_shards", "tr_utterances", "cache_dir", "shard_cache", "shard_cache_bytes", "save_path"}
+_PLACES |= {
+    "tr_shards",
+    "va_shards",
+    "tr_utterances",
+    "cache_dir",
+    "fingerprint",
+    "shard_cache",
+    "shard_cache_bytes",
+    "save_path",
+}
 # How the training is run.
 _RUN = {"log_freq", "accumulation", "resume", "overwrite", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}
 _RUN |= {"timeout_minutes", "log_with", "profile", "engine", "device_memory"}

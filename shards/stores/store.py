@@ -6,6 +6,7 @@ Local shards are mapped, so reading copies nothing. Whatever the store, bytes ar
 are handed on.
 """
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -22,14 +23,16 @@ from shards.stores.retry import RetryPolicy, WrongBytesError
 from shards.tables import map_file
 
 CHECKED_TABLE_BYTES = 256_000_000  # larger local tables are left to `spkid verify`: opening must not cost seconds
+FINGERPRINT = re.compile(r"[0-9a-fA-F]{32}")
 OPEN_SHARDS = 128  # maps kept open at once: far below the usual limit of 1,024 files
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreOptions:
-    """How a remote dataset is read; a local one takes no notice.
+    """How a remote dataset is read, and which one it must be, wherever it is.
 
     Args:
+        fingerprint: of the dataset, as `spkid info` prints it; another dataset is refused. None: any is taken.
         cache_dir: downloaded blocks are kept below this folder; None: they are not kept.
         cache_bytes: what the files kept may take together.
         readers: requests at a time. Up to twice as many blocks are in memory before they are used.
@@ -39,6 +42,7 @@ class StoreOptions:
         UsageError: a value out of range.
     """
 
+    fingerprint: str | None = None
     cache_dir: Path | None = None
     cache_bytes: int = 100_000_000_000
     readers: int = 16
@@ -48,6 +52,24 @@ class StoreOptions:
         """Check the values' ranges."""
         if self.readers < 1:
             raise UsageError(f"readers {self.readers}: expected 1 or more")
+        if self.fingerprint is not None:
+            check_is_fingerprint(self.fingerprint)
+
+    def check_fingerprint(self, found: str, where: str) -> None:
+        """Raise InputError where the dataset at `where`, whose fingerprint is `found`, is not the one that is expected."""
+        if self.fingerprint is not None and self.fingerprint.lower() != found:
+            raise InputError(
+                f"{where}: its fingerprint is {found}, expected {self.fingerprint.lower()} (--fingerprint): it is another "
+                "dataset, or has been changed; give the place of the right one"
+            )
+
+
+def check_is_fingerprint(text: str) -> None:
+    """Raise UsageError where `text` can't be a fingerprint."""
+    if not FINGERPRINT.fullmatch(text):
+        raise UsageError(
+            f"--fingerprint {text}: expected the 32 digits 0-9 and a-f of a dataset's fingerprint, as `spkid info` prints it"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from shards import FmatrixSource, Layout, Utterance, convert, find_speakers, make_plan, read_list
+from shards import (
+    FmatrixSource,
+    Layout,
+    ShardDataset,
+    StoreOptions,
+    Utterance,
+    convert,
+    find_speakers,
+    make_plan,
+    read_list,
+)
 from shards.files import make_folder, unreadable_feature_file
 from shards.plaintext import shown_place
 from spkid_dist.config.bench import BenchConfig
@@ -87,6 +97,8 @@ def open_corpus(config: BenchConfig) -> Iterator[BenchCorpus]:
         work = Path(name).resolve()
         files, facts = _open_files(config, work)
         shards = config.shards
+        if shards is not None and config.fingerprint is not None:
+            ShardDataset(shards, StoreOptions(fingerprint=config.fingerprint))
         if shards is None and config.what != "shard" and files is not None:
             files.shard(work / "shards", shard_bytes=_shard_bytes(files))
             shards = str(work / "shards")

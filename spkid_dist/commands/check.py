@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from shards.errors import InputError
 from shards.manifest import Manifest
+from shards.stores.store import StoreOptions
 from shards.verification.index import rebuild_index
 from shards.verification.shardcheck import Defect
 from shards.verification.verify import Report, verify_dataset
@@ -18,10 +19,13 @@ def verify(config: VerifyConfig) -> Report:
     """Verify the dataset in `config.folder`: a line for each defect, then a JSON summary (`RunLog.summary`).
 
     Raises:
-        InputError: there is no such folder, or there are defects.
+        InputError: there is no such folder, it is another dataset than --fingerprint says, or there are defects.
     """
     log = RunLog(shown=True)
     began = time.perf_counter()
+    if config.fingerprint is not None:
+        found = Manifest.load(config.folder).fingerprint
+        StoreOptions(fingerprint=config.fingerprint).check_fingerprint(found, str(config.folder))
     with log.bar(BESIDE_SHARDS + len(list(config.folder.glob("*.tar"))), "files") as bar:
 
         def done(defects: Sequence[Defect]) -> None:

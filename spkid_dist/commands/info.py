@@ -32,7 +32,7 @@ def info(config: InfoConfig) -> None:
         InputError: the folder holds no dataset, or a damaged one.
         UsageError: --frame_shift_ms is not what the dataset says.
     """
-    dataset = ShardDataset(config.folder, StoreOptions(cache_dir=config.shard_cache))
+    dataset = ShardDataset(config.folder, StoreOptions(fingerprint=config.fingerprint, cache_dir=config.shard_cache))
     shift_ms, origin = find_frame_shift(dataset.manifest, config.frame_shift_ms)
     facts = dataset_facts(dataset, shift_ms, origin)
     console = Console(highlight=False, soft_wrap=True, markup=False)

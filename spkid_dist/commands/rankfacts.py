@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.resources import available_cpus
+from shards.stores.store import StoreOptions
 from spkid_dist.config import DoctorConfig
 from spkid_dist.process.memory import free_memory
 from spkid_dist.process.versions import installed_version
@@ -76,7 +77,7 @@ def look_at_this_process(config: DoctorConfig, accelerator: Accelerator) -> Vita
         memory_bytes=memory,
         disk_bytes=disk,
         versions={"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES},
-        fingerprint=_fingerprint(config.shards, problems),
+        fingerprint=_fingerprint(config, problems),
         problems=problems,
         notes=notes,
     )
@@ -101,12 +102,12 @@ def _device(device: torch.device) -> tuple[str, str | None]:
     return f"{device} {properties.name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free", str(properties.uuid)
 
 
-def _fingerprint(folder: str | None, problems: list[str]) -> str | None:
+def _fingerprint(config: DoctorConfig, problems: list[str]) -> str | None:
     """The fingerprint of the dataset, of which the first and the last block were read and checked."""
-    if folder is None:
+    if config.shards is None:
         return None
     try:
-        dataset = ShardDataset(folder)
+        dataset = ShardDataset(config.shards, StoreOptions(fingerprint=config.fingerprint))
         for block in {0, len(dataset.blocks) - 1}:
             dataset.read_block(block)
     except InputError as error:

@@ -30,6 +30,7 @@ NOT_COMPARED = {
     "speakers",
     "source",
     "tr_fingerprint",
+    "fingerprint",
     "tr_keys",
     "training_id",
     *FIRST,

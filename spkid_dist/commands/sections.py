@@ -44,8 +44,8 @@ EXAMPLES = {
 SPEAKER_RULES = "speaker_component speaker_regex speaker_tsv utt2spk"
 TRAIN = {
     "Data": (
-        "tr_shards va_shards db_path tr_list_file va_list_file ext spk2idx speaker_component tr_speakers tr_utterances "
-        "balance_speakers on_bad_block cache_dir shard_cache shard_cache_bytes"
+        "tr_shards va_shards fingerprint db_path tr_list_file va_list_file ext spk2idx speaker_component tr_speakers "
+        "tr_utterances balance_speakers on_bad_block cache_dir shard_cache shard_cache_bytes"
     ),
     "Network": "in_frames edge normalize hsize num_layers activation batch_norm dropout",
     "Optimisation": (
@@ -69,7 +69,7 @@ SHARD = {
 }
 SCORE = {
     "Model": "model weights_ckpt train_cfg",
-    "Data": "te_shards db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
     "Speakers": SPEAKER_RULES,
     "Results": "log_file scores top verbose no_pictures",
     "Decisions": "threshold no_calibration",
@@ -77,7 +77,7 @@ SCORE = {
 }
 CALIBRATE = {
     "Model": SCORE["Model"],
-    "Data": "te_shards db_path te_list_file unknown force ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file unknown force ext spk2idx shard_cache shard_cache_bytes",
     "Speakers": SPEAKER_RULES,
     "Machine": SCORE["Machine"],
 }
@@ -85,19 +85,19 @@ TRIALS = {
     "Trials": "trials p_target",
     "Scores": "scores embeddings enrol center",
     "Model": f"{SCORE['Model']} no_calibration",
-    "Data": "te_shards db_path ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path ext spk2idx shard_cache shard_cache_bytes",
     "Results": "out no_pictures",
     "Machine": SCORE["Machine"],
 }
 EMBED = {
     "Model": "model weights_ckpt train_cfg",
-    "Data": "te_shards db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
     "Results": "out",
     "Machine": "batch_size workers mixed_precision",
 }
 BENCH = {
     "What": "what",
-    "Data": "shards db_path list ext spk2idx",
+    "Data": "shards fingerprint db_path list ext spk2idx",
     "Speakers": SPEAKER_RULES,
     "Synthetic corpus": "frames speakers mean_frames num_features",
     "Network": "in_frames batch_size hsize num_layers",
@@ -105,7 +105,7 @@ BENCH = {
     "Machine": "threads processes mixed_precision engine tf32",
 }
 SIMULATE = {
-    "Data": "shards frames utterances mean_frames speakers num_features dtype block_frames shard_bytes",
+    "Data": "shards fingerprint frames utterances mean_frames speakers num_features dtype block_frames shard_bytes",
     "Cluster": "nodes gpus network_gbits store_gbytes store_gbytes_in_all memory_gb price",
     "Training": "in_frames edge batch_size hsize num_layers num_streams shuffle_windows",
     "Rates": (

@@ -8,6 +8,7 @@ import tyro
 
 from shards.errors import UsageError
 from spkid_dist.config import SpeakerFlags
+from spkid_dist.config.checks import check_fingerprints
 
 What = Literal["limits", "shard", "stream", "train", "score", "resume", "scaling", "report"]
 
@@ -24,6 +25,8 @@ class BenchConfig(SpeakerFlags):
     """Stage to measure; `report` measures all of them, and says which is the slowest and what to change."""
     shards: str | None = None
     """Measure on this dataset of `spkid shard`: its folder, or a URL for fsspec (s3://bucket/name)."""
+    fingerprint: str | None = None
+    """Fingerprint that --shards must have, as `spkid info` prints it. Default: any."""
     db_path: Path | None = None
     """Measure on the feature files in this folder; beside --shards, for sharding and for scoring from files."""
     list_file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
@@ -72,6 +75,7 @@ class BenchConfig(SpeakerFlags):
     def __post_init__(self) -> None:
         """Check the values' ranges and what goes together; raises UsageError."""
         super().__post_init__()
+        check_fingerprints(self.shards, "shards", self.fingerprint)
         least = {"mean_frames": 4, "buffer_bytes": 4096}
         names = ("frames", "speakers", "mean_frames", "num_features", "in_frames", "batch_size", "hsize", "num_layers")
         for name in (*names, "repeats", "threads", "processes", "buffer_bytes"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from shards.errors import UsageError
+from shards.stores.store import check_is_fingerprint
 from spkid_dist.config.choices import EDGE_CODES
 
 
@@ -86,6 +87,18 @@ def at_least(minimum: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= minimum:  # not `<`: NaN is refused too
             raise UsageError(f"--{name} {value}: expected {minimum} or more")
+
+
+def check_fingerprints(place: object, flag: str, *fingerprints: str | None) -> None:
+    """Raise UsageError where --fingerprint can't be one, or where no dataset is given by `flag`, whose value is `place`."""
+    for fingerprint in fingerprints:
+        if fingerprint is None:
+            continue
+        check_is_fingerprint(fingerprint)
+        if place is None:
+            raise UsageError(
+                f"--fingerprint without --{flag}: it is that of a dataset; give --{flag} too, or leave it out"
+            )
 
 
 def from_zero_below(bound: float, **values: float) -> None:

@@ -9,7 +9,7 @@ import tyro
 
 from shards.errors import UsageError
 from shards.resources import available_cpus
-from spkid_dist.config.checks import Options, at_least
+from spkid_dist.config.checks import Options, at_least, check_fingerprints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,8 @@ class InfoConfig(Options):
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder of a dataset, or a URL for fsspec (s3://bucket/name)."""
+    fingerprint: str | None = None
+    """Fingerprint that the dataset must have, as an earlier `spkid info` printed it. Default: any."""
     shard_cache: Path | None = None
     """Folder for downloads of a dataset at a URL."""
     frame_shift_ms: float | None = None
@@ -28,6 +30,7 @@ class InfoConfig(Options):
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
+        check_fingerprints(self.folder, "folder", self.fingerprint)
         if self.frame_shift_ms is not None and not 0 < self.frame_shift_ms < math.inf:
             raise UsageError(f"--frame_shift_ms {self.frame_shift_ms}: expected a finite number, more than 0")
 
@@ -38,6 +41,8 @@ class VerifyConfig(Options):
 
     folder: Annotated[Path, tyro.conf.Positional]
     """Folder of a dataset."""
+    fingerprint: str | None = None
+    """Fingerprint that the dataset must have, as `spkid info` prints it; another one is not read. Default: any."""
     workers: int = field(default_factory=available_cpus)
     """Number of shards to read at the same time. Default: one per CPU of this process."""
     quick: bool = False
@@ -48,6 +53,7 @@ class VerifyConfig(Options):
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
+        check_fingerprints(self.folder, "folder", self.fingerprint)
         at_least(1, workers=self.workers)
 
 
@@ -99,6 +105,8 @@ class DoctorConfig(Options):
 
     shards: str | None = None
     """Dataset of `spkid shard` that every process should see: a folder or a URL."""
+    fingerprint: str | None = None
+    """Fingerprint that --shards must have, as `spkid info` prints it. Default: any."""
     save_path: Path = Path("ckpt")
     """Folder where a training would write its files."""
     timeout_minutes: float = 2.0
@@ -109,6 +117,7 @@ class DoctorConfig(Options):
     def __post_init__(self) -> None:
         """Check the values' ranges; raises UsageError."""
         super().__post_init__()
+        check_fingerprints(self.shards, "shards", self.fingerprint)
         if not 0 < self.timeout_minutes <= 10_000:
             raise UsageError(f"--timeout_minutes {self.timeout_minutes}: expected more than 0, up to 10000")
 

@@ -10,7 +10,7 @@ import tyro
 
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
-from spkid_dist.config.checks import Options, at_least
+from spkid_dist.config.checks import Options, at_least, check_fingerprints
 from spkid_dist.config.choices import EXPORT_FORMATS
 from spkid_dist.config.places import BESIDE_SCORES, Outputs, check_flags, with_beside
 from spkid_dist.config.sharding import SpeakerFlags
@@ -53,6 +53,8 @@ class ScoringFlags(ModelFlags, Options):
     """Folder of the files to score, of the kind that the model was trained on (audio becomes the same features)."""
     te_shards: str | None = None
     """Score this dataset of `spkid shard` instead of files: its folder or a URL."""
+    fingerprint: str | None = None
+    """Fingerprint that --te_shards must have, as `spkid info` prints it. Default: any."""
     shard_cache: Path | None = None
     """Folder for downloads of --te_shards at a URL, shared by the machine's processes. Default: not kept."""
     shard_cache_bytes: int = StoreOptions.cache_bytes
@@ -79,6 +81,7 @@ class ScoringFlags(ModelFlags, Options):
         super().__post_init__()
         if self.needs_model:
             check_models(self.models, self.weights)
+        check_fingerprints(self.te_shards, "te_shards", self.fingerprint)
         at_least(1, workers=self.workers, shard_cache_bytes=self.shard_cache_bytes)
         if self.batch_size is not None:
             at_least(1, batch_size=self.batch_size)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shards.errors import UsageError
-from spkid_dist.config.checks import Options, check_context
+from spkid_dist.config.checks import Options, check_context, check_fingerprints
 from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS, EdgeRule
 
 SIZE_FLAGS = ("frames", "mean_frames", "utterances", "num_features", "speakers", "dtype", "block_frames", "shard_bytes")
@@ -45,6 +45,8 @@ class SimulateConfig(RateFlags):
 
     shards: str | None = None
     """Corpus given as a sharded dataset: its folder or URL. Otherwise give its size with the following flags."""
+    fingerprint: str | None = None
+    """Fingerprint that --shards must have, as `spkid info` prints it. Default: any."""
     frames: int | None = None
     """Frames of the corpus. Give two of --frames, --utterances and --mean_frames."""
     utterances: int | None = None
@@ -119,6 +121,7 @@ class SimulateConfig(RateFlags):
             )
         if self.nodes > 1 and self.network_gbits is None:
             raise UsageError(f"--nodes {self.nodes}: how fast is the network between them? give --network_gbits")
+        check_fingerprints(self.shards, "shards", self.fingerprint)
         self._check_corpus()
 
     def _check_corpus(self) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from shards.errors import UsageError
 from shards.stores.store import StoreOptions
 from spkid_dist.config.averaging import Averaging
-from spkid_dist.config.checks import Options, at_least, check_context, from_zero_below
+from spkid_dist.config.checks import Options, at_least, check_context, check_fingerprints, from_zero_below
 from spkid_dist.config.choices import DEFAULT_SHUFFLE_WINDOWS, Activation, BestBy, EdgeRule, Normalization, Tracker
 
 MOST_LAYERS = 1000
@@ -64,6 +64,8 @@ class TrainConfig(Options):
     """Train on this dataset of `spkid shard` instead of feature files: folder, or URL for fsspec (s3://bucket/name)."""
     va_shards: str | None = None
     """Validate on this dataset of `spkid shard` instead of feature files."""
+    fingerprint: tuple[str, ...] | None = None
+    """Fingerprint that the training set must have, and behind it that of the validation set, as `spkid info` prints them."""
     shard_cache: Path | None = None
     """Folder for downloads of datasets at URLs, shared by all processes of a machine. Default: downloads are not kept."""
     shard_cache_bytes: int = StoreOptions.cache_bytes
@@ -169,6 +171,12 @@ class TrainConfig(Options):
         self._check_learning()
         if (self.tr_shards is None) != (self.va_shards is None):
             raise UsageError("--tr_shards and --va_shards go together: give both, or neither and feature files")
+        if self.fingerprint is not None and not 1 <= len(self.fingerprint) <= 2:
+            raise UsageError(
+                f"--fingerprint: {len(self.fingerprint)} values, expected that of the training set, and that of the "
+                "validation set if wanted"
+            )
+        check_fingerprints(self.tr_shards, "tr_shards", *(self.fingerprint or ()))
         at_least(1, accumulation=self.accumulation, keep_checkpoints=self.keep_checkpoints)
         if self.accumulation > 1 and self.batch_norm:
             raise UsageError(

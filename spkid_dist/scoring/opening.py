@@ -62,8 +62,10 @@ def names_nobody(key: str) -> str:
 
 
 def store_options(config: ScoringFlags) -> StoreOptions:
-    """How datasets at URLs are read."""
-    return StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)
+    """How --te_shards is read, and which dataset it must be."""
+    return StoreOptions(
+        fingerprint=config.fingerprint, cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes
+    )
 
 
 def open_source(config: ScoringFlags, options: dict[str, Any]) -> Source:

@@ -4,6 +4,7 @@ A threshold that is fitted to the model's own speakers accepts nobody. Names alo
 utterances' speakers in another way.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def open_strangers(place: str, config: CalibrateConfig, run: ScoringRun) -> Utte
     """
     strangers: Utterances
     if "://" in place or place.startswith("pipe:") or (Path(place) / MANIFEST_NAME).exists():
-        strangers = ShardedUtterances(place, run.model, None, None, store_options(config))
+        store = replace(store_options(config), fingerprint=None)  # that of --te_shards
+        strangers = ShardedUtterances(place, run.model, None, None, store)
     elif Path(place).is_dir():
         raise InputError(
             f"{place}: is a folder, but no dataset (no {MANIFEST_NAME}); give --unknown a list or a dataset"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from shards.dataset import ShardDataset
 from shards.errors import UsageError
+from shards.stores.store import StoreOptions
 from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.config.network import NetworkOptions
 from spkid_dist.config.simulate import RateFlags, SimulateConfig
@@ -84,7 +85,7 @@ def make_plan(config: SimulateConfig) -> ClusterPlan:
 
 def _corpus_of_shards(config: SimulateConfig) -> CorpusSize:
     assert config.shards is not None
-    dataset = ShardDataset(config.shards)
+    dataset = ShardDataset(config.shards, StoreOptions(fingerprint=config.fingerprint))
     manifest = dataset.manifest
     total = DatasetWindows(dataset, config.in_frames, config.edge).total
     lengths, utterances = np.unique(dataset.utterances["frames"], return_counts=True)

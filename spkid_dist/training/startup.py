@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,19 @@ def open_data(job: Job) -> TrainingData:
         "placed": placed,
         "device_memory": config.device_memory,
         "reuse": True,
-        "store": StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes),
     }
+    tr_store, va_store = _store_options(config)
     tr_data = WindowDataset(
         folders[0],
+        store=tr_store,
         batch_size=config.batch_size,
         selection=_selection(config),
         on_bad_block=config.on_bad_block,
         **options,
     )
-    va_data = WindowDataset(folders[1], batch_size=EVALUATION_BATCH, shuffle=False, with_ids=True, **options)
+    va_data = WindowDataset(
+        folders[1], batch_size=EVALUATION_BATCH, shuffle=False, with_ids=True, store=va_store, **options
+    )
     tr_manifest, va_manifest = tr_data.data.manifest, va_data.data.manifest
     for what, flag, ours, theirs in (
         ("features per frame", "features", tr_manifest.num_features, va_manifest.num_features),
@@ -102,6 +106,13 @@ def open_data(job: Job) -> TrainingData:
 def steps_are_placed(config: TrainConfig, accelerator: Accelerator) -> bool:
     """Whether the windows lie on the device for many steps together; the fused engine takes them from nowhere else."""
     return accelerator.device.type == "cuda" or config.engine == "fused"
+
+
+def _store_options(config: TrainConfig) -> tuple[StoreOptions, StoreOptions]:
+    """How the training set and the validation set are read, and which they must be."""
+    both = StoreOptions(cache_dir=config.shard_cache, cache_bytes=config.shard_cache_bytes)
+    training, validation, *_ = [*(config.fingerprint or ()), None, None]
+    return replace(both, fingerprint=training), replace(both, fingerprint=validation)
 
 
 def _selection(config: TrainConfig) -> Selection:
