@@ -34,6 +34,7 @@ _PLACES |= {
     "va_shards",
     "tr_utterances",
     "cache_dir",
+    "cache_bytes",
     "fingerprint",
     "shard_cache",
     "shard_cache_bytes",

@@ -45,7 +45,7 @@ SPEAKER_RULES = "speaker_component speaker_regex speaker_tsv utt2spk"
 TRAIN = {
     "Data": (
         "tr_shards va_shards fingerprint db_path tr_list_file va_list_file ext spk2idx speaker_component tr_speakers "
-        "tr_utterances balance_speakers on_bad_block cache_dir shard_cache shard_cache_bytes"
+        "tr_utterances balance_speakers on_bad_block cache_dir cache_bytes shard_cache shard_cache_bytes"
     ),
     "Network": "in_frames edge normalize hsize num_layers activation batch_norm dropout",
     "Optimisation": (

@@ -72,6 +72,8 @@ class TrainConfig(Options):
     """Size limit of --shard_cache; files that were not read for the longest time are removed first."""
     cache_dir: Path = field(default_factory=default_cache_dir)
     """Folder for feature files once they are sharded. Default: spkid-dist in $XDG_CACHE_HOME, else in ~/.cache."""
+    cache_bytes: int = 100_000_000_000
+    """Size limit of --cache_dir; datasets that no training uses, and were not used for the longest time, are removed first."""
     speaker_component: int = 2
     """Component of a list line that names the speaker, counted from 1."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -160,7 +162,7 @@ class TrainConfig(Options):
         check_context(self.in_frames, self.edge)
         at_least(1, batch_size=self.batch_size, hsize=self.hsize, patience=self.patience, epoch=self.epoch)
         at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, shuffle_windows=self.shuffle_windows)
-        at_least(1, shard_cache_bytes=self.shard_cache_bytes)
+        at_least(1, shard_cache_bytes=self.shard_cache_bytes, cache_bytes=self.cache_bytes)
         at_least(0, momentum=self.momentum, seed=self.seed)
         if self.device_memory is not None:
             at_least(0, device_memory=self.device_memory)

@@ -1,14 +1,14 @@
 """Shard feature files once, on the way to training, into a named folder that later runs use again.
 
 The folder's name holds a hash of all that decides its contents: the list, the speakers, and size and time of every
-feature file. It appears whole (made aside, then renamed), so processes wait for it by looking for it, never in a
-collective that could time out. Whoever makes it leaves a note beside it, by which those who wait know whether it is
-alive, or has failed and why. A launch has a maker on each host, and a note of its own: the name of the note holds the
-host and the launcher, so that what an earlier launch left means nothing to a later one.
+feature file. What lies under the name is not believed, but judged (`spkid_dist.ranks.shardcache`). The folder appears whole
+(made aside, then renamed), so processes wait for it by looking for it, never in a collective that could time out. Whoever
+makes it leaves a note beside it, by which those who wait know whether it is alive, or has failed and why. A launch has a
+maker on each host, and a note of its own: the name of the note holds the host and the launcher, so that what an earlier
+launch left means nothing to a later one.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -22,16 +22,20 @@ from typing import Any
 import xxhash
 
 from shards.conversion.job import Progress, convert
-from shards.conversion.plan import make_plan
+from shards.conversion.plan import job_identity, make_plan
 from shards.corpus import Utterance
 from shards.errors import InputError, SpkidError
-from shards.files import expand_home, make_folder, unreadable_feature_file, write_json, writer_name
-from shards.layout import FORMAT_VERSION, MANIFEST_NAME, Layout
+from shards.files import expand_home, make_folder, read_regular, unreadable_feature_file, write_json, writer_name
+from shards.hashing import sum_utterances
+from shards.jsontext import parse_json
+from shards.layout import FORMAT_VERSION, Layout
 from shards.liveness import ProcessMark
 from shards.sources.fmatrix import FmatrixSource
 from shards.speakers import SpeakerRule, describe_rule
+from spkid_dist.ranks.shardcache import CacheUse, State, Verdict, find_place, finish, hold, judge, make_room, publish
 
 POLL_SECONDS = 0.2
+MOST_NOTE_BYTES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,62 +50,117 @@ class ListedCorpus:
 
 
 def cached_shards(
-    corpus: ListedCorpus, cache_dir: Path, *, makes_it: bool, say: Callable[[str], None], progress: Progress
-) -> Path:
-    """The folder of the list's dataset; one process of a host, the one that `makes_it`, shards it where it is missing.
+    corpus: ListedCorpus,
+    cache_dir: Path,
+    limit_bytes: int,
+    *,
+    makes_it: bool,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> CacheUse:
+    """The use of the list's dataset; one process of a host, the one that `makes_it`, shards it where it is missing or wrong.
+
+    Args:
+        corpus: the list, and where its files are.
+        cache_dir: datasets lie in folders below it.
+        limit_bytes: what this user's datasets there may take together; those that are not in use are removed before.
+        makes_it: whether this process makes what is missing; it keeps the dataset from being removed while it uses it.
+        say: told what is used, made and removed, in lines.
+        progress: told of the work.
 
     Raises:
         InputError: a feature file is missing or damaged, the folder can't be written, or the process that shards has
             failed or is gone.
     """
-    list_path = corpus.list_path
-    folder = expand_home(cache_dir, "--cache_dir") / f"{list_path.name}-{_identity(corpus)}"
-    if (folder / MANIFEST_NAME).exists():
-        say(f"{list_path}: using the shards in {folder}")
-    elif makes_it:
-        say(f"{list_path}: sharding {len(corpus.utterances)} utterances into {folder}, once")
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(maker_note(folder))
-            except InputError as error:
-                raise InputError(f"{error}; set --cache_dir to another folder") from None
-            _make(folder, corpus, progress)
-    while not (folder / MANIFEST_NAME).exists():
-        check_maker(folder)
+    listed = _look_at_files(corpus)
+    folder = expand_home(cache_dir, "--cache_dir") / f"{corpus.list_path.name}-{listed.identity}"
+    while True:
+        found = find_place(folder, listed.job)
+        if found.folder != folder and makes_it:
+            say(f"{corpus.list_path}: {folder} is not used: {judge(folder, listed.job).why}")
+        if found.state is not State.RIGHT and makes_it:
+            found = _make_noted(found, corpus, listed, limit_bytes, say, progress)
+        elif found.state is State.RIGHT:
+            say(f"{corpus.list_path}: using the shards in {found.folder}")
+        if found.state is State.RIGHT:
+            use = hold(found.folder) if makes_it else CacheUse(found.folder)
+            if use is not None:
+                return use
+            continue  # removed just now
+        check_maker(found.folder)
         time.sleep(POLL_SECONDS)
-    return folder
 
 
-def _make(folder: Path, corpus: ListedCorpus, progress: Progress) -> None:
+@dataclass(frozen=True)
+class _Listed:
+    """What the list's files are: what names the dataset's folder, the `job` that makes it, and their bytes."""
+
+    identity: str
+    job: str
+    num_bytes: int
+
+
+def _make_noted(
+    found: Verdict,
+    corpus: ListedCorpus,
+    listed: _Listed,
+    limit_bytes: int,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> Verdict:
+    """Make the dataset where `found` lies; returns what lies there then."""
+    count, folder = len(corpus.utterances), found.folder
+    if found.state is State.WRONG:
+        say(f"{corpus.list_path}: the shards in {folder} are not used: {found.why}; sharding {count} utterances again")
+    else:
+        say(f"{corpus.list_path}: sharding {count} utterances into {folder}, once")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(maker_note(folder))
+        except InputError as error:
+            raise InputError(f"{error}; set --cache_dir to another folder") from None
+        make_room(folder.parent, limit_bytes, listed.num_bytes, say)
+        _make(found, corpus, progress)
+    made = find_place(folder, listed.job)
+    if made.state is State.WRONG:
+        raise InputError(
+            f"{folder}: just made, and yet {made.why}; check the disk, or set --cache_dir to another folder"
+        )
+    return made
+
+
+def _make(found: Verdict, corpus: ListedCorpus, progress: Progress) -> None:
+    folder = found.folder
     staging = folder.with_name(f".{folder.name}-{writer_name()}")
     plan = make_plan(corpus.utterances, corpus.speakers, corpus.source, Layout(), rule=corpus.rule)
     try:
         convert(plan, corpus.source, staging, progress)
-        staging.rename(folder)
+        finish(staging)
+        publish(staging, found)  # unless another host was faster
     except OSError as error:
-        if not (folder / MANIFEST_NAME).exists():  # else another host was faster
-            raise InputError(
-                f"{folder}: can't be written: {error.strerror}; set --cache_dir to another folder"
-            ) from None
+        raise InputError(f"{folder}: can't be written: {error.strerror}; set --cache_dir to another folder") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _identity(corpus: ListedCorpus) -> str:
-    source = corpus.source
+def _look_at_files(corpus: ListedCorpus) -> _Listed:
+    source, layout = corpus.source, Layout()
     description = source.describe()
     description |= describe_rule(corpus.rule, description["kind"])
     digest = xxhash.xxh3_64(
         repr((FORMAT_VERSION, description, str(source.db_path.resolve()), corpus.speakers)).encode()
     )
+    num_bytes = 0
     for utterance in corpus.utterances:
         path = source.where(utterance)
         try:
             status = os.stat(path)  # noqa: PTH116 - a Path a file costs as much as the call
         except OSError as error:
             raise unreadable_feature_file(path, error) from None
+        num_bytes += status.st_size
         digest.update(f"{utterance.key}\t{utterance.speaker}\t{status.st_size}\t{status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    total = str(sum_utterances(corpus.utterances, layout.seed))
+    return _Listed(digest.hexdigest(), job_identity(description, layout, corpus.speakers, total), num_bytes)
 
 
 @contextlib.contextmanager
@@ -149,11 +208,14 @@ def _note(folder: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return dict(json.loads(path.read_bytes()))
+        note = parse_json(read_regular(path, MOST_NOTE_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: can't be read: {error}") from None
+        raise InputError(f"{path}: no note of a process that makes a dataset: {error}; delete it") from None
+    if not isinstance(note, dict):
+        raise InputError(f"{path}: no note of a process that makes a dataset: expected a JSON object; delete it")
+    return note
 
 
 def _is_running(note: dict[str, Any]) -> bool:

@@ -22,6 +22,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import describe_model
 from spkid_dist.ranks.console import RunLog, shard_progress
 from spkid_dist.ranks.settings import settings_without_effect
+from spkid_dist.ranks.shardcache import CacheUse
 from spkid_dist.ranks.sharded_once import ListedCorpus, cached_shards
 from spkid_dist.ranks.together import by_main, raise_everywhere
 from spkid_dist.streaming.selection import Selection
@@ -56,10 +57,12 @@ def open_data(job: Job) -> TrainingData:
         InputError: data missing or damaged, or the two do not fit together.
     """
     config, accelerator = job.config, job.accelerator
+    cached: tuple[CacheUse, ...] = ()
     if config.tr_shards is not None and config.va_shards is not None:
         folders = config.tr_shards, config.va_shards
     else:
-        folders = _shard_features(config, accelerator, job.log)
+        cached = _shard_features(config, accelerator, job.log)
+        folders = str(cached[0].folder), str(cached[1].folder)
     placed = steps_are_placed(config, accelerator)
     options: dict[str, Any] = {
         "in_frames": config.in_frames,
@@ -100,7 +103,7 @@ def open_data(job: Job) -> TrainingData:
                 f"{folders[1]}: its {what} are {here}, those of the training set {folders[0]} are {there}; shard both with the "
                 f"same {flag}"
             )
-    return TrainingData(training=tr_data, validation=va_data)
+    return TrainingData(training=tr_data, validation=va_data, cached=cached)
 
 
 def steps_are_placed(config: TrainConfig, accelerator: Accelerator) -> bool:
@@ -122,7 +125,7 @@ def _selection(config: TrainConfig) -> Selection:
     return Selection(speakers=config.tr_speakers, utterances=utterances, balance=config.balance_speakers)
 
 
-def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[str, str]:
+def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[CacheUse, ...]:
     source = FmatrixSource(config.db_path, config.ext)
     paths = config.tr_list_file, config.va_list_file
     with _sharding_flags_explained():
@@ -152,9 +155,9 @@ def _shard_lists(
     source: FmatrixSource,
     listed: list[list[Utterance]],
     speakers: list[str],
-) -> tuple[str, str]:
+) -> tuple[CacheUse, ...]:
     paths = config.tr_list_file, config.va_list_file
-    folders = []
+    cached = []
     for path, utterances in zip(paths, listed, strict=True):
         with log.bar(len(utterances), "utterances") as bar:
             corpus = ListedCorpus(
@@ -164,17 +167,18 @@ def _shard_lists(
                 speakers=speakers,
                 rule=speaker_by_component(config.speaker_component),
             )
-            folder = cached_shards(
+            use = cached_shards(
                 corpus,
                 config.cache_dir,
+                config.cache_bytes,
                 makes_it=accelerator.is_local_main_process,
                 say=log.line,
                 progress=shard_progress(bar),
             )
-        folders.append(folder)
+        cached.append(use)
     if accelerator.is_main_process and write_speakers(config.spk2idx, speakers):
         log.line(f"{config.spk2idx}: made from the speakers of {paths[0]}")
-    return str(folders[0]), str(folders[1])
+    return tuple(cached)
 
 
 def check_ranks_alike(config: TrainConfig, data: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Feature files sharded on the way to training, by one process while others wait for it."""
 
+import contextlib
 import json
 import os
 import socket
@@ -35,10 +36,10 @@ def progress(*counts):
 try:
     source = FmatrixSource(corpus / "mcp", "mcp")
     listed = ListedCorpus(list_path=corpus / "list", utterances=utterances, source=source, speakers=["a", "b"])
-    folder = cached_shards(
-        listed, corpus / "cache", makes_it=makes_it, say=lambda line: None, progress=progress,
+    use = cached_shards(
+        listed, corpus / "cache", 10**9, makes_it=makes_it, say=lambda line: None, progress=progress,
     )
-    print(folder.name)
+    print(use.folder.name)
 except SpkidError as error:
     print(f"error: {error}")
 """
@@ -131,14 +132,19 @@ def test_the_cache_is_where_xdg_says(monkeypatch, cache_home, expected):
     assert str(TrainConfig().cache_dir) == "~/.cache/spkid-dist"
 
 
-def cached(corpus, cache_dir):
-    """Shard the corpus into the cache, in this process."""
+def used(corpus, cache_dir, limit_bytes=10**9, said=None):
+    """This process's use of the corpus in the cache, sharded where it is not there; `said` gets the lines."""
     utterances = [Utterance(key, key.split("/")[1]) for key in (corpus / "list").read_text().split()]
     source = FmatrixSource(corpus / "mcp", "mcp")
     listed = ListedCorpus(list_path=corpus / "list", utterances=utterances, source=source, speakers=["a", "b"])
-    return cached_shards(
-        listed, cache_dir, makes_it=True, say=lambda _: None, progress=lambda *_: None,
-    )  # fmt: skip
+    say = [].append if said is None else said.append
+    return cached_shards(listed, cache_dir, limit_bytes, makes_it=True, say=say, progress=lambda *_: None)
+
+
+def cached(corpus, cache_dir, limit_bytes=10**9, said=None):
+    """The folder of the corpus in the cache."""
+    with contextlib.closing(used(corpus, cache_dir, limit_bytes, said)) as use:
+        return use.folder
 
 
 def test_the_default_cache_is_in_the_home_folder(corpus, monkeypatch):
