@@ -11,8 +11,7 @@ import io
 import json
 import math
 import os
-import secrets
-import socket
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +19,13 @@ from typing import IO, Any
 
 from shards.errors import InputError
 from shards.guesses import guess_missing_file
-from shards.liveness import is_running, process_namespace
+from shards.unfinished import lock_maker, remove_left_behind_once, unfinished_path
 
-TEMPORARY_MARK = ".tmp-"
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL}
+# What systems answer that can't flush a folder: CIFS, some of FUSE, folders that may be written but not read.
+NO_FOLDER_SYNC = {
+    errno.EINVAL, errno.EBADF, errno.EIO, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EISDIR
+}  # fmt: skip
 MOST_TEXT_BYTES = 256_000_000
 READ_BYTES = 2**20
 
@@ -40,15 +43,33 @@ class _RawFile(io.FileIO):
             self.failure = self.failure or error
             raise
 
+    def sync(self) -> None:
+        """Flush to the disk what was written."""
+        try:
+            os.fsync(self.fileno())
+        except OSError as error:
+            self.failure = error
+
+    def close(self) -> None:
+        """Close the file, which is when a network file system tells of failed writes."""
+        try:
+            super().close()
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a new binary file, to write and read, each of whose writes takes all bytes; blocks are not copied.
 
+    It has the lock of an unfinished file (`shards.unfinished`) until it is closed.
+
     Raises:
         OSError: it can't be opened; or a write has failed, whatever the writer made of that.
     """
-    raw = _RawFile(os.fspath(path), "w+")
+    raw = _RawFile(os.fspath(path), "x+")
+    lock_maker(raw.fileno(), path)
     try:
         with io.BufferedRandom(raw) as file:  # a raw file may take a part, and most libraries don't look
             yield file
@@ -62,55 +83,128 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+def atomic_writer(
+    path: Path, *, durable: bool = True, remedy: str = "free room or choose another folder, then run again"
+) -> Iterator[IO[bytes]]:
     """Open a binary file, to write and read, that appears at `path` only when the block ends without an error.
 
-    `durable`: it is whole after a power cut too, which costs a flush of the disk.
+    Each of its writes takes all bytes; blocks are not copied. What killed processes left unfinished in that folder is removed.
+
+    Args:
+        path: where it appears.
+        durable: it is whole after a power cut too, which costs a flush of the disk.
+        remedy: what to do where it can't be written.
 
     Raises:
-        InputError: the file can't be written (no room, no permission); nothing is left at `path`.
+        InputError: the file can't be written (no room, no permission), or the block raised an OSError of something else;
+            nothing is left at `path`.
     """
-    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{writer_name()}")
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
-        with new_file(temporary) as file:
-            yield file
-            if durable:
+    remove_left_behind_once(path.parent)
+    with _unfinished_file(path, remedy) as (raw, temporary):
+        try:
+            with io.BufferedRandom(raw) as file:  # a raw file may take a part, and most libraries don't look
+                yield file
                 file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            fsync_folder(path.parent)
-    except OSError as error:
-        raise InputError(
-            f"{path}: can't be written: {error.strerror or error}; free room or choose another folder, then run again"
-        ) from error
+                if raw.failure is None and durable:
+                    raw.sync()
+        except OSError as error:
+            if raw.failure is None:
+                raise _of_something_else(path, error) from error
+        except Exception:
+            if raw.failure is None:
+                raise
+        if raw.failure is not None:  # whatever a library made of it
+            raise _not_written(path, raw.failure, remedy) from raw.failure
+        try:
+            temporary.replace(path)
+            if durable:
+                fsync_folder(path.parent)
+        except OSError as error:
+            raise _not_written(path, error, remedy) from error
+
+
+@contextlib.contextmanager
+def _unfinished_file(path: Path, remedy: str) -> Iterator[tuple[_RawFile, Path]]:
+    """A new file beside `path`, removed at the end if it has its name still; its lock stays when the file is closed."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a folder or a device, not a file that can be replaced; choose another name")
+    while True:
+        temporary = unfinished_path(path)
+        lock = -1
+        try:
+            raw = _RawFile(os.fspath(temporary), "x+")
+            lock = os.dup(raw.fileno())
+            if lock_maker(lock, temporary):
+                break
+        except OSError as error:
+            if lock < 0:  # no descriptor was left for it
+                temporary.unlink(missing_ok=True)
+            raise _not_written(path, error, remedy) from error
+        raw.close()
+        os.close(lock)
+    try:
+        yield raw, temporary
     finally:
+        with contextlib.suppress(OSError):
+            raw.close()
+        os.close(lock)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
-def writer_name() -> str:
-    """A name for an unfinished file, another each time: host, namespace and number of this process, and a random part."""
-    return f"{socket.gethostname()}-{process_namespace()}.{os.getpid()}-{secrets.token_hex(4)}"
+def _not_written(path: Path, error: OSError, remedy: str) -> InputError:
+    return InputError(f"{path}: can't be written: {error.strerror or error}; {remedy}")
 
 
-def is_left_behind(name: str) -> bool:
-    """Whether the file `name` is a temporary one of a process of this host, and of this container, that has ended."""
-    host, _, writer = name.rpartition(TEMPORARY_MARK)[2].rpartition("-")[0].rpartition("-")
-    namespace, _, process = writer.rpartition(".")
-    is_ours = host == socket.gethostname() and namespace == str(process_namespace()) and process.isdecimal()
-    return is_ours and not is_running(int(process))
+def _of_something_else(path: Path, error: OSError) -> InputError:
+    """What is raised for an error that `path` has no part in, but that came while it was written."""
+    where = path if error.filename is None else os.fsdecode(error.filename)
+    return InputError(
+        f"{where}: {error.strerror or error}, while {path} was being written, which is left out; run again"
+    )
+
+
+@contextlib.contextmanager
+def staging_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
+    """A new hidden folder beside `path`, for what is renamed to it when it is whole; removed at the end if it is still there.
+
+    What killed processes left unfinished beside it is removed.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    make_folder(path.parent)
+    remove_left_behind_once(path.parent)
+    while True:
+        staging = unfinished_path(path.with_name(f".{path.name}"))
+        try:
+            staging.mkdir(mode)
+            lock = os.open(staging, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputError(
+                f"{path}: can't create a folder beside it: {error.strerror}; choose another folder"
+            ) from error
+        if lock_maker(lock, staging):
+            break
+        os.close(lock)
+    try:
+        yield staging
+    finally:
+        os.close(lock)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make the names in `folder` survive a power cut, as far as the file system does so; databases ask for no more either."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -134,19 +228,37 @@ def write_new(path: Path, data: bytes) -> bool:
     Raises:
         InputError: it can't be written.
     """
-    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{writer_name()}")
-    write_atomic(temporary, data)
+    remove_left_behind_once(path.parent)
+    if os.path.lexists(path):
+        return False
+    remedy = "choose another folder"
+    with _unfinished_file(path, remedy) as (raw, temporary):
+        try:
+            with io.BufferedRandom(raw) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(raw.fileno())
+            is_new = give_name(temporary, path)
+            fsync_folder(path.parent)
+        except OSError as error:
+            raise _not_written(path, error, remedy) from error
+    return is_new
+
+
+def give_name(temporary: Path, path: Path) -> bool:
+    """Give a file the name `path`, if nothing has that name yet."""
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
-        return False
-    except OSError:  # the file system knows no hard links
-        if path.exists():
+        return path.samefile(temporary)  # a network file system may have lost its answer, and asked again
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        try:  # an empty file is there for a moment
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        except FileExistsError:
             return False
-        write_atomic(path, data)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+        temporary.replace(path)
     return True
 
 

@@ -4,9 +4,9 @@ The holder has a file in the folder that names the holder (`Holder`), and keeps 
 finds the file asks whether its holder lives:
 
 - under the same kernel, in whichever container, the lock tells at once: it is gone with the process, however that ended;
-- from another host, or where the file system knows no locks, the holder's heartbeat tells. It sets the file's time every
-  `BEAT_SECONDS`, and counts as dead when that has not changed for `DEAD_SECONDS` of the watcher's own clock. Clocks are never
-  compared, so they need not agree.
+- where the file system knows no locks, the process itself tells where it can be seen (`shards.liveness`);
+- from another host, the holder's heartbeat tells. It sets the file's time every `BEAT_SECONDS`, and counts as dead when that
+  has not changed for `DEAD_SECONDS` of the watcher's own clock. Clocks are never compared, so they need not agree.
 
 A dead holder's folder is taken over by exactly one of those who try: the claim is a hard link whose name has the dead holder's
 token, and a file system lets only one process make a name. A holder whose host stood still for longer than `DEAD_SECONDS` may
@@ -26,26 +26,36 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.files import make_folder
+from shards.files import give_name, make_folder
+from shards.jsontext import parse_json
 from shards.liveness import ProcessMark
 from shards.plaintext import shown_place
+from shards.unfinished import remove_left_behind_once, unfinished_path
 
 HOLD_NAME = ".held-by.json"
 BEAT_SECONDS = 10.0
 DEAD_SECONDS = 120.0
 CLAIM_SECONDS = 10.0  # a claim is followed by a rename at once; one that is older was left by a process that was killed
 POLL_SECONDS = 0.1
+PATIENCE_SECONDS = 2.0  # until whoever waits is told for whom
 MOST_COMMAND = 200  # characters of it that are kept
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 
 Say = Callable[[str], None]
+
+
+def say_nothing(_line: str) -> None:
+    """What is told where nobody looks."""
+
+
+class HeldError(InputError):
+    """Another process holds the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +89,7 @@ class Holder:
     @classmethod
     def parse(cls, data: bytes) -> "Holder":
         """The holder that a file names. Raises ValueError where it names none."""
-        value: Any = json.loads(data)
+        value: Any = parse_json(data)
         kinds = {"token": str, "command": str, "since": str, "locked": bool}
         if not isinstance(value, dict) or any(type(value.get(name)) is not kind for name, kind in kinds.items()):
             raise ValueError("it names no holder")
@@ -104,7 +114,8 @@ class FolderHold:
         name: of the file in it; holds of different names go beside each other.
 
     Raises:
-        InputError: another process holds the folder; or the folder can't be written.
+        HeldError: another process holds the folder.
+        InputError: the folder can't be written.
     """
 
     def __init__(self, folder: Path, remedy: str, say: Say, name: str = HOLD_NAME) -> None:
@@ -116,6 +127,7 @@ class FolderHold:
             self._descriptor = _take(self._path, self.holder, remedy, say)
         except OSError as error:
             raise InputError(f"{folder}: can't be written: {error.strerror}; {remedy}, or free room") from None
+        remove_left_behind_once(folder)
         _HELD.add(self)
         self._released, self._beating = threading.Event(), threading.Lock()
         threading.Thread(target=self._beat, name=f"hold {folder}", daemon=True).start()
@@ -169,6 +181,32 @@ class FolderHold:
                     os.utime(self._descriptor)
 
 
+@contextlib.contextmanager
+def held_in_turn(folder: Path, name: str, remedy: str, say: Say = say_nothing) -> Iterator[FolderHold]:
+    """Hold `folder` while the block runs; whoever comes meanwhile waits for its turn, as long as the holder lives.
+
+    Arguments and errors as of `FolderHold`; `say` is told once whom it waits for.
+    """
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    began = time.monotonic()
+    while True:
+        try:
+            hold = FolderHold(folder, remedy, say_once, name)
+            break
+        except HeldError as error:
+            if time.monotonic() - began > PATIENCE_SECONDS:
+                say_once(f"waiting: {error}")
+        time.sleep(POLL_SECONDS)
+    with hold:
+        yield hold
+
+
 _HELD: "weakref.WeakSet[FolderHold]" = weakref.WeakSet()
 
 
@@ -182,18 +220,16 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 def _take(path: Path, mine: Holder, remedy: str, say: Say) -> int:
     """Make `path` the file of `mine`, which exactly one process can; returns its descriptor, which has the lock."""
-    staging = path.with_name(f"{path.name}.{mine.token}")
-    descriptor = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    staging, descriptor, locked = _new_record(path)
     try:
-        locked = _lock(descriptor)
         os.write(descriptor, json.dumps(asdict(replace(mine, locked=locked)), indent=1).encode())
-        while not _link(staging, path):
+        while not give_name(staging, path):
             with _opened(path) as found:
-                if found is None:
-                    continue  # released just now
+                if found is None or _is_being_made(found):
+                    continue  # released just now, or not readable yet
                 holder = _parse(found, path)
                 if _lives(found, path, holder, say):
-                    raise InputError(f"{path.parent}: in use by {holder}; wait for its end, or {remedy}")
+                    raise HeldError(f"{path.parent}: in use by {holder}; wait for its end, or {remedy}")
             if _take_over(staging, path, holder):
                 say(f"{path.parent}: was held by {holder}, which is gone; taken over")
                 break
@@ -203,6 +239,18 @@ def _take(path: Path, mine: Holder, remedy: str, say: Say) -> int:
     finally:
         staging.unlink(missing_ok=True)
     return descriptor
+
+
+def _new_record(path: Path) -> tuple[Path, int, bool]:
+    """A new file beside `path`: its name, its descriptor, and whether this process has it locked."""
+    while True:
+        staging = unfinished_path(path)
+        descriptor = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(BlockingIOError):  # somebody found it without a lock, and is about to remove it
+            locked = _lock(descriptor)
+            if staging.exists():
+                return staging, descriptor, locked
+        os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool:
@@ -216,26 +264,18 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _link(staging: Path, path: Path) -> bool:
-    """Give the file a second name, if there is none of that name."""
-    try:
-        path.hardlink_to(staging)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        if path.exists():
-            return False
-        # Of two that are here at the same moment, the first finds by `check` that it has lost.
-        staging.replace(path)
-    return True
+def _is_being_made(descriptor: int) -> bool:
+    """Wait while the file is empty, as it is for a moment where the file system knows no hard links; it was replaced then."""
+    until = time.monotonic() + CLAIM_SECONDS
+    while (status := os.fstat(descriptor)).st_size == 0 and status.st_nlink and time.monotonic() < until:
+        time.sleep(POLL_SECONDS / 10)
+    return status.st_nlink == 0
 
 
 def _take_over(staging: Path, path: Path, dead: Holder) -> bool:
     """Replace the file of a dead holder; False where another process was faster, so that all is to be looked at again."""
     claim = path.with_name(f"{path.name}.after-{dead.token}")
-    if not _link(staging, claim):
+    if not give_name(staging, claim):
         _wait_for_claim(claim)
         return False
     # The claim before may have been made good and be gone by now: then the file is another's.
@@ -282,21 +322,25 @@ def _parse(descriptor: int, path: Path) -> Holder:
 
 def _lives(descriptor: int, path: Path, holder: Holder, say: Say) -> bool:
     """Whether the holder of the opened file lives; watches for a heartbeat where nothing else tells."""
-    if holder.mark.is_of_this_kernel:
-        if holder.locked:
-            return _is_locked(descriptor)
-        if holder.mark.is_gone is not None:
-            return not holder.mark.is_gone
+    known = _is_locked(descriptor) if holder.locked and holder.mark.is_of_this_kernel else None
+    if known is None:
+        known = holder.mark.lives
+    if known is not None:
+        return known
     say(f"{path.parent}: held by {holder}; watching its heartbeat for up to {DEAD_SECONDS:.0f} s")
     return _beats(path)
 
 
-def _is_locked(descriptor: int) -> bool:
-    """Whether another process has the lock of the opened file."""
+def _is_locked(descriptor: int) -> bool | None:
+    """Whether another process has the lock of the opened file; None where the file system tells no locks here."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return None
     return False
 
 

@@ -7,7 +7,6 @@ the network's inputs, and its outputs a speaker (`spkid_dist.scoring.modeljson`)
 import io
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from shards.errors import InputError
 from shards.extras import import_extra
-from shards.files import make_folder, write_atomic, write_json, writer_name
+from shards.files import staging_folder, write_atomic, write_json
 from spkid_dist.config import ExportConfig
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.scoring.calibrationfile import read_calibration
@@ -43,10 +42,8 @@ def export_model(config: ExportConfig) -> Path:
     (chosen,) = find_models(config.models, config.weights, config.train_cfg)
     model = load_models([chosen], config.spk2idx)
     calibration = read_calibration([chosen.weights])
-    staging = config.out.absolute().with_name(f".{config.out.name}-{writer_name()}")
-    make_folder(staging)
-    try:
-        files = {}
+    files: dict[str, str] = {}
+    with staging_folder(config.out.absolute()) as staging:
         for name in config.formats:
             file_name, write = WRITERS[name]
             write_atomic(staging / file_name, write(model))
@@ -54,11 +51,10 @@ def export_model(config: ExportConfig) -> Path:
         opset = ONNX_OPSET if "onnx" in files else None
         facts = describe_export(model, files, chosen.weights.name, opset, calibration)
         write_json(staging / MODEL_JSON, facts)
-        staging.replace(config.out)
-    except OSError as error:
-        raise InputError(f"{config.out}: can't be written: {error.strerror}; choose another --out") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            staging.replace(config.out)
+        except OSError as error:
+            raise InputError(f"{config.out}: can't be written: {error.strerror}; choose another --out") from error
     RunLog(shown=True).line(f"{config.out}: {', '.join((MODEL_JSON, *files.values()))}")
     return config.out / MODEL_JSON
 

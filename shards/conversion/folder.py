@@ -8,17 +8,20 @@ import contextlib
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK, atomic_writer, is_left_behind, make_folder, new_file, write_new
+from shards.files import atomic_writer, make_folder, staging_folder, write_new
+from shards.holding import HOLD_NAME, Say, held_in_turn
 from shards.plaintext import masked
 from shards.stores.remote import RemoteFiles, open_filesystem
 from shards.stores.retry import WrongBytesError
+from shards.unfinished import TEMPORARY_MARK, remove_left_behind
 
+JOB_HOLD_NAME = f".job{HOLD_NAME}"
 MOST_READ_BYTES = 2_000_000_000  # of a remote file: jobs and records are far smaller, whatever a server sends
 
 
@@ -37,8 +40,19 @@ class Folder(ABC):
         """The names of all files with their bytes, without unfinished ones."""
 
     @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+
+    @abstractmethod
     def read(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def in_turn(self, say: Say) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """While the block runs, no other process is in such a block of this folder; whoever comes waits, and `say` is told so.
+
+        Call what it gives before each write: it raises InputError where the folder was lost. A store has no such thing.
+        """
 
     @abstractmethod
     def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
@@ -54,7 +68,7 @@ class Folder(ABC):
 
     @abstractmethod
     def remove_unfinished(self) -> None:
-        """Give back the room of unfinished files that this host's processes left when they were killed."""
+        """Give back the room of unfinished files that killed processes have left."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a whole file."""
@@ -77,22 +91,37 @@ class LocalFolder(Folder):
 
     def sizes(self) -> dict[str, int]:
         """The names of all files with their bytes, without unfinished ones."""
-        paths = self.path.rglob("*") if self.path.is_dir() else ()
-        return {
-            str(path.relative_to(self.path)): path.stat().st_size
-            for path in paths
-            if TEMPORARY_MARK not in path.name and path.is_file()
-        }
+        return dict(_walk(self.path, ""))
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return (self.path / name).is_file()
 
     def read(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError where there is none."""
         return (self.path / name).read_bytes()
 
-    def create(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+    @contextlib.contextmanager
+    def in_turn(self, say: Say) -> Iterator[Callable[[], None]]:
+        """While the block runs, no other process is in such a block of this folder."""
+        with held_in_turn(self.path, JOB_HOLD_NAME, "choose another folder", say) as hold:
+            yield hold.check
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
         """Open a file that appears under `name` when the block ends without an error."""
         path = self.path / name
-        make_folder(path.parent)
-        return atomic_writer(path)
+        with contextlib.ExitStack() as stack:
+            while True:
+                make_folder(path.parent)
+                try:
+                    file = stack.enter_context(atomic_writer(path))
+                    break
+                except InputError:
+                    if path.parent.is_dir():
+                        raise
+                    # Another process has removed the emptied subfolder just now.
+            yield file
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write a whole file that is not there yet; False where it is, as for one of two who try at once."""
@@ -108,12 +137,31 @@ class LocalFolder(Folder):
                 path.parent.rmdir()
 
     def remove_unfinished(self) -> None:
-        """Give back the room of unfinished files that this host's processes left when they were killed."""
-        if not self.path.is_dir():
-            return
-        for path in self.path.rglob(f"*{TEMPORARY_MARK}*"):
-            if is_left_behind(path.name):
-                path.unlink(missing_ok=True)
+        """Give back the room of unfinished files that killed processes have left."""
+        remove_left_behind(self.path)
+        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_left_behind(Path(entry.path))
+
+
+def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+    """The files below a folder with their bytes, without unfinished ones and those of holds; some may go meanwhile."""
+    try:
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise InputError(f"{folder}: can't be read: {error.strerror}; choose another folder") from None
+    for entry in entries:
+        if TEMPORARY_MARK in entry.name or HOLD_NAME in entry.name:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+            elif entry.is_file():
+                yield f"{prefix}{entry.name}", entry.stat().st_size
 
 
 @dataclass(frozen=True)
@@ -143,18 +191,25 @@ class RemoteFolder(Folder):
         except WrongBytesError as error:
             raise InputError(f"{self.where(name)}: {error}; it is no file of a job, so remove it") from None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        with self._reached(self.where(name)) as (fs, root):
+            fs.invalidate_cache()
+            return bool(fs.exists(f"{root}/{name}"))
+
+    @contextlib.contextmanager
+    def in_turn(self, say: Say) -> Iterator[Callable[[], None]]:
+        """Nothing is held, and nobody waited for: a store has neither locks nor files that only one process can make."""
+        del say
+        yield lambda: None
+
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
         """Open a local temporary file that is uploaded to `name` when the block ends without an error."""
-        with tempfile.TemporaryDirectory(prefix="spkid-upload-") as staging:
-            path = Path(staging) / "file"
-            try:
-                with new_file(path) as file:
-                    yield file
-            except OSError as error:
-                raise InputError(
-                    f"{staging}: can't be written: {error.strerror}; point TMPDIR to a larger disk"
-                ) from error
+        with staging_folder(Path(tempfile.gettempdir()) / "spkid-upload", mode=0o700) as staging:
+            path = staging / "file"
+            with atomic_writer(path, durable=False, remedy="point TMPDIR to a larger disk") as file:
+                yield file
             with self._reached(self.where(name)) as (fs, root):
                 fs.makedirs(os.path.dirname(f"{root}/{name}"), exist_ok=True)  # noqa: PTH120 - a URL's path
                 fs.put_file(str(path), f"{root}/{name}")

@@ -27,8 +27,9 @@ from typing import IO, TypeVar
 import xxhash
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK, expand_home, is_left_behind, new_file, open_regular, write_atomic, writer_name
+from shards.files import expand_home, new_file, open_regular, write_atomic
 from shards.parallel import ProcessLocks
+from shards.unfinished import TEMPORARY_MARK, maker_lives, unfinished_path
 
 SUBFOLDER = "spkid-shard-cache"
 TAG_NAME, TAG = "CACHEDIR.TAG", b"Signature: 8a477f597d28d172789f06886806bc55\n# Downloaded shards of spkid-dist.\n"
@@ -136,7 +137,7 @@ class CacheFolder:
     def _write(self, path: Path, fill: Callable[[IO[bytes]], Result]) -> Result:
         self.root.mkdir(parents=True, exist_ok=True)  # somebody may have cleared the disk
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{writer_name()}")
+        temporary = unfinished_path(path)
         try:
             with new_file(temporary) as file:
                 result = fill(file)
@@ -198,7 +199,7 @@ class CacheFolder:
                 continue
             if not mark:
                 yield _CachedFile(status.st_mtime_ns, status.st_size, entry.path)
-            elif is_left_behind(entry.name) or time.time() - status.st_mtime > ABANDONED_SECONDS:
+            elif time.time() - status.st_mtime > ABANDONED_SECONDS or maker_lives(Path(entry.path)) is False:
                 self.discard(Path(entry.path))
 
     def _entries(self) -> Iterator["os.DirEntry[str]"]:

@@ -5,7 +5,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from shards import (
     make_plan,
     read_list,
 )
-from shards.files import make_folder, unreadable_feature_file
+from shards.files import staging_folder, unreadable_feature_file
 from shards.plaintext import shown_place
 from spkid_dist.config.bench import BenchConfig
 from spkid_dist.measure.synthetic import SyntheticCorpus
@@ -91,10 +91,8 @@ def open_corpus(config: BenchConfig) -> Iterator[BenchCorpus]:
         InputError: list, files or speaker map missing or damaged, or the folder can't be written.
         UsageError: a speaker flag that can't be.
     """
-    if config.folder is not None:
-        make_folder(config.folder)
-    with TemporaryDirectory(prefix="spkid-bench-", dir=config.folder) as name:
-        work = Path(name).resolve()
+    with staging_folder((config.folder or Path(gettempdir())) / "spkid-bench", mode=0o700) as staging:
+        work = staging.resolve()
         files, facts = _open_files(config, work)
         shards = config.shards
         if shards is not None and config.fingerprint is not None:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from shards.dataset import ShardDataset
 from shards.errors import InputError, StoreError, first_line
-from shards.files import read_regular, write_atomic, writer_name
+from shards.files import read_regular, write_atomic
+from shards.unfinished import unfinished_path
 
 USED_NAME, DAMAGED_NAME, TAG_NAME = "cache-used", "cache-damaged", "CACHEDIR.TAG"
 TAG = b"Signature: 8a477f597d28d172789f06886806bc55\n# Features sharded by spkid train; made again where they are missing.\n"
@@ -259,7 +260,7 @@ def remove_unused(folder: Path) -> bool:
 
 def _remove(folder: Path) -> bool:
     """Remove a folder, which is gone at once for all others."""
-    aside = folder.with_name(f".{folder.name}-{writer_name()}")
+    aside = unfinished_path(folder.with_name(f".{folder.name}"))
     try:
         folder.rename(aside)
     except OSError:

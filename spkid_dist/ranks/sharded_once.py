@@ -4,14 +4,12 @@ The folder's name holds a hash of all that decides its contents: the list, the s
 feature file. What lies under the name is not believed, but judged (`spkid_dist.ranks.shardcache`). The folder appears whole
 (made aside, then renamed), so processes wait for it by looking for it, never in a collective that could time out. Whoever
 makes it leaves a note beside it, by which those who wait know whether it is alive, or has failed and why. A launch has a
-maker on each host, and a note of its own: the name of the note holds the host and the launcher, so that what an earlier
-launch left means nothing to a later one.
+maker on each host, and a note of its own: the name of the note holds the kernel with its namespaces and the launcher, so
+that what an earlier launch left means nothing to a later one, and containers of one host name have notes of their own.
 """
 
 import contextlib
 import os
-import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -25,17 +23,19 @@ from shards.conversion.job import Progress, convert
 from shards.conversion.plan import job_identity, make_plan
 from shards.corpus import Utterance
 from shards.errors import InputError, SpkidError
-from shards.files import expand_home, make_folder, read_regular, unreadable_feature_file, write_json, writer_name
+from shards.files import expand_home, make_folder, read_regular, staging_folder, unreadable_feature_file, write_json
 from shards.hashing import sum_utterances
 from shards.jsontext import parse_json
 from shards.layout import FORMAT_VERSION, Layout
 from shards.liveness import ProcessMark
 from shards.sources.fmatrix import FmatrixSource
 from shards.speakers import SpeakerRule, describe_rule
+from shards.unfinished import remove_left_behind
 from spkid_dist.ranks.shardcache import CacheUse, State, Verdict, find_place, finish, hold, judge, make_room, publish
 
 POLL_SECONDS = 0.2
 MOST_NOTE_BYTES = 100_000
+MAKING = ".making-"  # in the name of a note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,8 @@ def cached_shards(
     """
     listed = _look_at_files(corpus)
     folder = expand_home(cache_dir, "--cache_dir") / f"{corpus.list_path.name}-{listed.identity}"
+    if makes_it:
+        _remove_old(folder.parent)
     while True:
         found = find_place(folder, listed.job)
         if found.folder != folder and makes_it:
@@ -131,16 +133,16 @@ def _make_noted(
 
 def _make(found: Verdict, corpus: ListedCorpus, progress: Progress) -> None:
     folder = found.folder
-    staging = folder.with_name(f".{folder.name}-{writer_name()}")
     plan = make_plan(corpus.utterances, corpus.speakers, corpus.source, Layout(), rule=corpus.rule)
-    try:
+    with staging_folder(folder) as staging:
         convert(plan, corpus.source, staging, progress)
-        finish(staging)
-        publish(staging, found)  # unless another host was faster
-    except OSError as error:
-        raise InputError(f"{folder}: can't be written: {error.strerror}; set --cache_dir to another folder") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            finish(staging)
+            publish(staging, found)  # unless another host was faster
+        except OSError as error:
+            raise InputError(
+                f"{folder}: can't be written: {error.strerror}; set --cache_dir to another folder"
+            ) from None
 
 
 def _look_at_files(corpus: ListedCorpus) -> _Listed:
@@ -171,7 +173,7 @@ def maker_note(folder: Path) -> Iterator[None]:
         InputError: the note can't be written.
     """
     make_folder(folder.parent)
-    _remove_old(folder)
+    _remove_old(folder.parent)
     note = _note(folder)
     maker = asdict(ProcessMark.of_this())
     write_json(note, maker)
@@ -203,7 +205,7 @@ def check_maker(folder: Path) -> None:
 
 
 def _note(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.making-{socket.gethostname()}-{os.getppid()}")
+    return folder.with_name(f".{folder.name}{MAKING}{ProcessMark.of_this().place_digest}-{os.getppid()}")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -221,14 +223,15 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _is_running(note: dict[str, Any]) -> bool:
     """Whether the note's process may still live: it does for those who can't tell, in another container."""
     try:
-        return not ProcessMark.parse(note).is_gone
+        return ProcessMark.parse(note).lives is not False
     except ValueError:  # the note of another version
         return False
 
 
-def _remove_old(folder: Path) -> None:
-    """Remove the notes that makers of this host have left who are gone."""
-    for path in folder.parent.glob(f".{folder.name}.making-{socket.gethostname()}-*"):
-        note = _read(path)
-        if note is not None and not _is_running(note):
-            path.unlink(missing_ok=True)
+def _remove_old(cache_dir: Path) -> None:
+    """Remove what makers have left in the cache who are known to be gone: notes and unfinished datasets."""
+    remove_left_behind(cache_dir)
+    for path in cache_dir.glob(f".*{MAKING}*"):
+        with contextlib.suppress(SpkidError, OSError, ValueError):  # another's, which tells nothing here
+            if ProcessMark.parse(_read(path)).lives is False:
+                path.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from shards import Layout, Utterance, convert, make_plan
 from shards.errors import InputError
+from shards.files import staging_folder
 from shards.resources import available_cpus
 from spkid_dist.config import TrainConfig
 from spkid_dist.config.network import NetworkOptions
@@ -83,9 +84,9 @@ def measure_rates(corpus: CorpusSize, network: NetworkOptions, stream: Stream, c
     """The rates of this machine for such a training. Raises InputError where a process that measures ends."""
     wanted = min(cluster.devices_per_node, _num_devices())
     processes = max(wanted, 2) if cluster.ranks > 1 else 1  # an all-reduce takes two
-    with tempfile.TemporaryDirectory() as name:
+    with staging_folder(Path(tempfile.gettempdir()) / "spkid-simulate", mode=0o700) as folder:
         task = Task(
-            folder=Path(name),
+            folder=folder,
             processes=processes,
             windows=max(1, stream.rank_windows(cluster.ranks, corpus.num_windows)),
             network=network,

@@ -11,7 +11,6 @@ then are older ones deleted. What is not in that file is what a crash has left.
 
 import json
 import re
-import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,7 +20,8 @@ from typing import Any
 import xxhash
 
 from shards.errors import InputError
-from shards.files import TEMPORARY_MARK, fsync_folder, json_bytes, make_folder, write_atomic, write_json
+from shards.files import fsync_folder, json_bytes, make_folder, write_atomic, write_json
+from shards.unfinished import TEMPORARY_MARK, unfinished_path
 
 FORMAT = 1
 FOLDER_NAME = "checkpoints"
@@ -48,7 +48,7 @@ def write_checkpoint(path: Path, values: dict[str, Any], state: bytes) -> None:
         InputError: it can't be written (no room, no permission).
     """
     make_folder(path.parent)
-    staging = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+    staging = unfinished_path(path)
     contents = {STATE_NAME: state, VALUES_NAME: json_bytes(values)}
     files = {name: {"bytes": len(data), "xxh3_128": xxhash.xxh3_128_hexdigest(data)} for name, data in contents.items()}
     try:

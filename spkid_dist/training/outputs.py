@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.files import TEMPORARY_MARK, atomic_writer, write_json
+from shards.files import atomic_writer, write_json
+from shards.unfinished import TEMPORARY_MARK
 from spkid_dist.trained import ID_NAME, OPTIONS_NAME, name_in_weights
 from spkid_dist.trainedfolder import STATISTICS_NAME, TrainStatistics, averaged_name, weights_name
 from spkid_dist.training.checkpoint import CHAIN_NAME, FOLDER_NAME, NAME_PATTERN

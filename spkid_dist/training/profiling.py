@@ -1,12 +1,12 @@
 """Profile a training's first steps with torch.profiler."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from shards.errors import InputError
+from shards.files import staging_folder
 
 WARMUP_STEPS = 3  # the first ones allocate, and the profiler's own start is slow
 TOP_OPERATORS = 15
@@ -75,8 +75,8 @@ class StepProfile:
     def _write(self, found: profile) -> None:
         """Write the trace. torch says nothing where the disk is full: it leaves its unfinished file under another name."""
         try:
-            with tempfile.TemporaryDirectory(prefix=f".{self._path.name}-", dir=self._path.parent) as staging:
-                trace = Path(staging) / self._path.name
+            with staging_folder(self._path) as staging:
+                trace = staging / self._path.name
                 found.export_chrome_trace(str(trace))
                 trace.replace(self._path)
         except OSError as error:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shards.errors import InputError, UsageError
-from shards.files import TEMPORARY_MARK
+from shards.unfinished import TEMPORARY_MARK
 from spkid_dist.scoring import scorefile
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.rowfile import RowFile
