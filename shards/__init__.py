@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from shards.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from shards.conversion.claiming import claim_folder as claim_folder
     from shards.conversion.folder import open_folder as open_folder
-    from shards.conversion.job import claim_folder as claim_folder
     from shards.conversion.job import convert as convert
     from shards.conversion.job import convert_tasks as convert_tasks
     from shards.conversion.merging import merge as merge
@@ -61,7 +61,7 @@ _MODULES = {
     "UsageError": "errors",
     "Utterance": "corpus",
     "check_speakers": "corpus",
-    "claim_folder": "conversion.job",
+    "claim_folder": "conversion.claiming",
     "convert": "conversion.job",
     "convert_tasks": "conversion.job",
     "find_speakers": "corpus",

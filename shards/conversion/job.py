@@ -5,32 +5,26 @@ cut short continues: tasks with a record are not done again. A task's bytes foll
 who does it, in which order, or twice.
 """
 
-import dataclasses
-import json
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from shards.conversion.blocks import BlockBuilder
+from shards.conversion.claiming import JobOverError, check_claim, claim_folder, has_joined, is_finished
 from shards.conversion.folder import Folder, open_folder
-from shards.conversion.merging import (
-    check_base,
-    load_job,
-    load_manifest,
-    merge,
-    missing_shards,
-    remove_job_files,
-)
-from shards.conversion.plan import Job, Plan, ShardTask
-from shards.conversion.record import RECORDS_NAME, ShardRecord, record_name
+from shards.conversion.merging import merge, missing_shards
+from shards.conversion.plan import Plan, ShardTask
+from shards.conversion.record import ShardRecord, record_name
 from shards.conversion.workers import broken_workers_explained, process_pool
 from shards.conversion.writer import ShardWriter
 from shards.errors import InputError, SpkidError
-from shards.layout import JOB_NAME, UTTERANCE_DTYPE, ShardInfo, shard_name
+from shards.layout import UTTERANCE_DTYPE, ShardInfo, shard_name
 from shards.manifest import Manifest
 from shards.sources import Source
 
@@ -98,14 +92,37 @@ def convert_tasks(
     Returns what was done, in the order in which it ended. Arguments and errors as of `convert`.
     """
     missing = missing_shards(shards, out.sizes())
-    convert_one = _Conversion(source, out)
-    if executor is not None:
-        with _executor_failures_explained():
-            return _run_tasks(plan, missing, convert_one, executor, workers, progress)
-    if min(workers, len(missing)) <= 1:
-        return [convert_shard(task, source, out, progress) for task in plan.tasks(missing)]
-    with process_pool(min(workers, len(missing))) as pool:
-        return _run_tasks(plan, missing, convert_one, pool, workers, progress)
+    results: list[ConvertedShard] = []
+    todo = _still_missing(plan, missing, out, progress)
+    try:
+        if executor is not None:
+            with _executor_failures_explained():
+                _run_tasks(todo, _Conversion(source, out), executor, workers, progress, results)
+        elif min(workers, len(missing)) <= 1:
+            for task in todo:
+                results.append(convert_shard(task, source, out, progress))
+        else:
+            workers = min(workers, len(missing))
+            with process_pool(workers) as pool:
+                _run_tasks(todo, _Conversion(source, out), pool, workers, progress, results)
+    except JobOverError:
+        if not is_finished(plan.job, out):
+            raise
+    return results
+
+
+def _still_missing(plan: Plan, shards: Sequence[int], out: Folder, progress: Progress) -> Iterator[ShardTask]:
+    """The tasks of `shards` that are not done when their turn comes: other processes may be at work at the same job.
+
+    Whoever takes part in a job that another began starts at a place of its own, so that they meet late.
+    """
+    first = secrets.randbelow(len(shards)) if shards and has_joined(out) else 0
+    for task in chain(plan.tasks(shards[first:]), plan.tasks(shards[:first])):
+        check_claim(plan.job, out)
+        if out.has(record_name(task.shard)) and out.has(shard_name(task.shard)):
+            progress(len(task.utterances), 0)
+        else:
+            yield task
 
 
 @dataclass(frozen=True)
@@ -121,23 +138,21 @@ class _Conversion:
 
 
 def _run_tasks(
-    plan: Plan,
-    shards: Sequence[int],
+    todo: Iterator[ShardTask],
     convert_one: _Conversion,
     executor: Executor,
     workers: int,
     progress: Progress,
-) -> list[ConvertedShard]:
+    results: list[ConvertedShard],
+) -> None:
     """Hand the tasks to `executor`, a few ahead; the first error ends the job, and is raised."""
-    results: list[ConvertedShard] = []
     waiting: set[Future[ConvertedShard]] = set()
-    todo = plan.tasks(shards)
     try:
         while True:
             while len(waiting) < TASKS_AHEAD * workers and (task := next(todo, None)) is not None:
                 waiting.add(executor.submit(convert_one, task))
             if not waiting:
-                return results
+                return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 results.append(future.result())
@@ -162,47 +177,11 @@ def _executor_failures_explained() -> Iterator[None]:
         ) from error
 
 
-def claim_folder(job: Job, out: Folder) -> Manifest | None:
-    """Make `out` the folder of this job, or find that it is; return the manifest of a finished one.
-
-    Raises:
-        InputError: the folder holds something else, or another job.
-    """
-    manifest = load_manifest(out)
-    if manifest is not None and job.is_in(manifest):
-        remove_job_files(out, manifest)
-        return manifest
-    if manifest is not None and not job.part:
-        raise _other_job(out, "a dataset", "choose another --out, delete that folder, or add to it with --append")
-    check_base(job, manifest, out)
-    # Listed before the job is looked for: another task may be just making it.
-    names = out.sizes()
-    found = load_job(out)
-    if found is None and names and manifest is None:
-        raise InputError(f"{out}: this folder holds something else; give --out a new or empty folder")
-    if found is not None and manifest is not None and found.is_in(manifest):
-        out.remove(JOB_NAME)
-        found = None
-    if found is None and not out.write_new(JOB_NAME, json.dumps(job.to_json()).encode()):
-        found = load_job(out)  # of a task or another job that came at the same moment
-    if found is not None and dataclasses.replace(found, first_read=job.first_read) != job:
-        if job.part:
-            remedy = (
-                f"finish that one by its own command, or delete {out.where(JOB_NAME)} and {out.where(RECORDS_NAME)}"
-            )
-        else:
-            remedy = "choose another --out, or delete that folder"
-        raise _other_job(out, "an unfinished job", remedy)
-    out.remove_unfinished()
-    return None
-
-
-def _other_job(out: Folder, what: str, remedy: str) -> InputError:
-    return InputError(f"{out}: holds {what} of another list, other options or other features; {remedy}")
-
-
 def convert_shard(task: ShardTask, source: Source, out: Folder, progress: Progress = _no_progress) -> ConvertedShard:
-    """Carry out one task: publish the shard's tar, then its record. Raises InputError as `convert`."""
+    """Carry out one task: publish the shard's tar, then its record. Raises InputError as `convert`.
+
+    JobOverError, and nothing is published, where the folder is no longer of the task's job.
+    """
     name = shard_name(task.shard)
     with out.create(name) as file:
         writer = ShardWriter(file, task.shard)
@@ -211,6 +190,7 @@ def convert_shard(task: ShardTask, source: Source, out: Folder, progress: Progre
             progress(1, builder.add(utterance, source))
         builder.flush()
         digest = writer.finish()
+        check_claim(task.job, out)
     info = ShardInfo(
         name=name,
         bytes=writer.bytes_written,

@@ -3,9 +3,8 @@
 One pass over the records, a few of them in memory at a time: of 10^5 shards the manifest's part, 50 MB, stays.
 """
 
-import json
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import closing
 
 from shards.conversion.assembly import assembling
@@ -14,6 +13,8 @@ from shards.conversion.plan import Job
 from shards.conversion.record import RECORDS_NAME, ShardRecord, record_name
 from shards.dataset import ShardDataset
 from shards.errors import InputError, UsageError
+from shards.holding import Say, say_nothing
+from shards.jsontext import parse_json
 from shards.layout import JOB_NAME, MANIFEST_NAME, shard_name
 from shards.manifest import Manifest
 from shards.parallel import in_order
@@ -23,27 +24,56 @@ SHOWN_GAPS = 5
 READERS = 8  # records read at a time: a store takes its time for each
 
 
-def merge(out: Folder) -> Manifest:
+def merge(out: Folder, say: Say = say_nothing) -> Manifest:
     """Publish the dataset of a job whose tasks are all done; one that is published already stays as it is.
+
+    Of several processes that come at once, one publishes, and the others wait and find it done; `say` is told of that.
 
     Raises:
         InputError: `out` holds no job, a task is not done, a record is not of this job, it appends to another dataset, or
             the disk is full.
     """
-    manifest, job = load_manifest(out), load_job(out)
-    if job is not None and not (manifest is not None and job.is_in(manifest)):
-        check_base(job, manifest, out)
+    job, manifest = load_job(out), load_manifest(out)
+    if manifest is None and job is None:
+        raise InputError(f"{out}: holds no conversion job; give the --out folder of `spkid shard --task`")
+    if manifest is not None and not _is_to_be_published(job, manifest) and not has_leftovers(out, manifest, job):
+        out.remove_unfinished()
+        return manifest
+    with out.in_turn(say) as check:
+        job, manifest = load_job(out), load_manifest(out)
+        if job is not None and _is_to_be_published(job, manifest):
+            manifest = _publish(job, manifest, out, check)
+        if manifest is None:
+            raise InputError(f"{out}: the job that was there is gone; somebody has deleted it")
+        check()
+        remove_job_files(out, manifest)
+    return manifest
+
+
+def _is_to_be_published(job: Job | None, manifest: Manifest | None) -> bool:
+    return job is not None and not (manifest is not None and job.is_in(manifest))
+
+
+def _publish(job: Job, manifest: Manifest | None, out: Folder, check: Callable[[], None]) -> Manifest:
+    """Write the tables of a job that is not published yet, and then its manifest."""
+    check_base(job, manifest, out)
+    try:
         with assembling(out, job.part + 1) as assembly:
             if job.part:
                 assembly.begin_with(ShardDataset(str(out)))
             for record in _all_records(job, out):
                 assembly.add(record, job.origin)
-            manifest = assembly.finish()
-        out.write(MANIFEST_NAME, manifest.to_bytes())
-    if manifest is None:
-        raise InputError(f"{out}: holds no conversion job; give the --out folder of `spkid shard --task`")
-    remove_job_files(out, manifest)
-    return manifest
+            merged = assembly.finish()
+            check()
+    except InputError:
+        # In a store, where nobody waits for a turn, another process may have published it and removed the records.
+        published = load_manifest(out)
+        if published is not None and job.is_in(published):
+            return published
+        raise
+    check()
+    out.write(MANIFEST_NAME, merged.to_bytes())
+    return merged
 
 
 def check_base(job: Job, manifest: Manifest | None, out: Folder) -> None:
@@ -66,13 +96,16 @@ def load_manifest(out: Folder) -> Manifest | None:
 def load_job(out: Folder) -> Job | None:
     """The unfinished job of the folder `out`; None where there is none. Raises InputError where its file is damaged."""
     try:
-        return Job.from_json(json.loads(out.read(JOB_NAME)))
+        data = out.read(JOB_NAME)
+        return Job.from_json(parse_json(data, undecodable=True)) if data else None  # empty for a moment: being made
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{out.where(JOB_NAME)}: can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, RecursionError, UsageError) as error:
-        raise InputError(f"{out.where(JOB_NAME)}: damaged ({error}); delete the folder and shard again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+        is_append = out.has(MANIFEST_NAME)
+        remedy = f"delete it and {out.where(RECORDS_NAME)}" if is_append else "delete the folder and shard again"
+        raise InputError(f"{out.where(JOB_NAME)}: damaged ({error}); {remedy}") from None
 
 
 def _all_records(job: Job, out: Folder) -> Iterator[ShardRecord]:
@@ -122,13 +155,27 @@ def missing_shards(shards: Iterable[int], names: Container[str]) -> list[int]:
     return [shard for shard in shards if record_name(shard) not in names or shard_name(shard) not in names]
 
 
+def has_leftovers(out: Folder, manifest: Manifest, job: Job | None) -> bool:
+    """Whether `out`, with this job found in it, holds what `remove_job_files` would remove, besides unfinished files."""
+    if job is not None:
+        return job.is_in(manifest)
+    return any(_is_job_file(name, manifest) for name in out.sizes())
+
+
 def remove_job_files(out: Folder, manifest: Manifest) -> None:
-    """Remove what only an unfinished job needs, and tables of before, unless a job is unfinished that appends."""
+    """Remove what only an unfinished job needs, and tables of before, unless a job is unfinished that appends.
+
+    For a process whose turn it is (`Folder.in_turn`): a job that begins meanwhile would lose its files.
+    """
     job = load_job(out)
     if job is not None and not job.is_in(manifest):
         return
     for name in out.sizes():
-        if name.startswith(RECORDS_NAME) or (TABLE_NAME.fullmatch(name) and name not in manifest.tables):
+        if _is_job_file(name, manifest):
             out.remove(name)
     out.remove(JOB_NAME)
     out.remove_unfinished()
+
+
+def _is_job_file(name: str, manifest: Manifest) -> bool:
+    return name.startswith(RECORDS_NAME) or bool(TABLE_NAME.fullmatch(name) and name not in manifest.tables)

@@ -41,7 +41,7 @@ class Job:
     `identity` names the list (by `utterances`, an `UtteranceSum`) and all options that change bytes, `sample` (xxh3_128)
     the frames that were loaded for the plan: it tells a job that is continued with other feature files. A job that
     appends is `part` 1 or more of its dataset, has shards from `first_shard` on, and goes with no dataset but that of the
-    fingerprint `base`.
+    fingerprint `base`. `begun_by` says which process began it, for messages.
     """
 
     identity: str
@@ -57,6 +57,7 @@ class Job:
     num_shards: int
     first_read: str
     sample: str
+    begun_by: str = ""
 
     @property
     def shards(self) -> range:

@@ -8,8 +8,9 @@ from typing import Any
 
 from shards.conversion.appending import extended_speakers
 from shards.conversion.check import find_bad
+from shards.conversion.claiming import claim_folder
 from shards.conversion.folder import Folder, open_folder
-from shards.conversion.job import ConvertedShard, claim_folder, convert_tasks
+from shards.conversion.job import ConvertedShard, convert_tasks
 from shards.conversion.merging import merge as merge_job
 from shards.conversion.merging import missing_shards
 from shards.conversion.plan import Plan, make_plan
@@ -63,7 +64,7 @@ def shard(config: ShardConfig) -> Manifest | None:
     began = time.perf_counter()
     plan, source, num_skipped = _plan(config, log)
     out = open_folder(config.out)
-    manifest = claim_folder(plan.job, out)
+    manifest = claim_folder(plan.job, out, log.line)
     summary = None
     if manifest is not None:
         log.line(f"{config.out}: finished already; nothing was read or written")
@@ -77,7 +78,7 @@ def shard(config: ShardConfig) -> Manifest | None:
     if share.count > 1:
         log.line(f"task {share.index} of {share.count} is done; when all are: spkid merge {config.out}")
     else:
-        manifest = manifest or merge_job(out)
+        manifest = manifest or merge_job(out, log.line)
         _say_done(log, config.out, manifest)
     if summary is not None:
         log.summary(summary, config.json)
@@ -139,7 +140,7 @@ def array_task(config: ShardConfig, share: TaskShare) -> list[ConvertedShard] | 
     try:
         plan, source, _ = _plan(config, log)
         out = open_folder(config.out)
-        if claim_folder(plan.job, out) is not None:
+        if claim_folder(plan.job, out, log.line) is not None:
             return []
         return _convert_share(plan, source, out, share, config, log)
     except SpkidError as error:
@@ -163,8 +164,9 @@ def merge(config: MergeConfig) -> Manifest:
     Raises:
         InputError: a task is not done, or the folder holds no job.
     """
-    manifest = merge_job(open_folder(config.folder))
-    _say_done(RunLog(shown=True), config.folder, manifest)
+    log = RunLog(shown=True)
+    manifest = merge_job(open_folder(config.folder), log.line)
+    _say_done(log, config.folder, manifest)
     return manifest
 
 

@@ -15,8 +15,9 @@ import webdataset
 from conftest import make_corpus, shard_folder
 
 from shards import FmatrixSource, InputError, Layout, ShardDataset, convert, make_plan, read_list
+from shards.conversion.claiming import claim_folder
 from shards.conversion.folder import LocalFolder
-from shards.conversion.job import claim_folder, convert_shard
+from shards.conversion.job import convert_shard
 from shards.layout import MANIFEST_NAME, key_hash
 
 LENGTHS = [5, 9, 2, 14, 7, 30, 1, 8]

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -34,7 +33,6 @@ from shards.conversion.check import find_bad
 from shards.conversion.folder import LocalFolder
 from shards.conversion.job import convert_shard
 from shards.conversion.workers import process_pool
-from shards.files import writer_name
 from shards.layout import MANIFEST_NAME
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.dataset import WindowDataset
@@ -221,30 +219,6 @@ def is_running(process):
         return not re.search(r"^State:\s*[ZX]", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     except FileNotFoundError:
         return False
-
-
-def test_unfinished_files_of_killed_jobs_are_removed(corpus, tmp_path):
-    plan, _ = plan_of(corpus)
-    out = tmp_path / "out"
-    claim_folder(plan.job, LocalFolder(out))
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    ended = subprocess.Popen(["true"])  # not waited for: the system keeps its number
-    while is_running(ended.pid):
-        time.sleep(0.01)
-    prefix = writer_name().rpartition(".")[0]
-    left = out / f"shard-000000.tar.tmp-{prefix}.{dead.pid}-0a1b"
-    kept = out / f"shard-000002.tar.tmp-{prefix}.{ended.pid}-0a1b"
-    ours = out / f"shard-000001.tar.tmp-{prefix}.{os.getpid()}-0a1b"
-    elsewhere = out / f"shard-000003.tar.tmp-{socket.gethostname()}-1.{dead.pid}-0a1b"  # of another container
-    for path in (left, kept, ours, elsewhere):
-        path.write_bytes(b"unfinished")
-    claim_folder(plan.job, LocalFolder(out))
-    assert not left.exists()
-    assert not kept.exists()
-    ended.wait()
-    assert ours.exists()
-    assert elsewhere.exists()
 
 
 def test_of_two_jobs_that_claim_a_folder_at_the_same_moment_one_gets_it(corpus, tmp_path):

@@ -19,8 +19,9 @@ import numpy as np
 import xxhash
 
 from shards import FmatrixSource, Layout, ShardDataset, convert, make_plan
+from shards.conversion.claiming import claim_folder
 from shards.conversion.folder import LocalFolder
-from shards.conversion.job import claim_folder, convert_shard
+from shards.conversion.job import convert_shard
 from shards.conversion.merging import JOB_NAME, load_job
 from shards.conversion.record import ShardRecord, record_name
 from shards.corpus import Utterance
