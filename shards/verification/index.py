@@ -25,6 +25,7 @@ from shards.conversion.record import ShardRecord
 from shards.corpus import Utterance
 from shards.errors import InputError, UsageError
 from shards.hashing import UtteranceSum, sum_utterances
+from shards.holding import Say, say_nothing
 from shards.layout import (
     BLOCK_DTYPE,
     DTYPES,
@@ -43,23 +44,39 @@ from shards.members import TAR_RECORD, parse_npy
 from shards.moments import BlockMoments
 from shards.parallel import in_order
 from shards.verification.jobcheck import IndexedShard, JobChecks
+from shards.verification.ongoing import find_unfinished
 from shards.verification.tarreader import RESTORE, TarReader
 
 
-def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None] = lambda _shards: None) -> Manifest:
-    """Write manifest and tables of the tars in `folder`, and return the manifest.
+def rebuild_index(
+    folder: Path,
+    *,
+    workers: int = 1,
+    done: Callable[[int], None] = lambda _shards: None,
+    say: Say = say_nothing,
+) -> Manifest:
+    """Write manifest and tables of the tars in `folder`, and return the manifest; shards of an unfinished append don't count.
 
     Args:
         folder: holds ``shard-000000.tar`` and so on, of one job, or of one and those that appended to it.
         workers: threads, each at one shard; a block's frames are in memory for each.
         done: called with 1 for each shard that was read.
+        say: told of another process that writes to the folder, which is waited for.
 
     Raises:
         InputError: a tar is damaged, missing or of another job; or there is an intact manifest that describes other
             shards. Nothing was written then.
     """
-    names = _shard_names(folder)
+    _shard_names(folder)
     out = LocalFolder(folder)
+    with out.in_turn(say) as check:
+        return _rebuild(out, workers, done, check)
+
+
+def _rebuild(out: LocalFolder, workers: int, done: Callable[[int], None], check: Callable[[], None]) -> Manifest:
+    """What `rebuild_index` does when its turn has come."""
+    folder = out.path
+    names = _shard_names(folder)
     jobs = JobChecks(folder)
     num_jobs = _read_origin(folder, len(names) - 1).part + 1
     indexed = in_order(partial(index_shard, folder), range(len(names)), workers)
@@ -71,6 +88,7 @@ def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None]
         jobs.close()
         manifest = assembly.finish()
         _check_old_manifest(folder, manifest)
+        check()
     out.write(MANIFEST_NAME, manifest.to_bytes())
     return manifest
 
@@ -78,7 +96,8 @@ def rebuild_index(folder: Path, *, workers: int = 1, done: Callable[[int], None]
 def _shard_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give the one with the shards")
-    found = sorted(path.name for path in folder.glob("*.tar"))
+    unfinished = _unfinished_append(folder)
+    found = sorted({path.name for path in folder.glob("*.tar")} - unfinished)
     if not found:
         raise InputError(f"{folder}: holds no shards; expected {shard_name(0)} and so on")
     names = [shard_name(number) for number in range(len(found))]
@@ -89,6 +108,16 @@ def _shard_names(folder: Path) -> list[str]:
             "restore it from a copy, or remove what is no shard of this dataset"
         )
     return names
+
+
+def _unfinished_append(folder: Path) -> set[str]:
+    """The shards of an append that is not published, nor indexed: they are no part of the dataset yet."""
+    try:
+        manifest = Manifest.load(folder)
+    except InputError:
+        manifest = None
+    unfinished = find_unfinished(folder, manifest)
+    return unfinished.shard_names if unfinished is not None and unfinished.job.part else set()
 
 
 def _check_old_manifest(folder: Path, manifest: Manifest) -> None:

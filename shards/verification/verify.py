@@ -23,6 +23,7 @@ from shards.manifest import Manifest
 from shards.parallel import in_order
 from shards.tables import map_table
 from shards.verification.expected import ShardRows, wrong_rows
+from shards.verification.ongoing import UnfinishedJob, find_unfinished
 from shards.verification.shardcheck import CHUNK_BYTES, Defect, check_shard
 
 Done = Callable[[Sequence[Defect]], None]
@@ -33,10 +34,14 @@ REBUILD = "restore it from a copy, or build it again from the shards: spkid inde
 
 @dataclass(frozen=True)
 class Report:
-    """What was verified: the manifest, None where it can't be used, and all defects."""
+    """What was verified: the manifest, None where it can't be used, and all defects.
+
+    `remarks` are lines on what lies beside the dataset and is no defect of it: an append that is not finished.
+    """
 
     manifest: Manifest | None
     defects: list[Defect]
+    remarks: tuple[str, ...] = ()
 
 
 def verify_dataset(
@@ -44,8 +49,8 @@ def verify_dataset(
 ) -> Report:
     """Compare the dataset in `folder` with what was written, and return all defects.
 
-    Any flipped bit and any missing or added byte of manifest, tables and shards is a defect, and so is a tar that the
-    manifest does not list. Without a manifest that can be read nothing else can be told.
+    Any flipped bit and any missing or added byte of manifest, tables and shards is a defect, and so is a tar that neither the
+    manifest nor an unfinished append accounts for. Without a manifest that can be read nothing else can be told.
 
     Args:
         folder: the dataset's.
@@ -55,7 +60,7 @@ def verify_dataset(
         done: called for the manifest, each table, and each tar, in this order.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or the job that makes the dataset is not finished.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder; give one that `spkid shard` has finished")
@@ -66,9 +71,10 @@ def verify_dataset(
         done(found)
 
     manifest, found = _check_manifest(folder)
+    unfinished, remarks = _look_for_unfinished(folder, manifest)
     note(found)
     if manifest is None:
-        return Report(None, defects)
+        return Report(None, defects, remarks)
     blocks = _check_table(folder, manifest, manifest.blocks_name, quick, note)
     utterances = _check_table(folder, manifest, manifest.utterances_name, quick, note)
     tables = None if blocks is None or utterances is None else _Tables(manifest, blocks, utterances)
@@ -76,10 +82,23 @@ def verify_dataset(
     with closing(in_order(check, range(len(manifest.shards)), workers)) as results:
         for found in results:
             note(found)
-    for name in _unlisted(folder, manifest):
-        what = "is not in the manifest; delete it, or finish the job that writes it"
+    for name in _unlisted(folder, manifest, unfinished):
+        what = "is not in the manifest, nor of an unfinished append, but readers of all *.tar take it; move it away"
         note([Defect(file=name, what=what)])
-    return Report(manifest, defects)
+    return Report(manifest, defects, remarks)
+
+
+def _look_for_unfinished(folder: Path, manifest: Manifest | None) -> tuple[UnfinishedJob | None, tuple[str, ...]]:
+    """The unfinished job in the folder, and what to say of it. Raises InputError where it is all that there is."""
+    try:
+        unfinished = find_unfinished(folder, manifest)
+    except InputError as error:
+        return None, (f"{error}; readers of the dataset don't need it",)
+    if unfinished is None:
+        return None, ()
+    if manifest is None and not unfinished.job.part and not (folder / MANIFEST_NAME).exists():
+        raise InputError(f"{folder}: no dataset yet, but {unfinished}")
+    return unfinished, (f"{folder}: beside the dataset lies {unfinished}; readers see the dataset as it was",)
 
 
 class _Tables:
@@ -159,6 +178,7 @@ def _check_shard(folder: Path, manifest: Manifest, tables: _Tables | None, quick
     return [defect, *check_shard(folder, manifest, shard, None, quick=quick)]
 
 
-def _unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """The tars that no reader of the manifest will read, but one of all ``*.tar`` would."""
-    return sorted({path.name for path in folder.glob("*.tar")} - {info.name for info in manifest.shards})
+def _unlisted(folder: Path, manifest: Manifest, unfinished: UnfinishedJob | None) -> list[str]:
+    """The tars that no reader of the manifest will read, but one of all ``*.tar`` would, and that no job is making."""
+    known = {info.name for info in manifest.shards} | (set() if unfinished is None else unfinished.shard_names)
+    return sorted({path.name for path in folder.glob("*.tar")} - known)

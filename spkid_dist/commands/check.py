@@ -18,6 +18,8 @@ BESIDE_SHARDS = 3  # manifest and two tables
 def verify(config: VerifyConfig) -> Report:
     """Verify the dataset in `config.folder`: a line for each defect, then a JSON summary (`RunLog.summary`).
 
+    An unfinished append is no defect: a line says what of it there is.
+
     Raises:
         InputError: there is no such folder, it is another dataset than --fingerprint says, or there are defects.
     """
@@ -39,6 +41,7 @@ def verify(config: VerifyConfig) -> Report:
     num_bytes = sum(info.bytes for info in shards)
     summary = {
         "defects": len(report.defects),
+        "remarks": len(report.remarks),
         "quick": config.quick,
         "shards": len(shards),
         "blocks": sum(info.blocks for info in shards),
@@ -50,6 +53,8 @@ def verify(config: VerifyConfig) -> Report:
     if not report.defects:
         what = "sizes and headers" if config.quick else "every byte"
         log.line(f"{config.folder}: no damage found; {what} of {len(shards)} shards compared in {seconds:.1f} s")
+    for remark in report.remarks:
+        log.line(remark)
     log.summary(summary, config.json)
     if report.defects:
         raise InputError(f"{config.folder}: damaged (defects: {len(report.defects)}, named above); do not train on it")
@@ -65,7 +70,7 @@ def index(config: IndexConfig) -> Manifest:
     log = RunLog(shown=True)
     began = time.perf_counter()
     with log.bar(len(list(config.folder.glob("*.tar"))), "shards") as bar:
-        manifest = rebuild_index(config.folder, workers=config.workers, done=bar.advance)
+        manifest = rebuild_index(config.folder, workers=config.workers, done=bar.advance, say=log.line)
     seconds = time.perf_counter() - began
     log.line(
         f"{config.folder}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; manifest and tables written"

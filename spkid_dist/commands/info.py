@@ -1,6 +1,7 @@
 """The command `spkid info`: show what is in a dataset."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.dataset import ShardDataset
-from shards.errors import UsageError
+from shards.errors import InputError, UsageError
 from shards.files import plain_json
 from shards.manifest import Manifest
 from shards.plaintext import printable
 from shards.stores.store import StoreOptions
+from shards.verification.ongoing import find_unfinished
 from spkid_dist.config import InfoConfig
 
 HISTOGRAM_BINS = 10
@@ -35,6 +37,13 @@ def info(config: InfoConfig) -> None:
     dataset = ShardDataset(config.folder, StoreOptions(fingerprint=config.fingerprint, cache_dir=config.shard_cache))
     shift_ms, origin = find_frame_shift(dataset.manifest, config.frame_shift_ms)
     facts = dataset_facts(dataset, shift_ms, origin)
+    if isinstance(dataset.folder, Path):
+        try:
+            unfinished = find_unfinished(dataset.folder, dataset.manifest)
+        except InputError as error:
+            facts["unfinished"] = str(error)
+        else:
+            facts |= {} if unfinished is None else {"unfinished": str(unfinished)}
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if config.json:
         console.out(json.dumps(plain_json(facts)))

@@ -1,7 +1,9 @@
 """Appending: the old shards keep every byte, and the dataset is whole before, during and after."""
 
 import json
+import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -16,17 +18,19 @@ from shards.conversion import appending as appending_module
 from shards.conversion import plan as plan_module
 from shards.conversion.appending import extended_speakers
 from shards.conversion.assembly import assembling
+from shards.conversion.claiming import claim_folder
 from shards.conversion.folder import LocalFolder
-from shards.conversion.job import claim_folder, convert_shard, convert_tasks
+from shards.conversion.job import convert_shard, convert_tasks
 from shards.conversion.merging import JOB_NAME
 from shards.conversion.record import ShardRecord, record_name
 from shards.layout import MANIFEST_NAME, key_hash, shard_name
 from shards.sources.fmatrix import read_fmatrix, write_fmatrix
 from shards.verification.index import rebuild_index
 from shards.verification.verify import verify_dataset
+from spkid_dist.commands.check import verify
 from spkid_dist.commands.info import info
 from spkid_dist.commands.shard import shard
-from spkid_dist.config import InfoConfig, ShardConfig
+from spkid_dist.config import InfoConfig, ShardConfig, VerifyConfig
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.measure.synthetic import SyntheticCorpus
 
@@ -269,6 +273,89 @@ def test_the_dataset_is_readable_at_every_stage_of_an_append(corpus, out, grown)
     assert [
         opened.keys(number, opened.read_block(number)) for number in range(len(opened.blocks))
     ]  # its tables are gone from the folder
+
+
+def test_an_unfinished_append_is_no_damage_and_is_left_alone(corpus, out, grown, capsys):
+    before = folder_bytes(out)
+    append(corpus, "second", out, task="0/3")
+    made = names_below(out)
+    for quick in (False, True):
+        report = verify_dataset(out, quick=quick)
+        assert report.defects == []
+        (remark,) = report.remarks
+        assert re.fullmatch(
+            rf"{out}: beside the dataset lies an unfinished append: \d of \d shards are done, begun by process {os.getpid()} "
+            r"on .*; give its command again to finish it, or delete job\.json, records/ and the shards from shard-00000\d\.tar "
+            r"on to give it up; readers see the dataset as it was",
+            remark,
+        )
+    capsys.readouterr()
+    verify(VerifyConfig(folder=out))  # raises nothing: the exit code is 0
+    no_damage, said, summary = capsys.readouterr().out.splitlines()
+    assert "no damage found" in no_damage
+    assert said == remark
+    assert (json.loads(summary)["defects"], json.loads(summary)["remarks"]) == (0, 1)
+    info(InfoConfig(folder=out, json=True))
+    assert "an unfinished append" in json.loads(capsys.readouterr().out)["unfinished"]
+    check_holds(corpus, out, ["first"])
+    assert names_below(out) == made
+    assert {name: (out / name).read_bytes() for name in before} == before
+    append(corpus, "second", out)
+    assert folder_bytes(out) == folder_bytes(grown["second"])
+    assert verify_dataset(out).remarks == ()
+
+
+def names_below(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_the_index_is_that_of_the_published_dataset_while_an_append_is_unfinished(corpus, out, grown):
+    append(corpus, "second", out, task="0/3")
+    plan, source = plan_of(corpus, "second", out)
+    convert_tasks(plan, source, LocalFolder(out), plan.job.shards)
+    assert (
+        verify_dataset(out).remarks[0].endswith(f"it needs only spkid merge {out}; readers see the dataset as it was")
+    )
+    rebuild_index(out)
+    (out / MANIFEST_NAME).unlink()
+    assert "an unfinished append" in verify_dataset(out).remarks[0]
+    rebuild_index(out)
+    check_holds(corpus, out, ["first"])
+    merge(LocalFolder(out))
+    assert folder_bytes(out) == folder_bytes(grown["second"])
+
+
+def test_damage_beside_an_unfinished_append_is_found(corpus, out):
+    append(corpus, "second", out, task="0/3")
+    (out / "shard-000099.tar").touch()
+    with (out / shard_name(0)).open("ab") as file:
+        file.write(b"1")
+    assert [defect.file for defect in verify_dataset(out).defects] == [shard_name(0), "shard-000099.tar"]
+
+
+def test_a_damaged_job_file_is_no_damage_of_the_dataset(out, capsys):
+    (out / JOB_NAME).write_text("{")
+    report = verify_dataset(out)
+    assert report.defects == []
+    assert "job.json: damaged" in report.remarks[0]
+    info(InfoConfig(folder=out, json=True))
+    assert "job.json: damaged" in json.loads(capsys.readouterr().out)["unfinished"]
+
+
+def test_an_append_that_was_given_up_as_the_message_says_leaves_the_dataset_as_it_was(corpus, out):
+    before = folder_bytes(out)
+    append(corpus, "second", out, task="0/2")
+    with pytest.raises(InputError, match="or, to give it up, delete") as error:
+        append(corpus, "third", out)
+    job, records, first = re.search(r"delete (\S+), (\S+) and the shards from (\S+) on", str(error.value)).groups()
+    Path(job).unlink()
+    shutil.rmtree(records)
+    for path in out.glob("*.tar"):
+        if path.name >= Path(first).name:
+            path.unlink()
+    assert folder_bytes(out) == before
+    append(corpus, "third", out)
+    check_holds(corpus, out, ["first", "third"])
 
 
 def test_an_unfinished_append_is_not_taken_for_another(corpus, out, grown):
