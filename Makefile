@@ -30,6 +30,8 @@ check: lint
 
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests/format/test_job.py tests/format/test_append.py --kills 50
+	$(BIN)/python -m pytest tests/format/test_races.py --long --kills 40
+	$(BIN)/python -m pytest tests/commands/test_litter.py --kills 20
 	$(BIN)/python -m pytest tests/stream/test_state.py tests/measure/test_bench.py --long
 	$(BIN)/python -m pytest tests --long -m long --deselect tests/stream/test_state.py
 	$(BIN)/python -m pytest tests/train/test_checkpoint.py --kills 30
