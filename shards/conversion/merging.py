@@ -4,8 +4,11 @@ One pass over the records, a few of them in memory at a time: of 10^5 shards the
 """
 
 import re
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import closing
+from itertools import islice
+
+import numpy as np
 
 from shards.conversion.assembly import assembling
 from shards.conversion.folder import Folder
@@ -18,7 +21,10 @@ from shards.jsontext import parse_json
 from shards.layout import JOB_NAME, MANIFEST_NAME, shard_name
 from shards.manifest import Manifest
 from shards.parallel import in_order
+from shards.verification.expected import ShardRows, wrong_blocks, wrong_utterances
 
+RECORD_NAME = re.compile(re.escape(RECORDS_NAME) + r"shard-(\d{6,18})\.npz")
+DIGEST = re.compile("[0-9a-f]{32}")
 TABLE_NAME = re.compile(r"(blocks|utterances)(-\d{4,})?\.npy")
 SHOWN_GAPS = 5
 READERS = 8  # records read at a time: a store takes its time for each
@@ -97,12 +103,13 @@ def load_job(out: Folder) -> Job | None:
     """The unfinished job of the folder `out`; None where there is none. Raises InputError where its file is damaged."""
     try:
         data = out.read(JOB_NAME)
-        return Job.from_json(parse_json(data, undecodable=True)) if data else None  # empty for a moment: being made
+        # Empty for a moment: being made. It names a path, which may be no UTF-8.
+        return Job.from_json(parse_json(data, undecodable=True)) if data else None
     except FileNotFoundError:
         return None
     except OSError as error:
         raise InputError(f"{out.where(JOB_NAME)}: can't be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+    except (ValueError, UsageError) as error:
         is_append = out.has(MANIFEST_NAME)
         remedy = f"delete it and {out.where(RECORDS_NAME)}" if is_append else "delete the folder and shard again"
         raise InputError(f"{out.where(JOB_NAME)}: damaged ({error}); {remedy}") from None
@@ -110,15 +117,9 @@ def load_job(out: Folder) -> Job | None:
 
 def _all_records(job: Job, out: Folder) -> Iterator[ShardRecord]:
     """The records of all shards, in order, checked."""
-    names = [record_name(shard) for shard in job.shards]
     sizes = out.sizes()
-    missing = missing_shards(job.shards, sizes)
-    if missing:
-        shown = ", ".join(shard_name(shard) for shard in missing[:SHOWN_GAPS])
-        raise InputError(
-            f"{out}: {len(missing)} of {job.num_shards} shards are not done: {shown}"
-            f"{', ...' if len(missing) > SHOWN_GAPS else ''}; run their tasks, then merge again"
-        )
+    _check_done(job, out, sizes)
+    names = [record_name(shard) for shard in job.shards]
     # Records before the first are of a job that was finished, but not cleared away.
     extra = (name for name in sizes if name.startswith(RECORDS_NAME) and name > names[-1])
     for name in sorted(extra):
@@ -127,7 +128,7 @@ def _all_records(job: Job, out: Folder) -> Iterator[ShardRecord]:
         )
     found = 0
     with closing(in_order(out.read, names, READERS)) as contents:
-        for name, data in zip(names, contents, strict=True):
+        for shard, name, data in zip(job.shards, names, contents, strict=True):
             record = ShardRecord.parse(data, out.where(name), job.identity)
             num_features = len(record.moments.mean)
             if num_features != job.num_features:
@@ -135,6 +136,7 @@ def _all_records(job: Job, out: Folder) -> Iterator[ShardRecord]:
                     f"{out.where(name)}: {num_features} features per frame, but the job's have {job.num_features}; delete it "
                     "and run its task again on the feature files of the others"
                 )
+            _check_record(record, shard, job, out.where(name))
             size = sizes.get(record.info.name)
             if size != record.info.bytes:
                 raise InputError(
@@ -148,6 +150,33 @@ def _all_records(job: Job, out: Folder) -> Iterator[ShardRecord]:
             f"{out}: its shards have {found} utterances together, but the job has {job.num_utterances}; delete the "
             "folder and shard again"
         )
+
+
+def _check_done(job: Job, out: Folder, names: Collection[str]) -> None:
+    """Raise InputError where shards are not done. What is done is counted: a damaged job may have any number of shards."""
+    missing = job.num_shards - sum(
+        shard_name(int(found[1])) in names
+        for found in map(RECORD_NAME.fullmatch, names)
+        if found and int(found[1]) in job.shards
+    )
+    if missing:
+        gaps = (shard for shard in job.shards if record_name(shard) not in names or shard_name(shard) not in names)
+        shown = ", ".join(shard_name(shard) for shard in islice(gaps, SHOWN_GAPS))
+        raise InputError(
+            f"{out}: {missing} of {job.num_shards} shards are not done: {shown}"
+            f"{', ...' if missing > SHOWN_GAPS else ''}; run their tasks, then merge again"
+        )
+
+
+def _check_record(record: ShardRecord, shard: int, job: Job, where: str) -> None:
+    """Raise InputError where a record is not of this shard, or its parts contradict each other."""
+    rows = ShardRows(blocks=record.blocks, utterances=record.utterances, first_block=0, first_utterance=0)
+    frame_bytes = job.num_features * np.dtype(job.layout.dtype).itemsize
+    wrong = wrong_blocks(rows, record.info, shard, frame_bytes) or wrong_utterances(rows, len(job.speakers))
+    if record.info.name != shard_name(shard) or not DIGEST.fullmatch(record.info.digest):
+        wrong = f"are of {record.info.name} with the digest {record.info.digest}"
+    if wrong is not None:
+        raise InputError(f"{where}: this record is damaged (its rows {wrong}); delete it and run its task again")
 
 
 def missing_shards(shards: Iterable[int], names: Container[str]) -> list[int]:

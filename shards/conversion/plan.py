@@ -25,10 +25,12 @@ from shards.conversion.appending import check_absent, check_options
 from shards.conversion.frames import check_shape
 from shards.corpus import Utterance
 from shards.dataset import ShardDataset
+from shards.jsontext import from_json, shown
 from shards.layout import Layout
 from shards.listing import Listing, MemoryListing
-from shards.manifest import Manifest, Origin, check_types
+from shards.manifest import Manifest, Origin
 from shards.sources import Source
+from shards.sources.limits import MAX_FEATURES
 from shards.speakers import SpeakerRule, describe_rule
 
 SEGMENT_UTTERANCES = 2**20  # selected from the list at a time
@@ -86,18 +88,25 @@ class Job:
         return asdict(self)
 
     @staticmethod
-    def from_json(value: Mapping[str, Any]) -> "Job":
+    def from_json(value: Any) -> "Job":
         """The job that `to_json` described.
 
         Raises:
-            KeyError, TypeError, ValueError, UsageError: `value` is something else.
+            ValueError, UsageError: `value` is something else.
         """
-        values = {**value, "layout": Layout(**value["layout"])}
-        job = Job(**values)
-        check_types(Layout, value["layout"])
-        check_types(Job, values)
+        job: Job = from_json(Job, value)
+        if job.to_json() != value:
+            raise ValueError(f"it has the fields {shown(list(value))}, expected those of a job")
+        if not isinstance(job.source.get("kind"), str):
+            raise ValueError("its source has no kind")
         if not 1 <= job.num_shards <= job.num_utterances:
             raise ValueError(f"{job.num_shards} shards of {job.num_utterances} utterances")
+        if not 1 <= job.num_features <= MAX_FEATURES or not job.speakers:
+            raise ValueError(f"{job.num_features} features per frame and {len(job.speakers)} speakers")
+        if (job.part == 0) != (job.first_shard == 0) or (job.part == 0) != (job.base == ""):
+            raise ValueError(
+                f"part {job.part} of a dataset begins with shard {job.first_shard} and goes with {job.base!r}"
+            )
         return job
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
+from shards.jsontext import from_json, parse_json
 from shards.layout import BLOCK_DTYPE, UTTERANCE_DTYPE, ShardInfo
-from shards.manifest import check_types
 from shards.members import table_header
 from shards.moments import Moments
 
@@ -68,23 +68,34 @@ class ShardRecord:
         return record
 
 
-# What damage in various places of a zip archive and of JSON raises; RuntimeError: encrypted, or nested too deep.
-_DAMAGED = (OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, struct.error, BadZipFile)
+# What damage in various places of a zip archive raises; RuntimeError: encrypted.
+_DAMAGED = (OSError, ValueError, LookupError, RuntimeError, EOFError, struct.error, BadZipFile)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What a record holds as JSON."""
+
+    job: str
+    info: ShardInfo
+    rounding_error: float
 
 
 def _parse(data: bytes) -> ShardRecord:
     """The record in the bytes of its file; nothing is allocated on a header's word. Raises one of `_DAMAGED`."""
     with ZipFile(io.BytesIO(data)) as archive:
-        head = json.loads(_member(archive, "head", np.dtype(np.uint8)).tobytes())
-        info, rounding_error = ShardInfo(**head["info"]), head["rounding_error"]
-        check_types(ShardInfo, head["info"])
+        value = parse_json(_member(archive, "head", np.dtype(np.uint8)).tobytes())
+        head: _Head = from_json(_Head, value)
+        if asdict(head) != value:
+            raise ValueError("its head has other fields than a record")
         blocks, utterances = _member(archive, "blocks", BLOCK_DTYPE), _member(archive, "utterances", UTTERANCE_DTYPE)
         mean, squares = (_member(archive, name, np.dtype(np.float64)) for name in ("mean", "squares"))
-    if not isinstance(head["job"], str) or not isinstance(rounding_error, float):
-        raise TypeError("its head is of other types")
+    info = head.info
     if (len(blocks), len(utterances), len(mean)) != (info.blocks, info.utterances, len(squares)):
         raise ValueError(f"its tables are not of {info.blocks} blocks and {info.utterances} utterances")
-    return ShardRecord(head["job"], info, blocks, utterances, Moments(info.frames, mean, squares), rounding_error)
+    if not (np.isfinite(mean).all() and np.isfinite(squares).all() and (squares >= 0).all()):
+        raise ValueError("its moments are no finite numbers, or squares below 0")
+    return ShardRecord(head.job, info, blocks, utterances, Moments(info.frames, mean, squares), head.rounding_error)
 
 
 def _member(archive: ZipFile, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -7,7 +7,6 @@ parts can be compared one by one, and where a block's checksum differs although 
 Shapes: T frames of a block, U its utterances, D features per frame.
 """
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.conversion.writer import END_OF_TAR
-from shards.layout import block_info, block_json, block_key, key_hash
+from shards.keys import parse_keys
+from shards.layout import ShardInfo, block_info, block_json, block_key
 from shards.manifest import Manifest
 from shards.members import MAX_MEMBER_BYTES, NPY_HEADER, TAR_RECORD, npy_header, padded, tar_header
 
@@ -122,14 +122,12 @@ class Block:
     def expected_json(self, text: bytes, manifest: Manifest, first: bool) -> bytes | None:
         """What the JSON with the keys of `text` must be; None where those can't be read, or are not the table's."""
         try:
-            keys = json.loads(text)["keys"]
-            if [key_hash(key) for key in keys] != self.key_hashes.tolist():
-                return None
-            speakers = [manifest.speakers[label] for label in self.labels]
-            dataset = asdict(manifest.origin(self.shard)) if first else None
-            return block_json(block_info(keys, speakers, manifest.source["kind"], dataset))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            keys = parse_keys(memoryview(text), self.key_hashes)
+        except ValueError:
             return None
+        speakers = [manifest.speakers[label] for label in self.labels]
+        dataset = asdict(manifest.origin(self.shard)) if first else None
+        return block_json(block_info(keys, speakers, manifest.source["kind"], dataset))
 
 
 def shard_blocks(manifest: Manifest, shard: int, rows: ShardRows) -> Iterator[Block]:
@@ -155,15 +153,17 @@ def shard_blocks(manifest: Manifest, shard: int, rows: ShardRows) -> Iterator[Bl
 
 def wrong_rows(rows: ShardRows, manifest: Manifest, shard: int) -> tuple[str, str] | None:
     """Compare a shard's rows with each other and the manifest: (table, what is wrong with them), or None."""
-    wrong = _wrong_blocks(rows, manifest, shard)
+    frame_bytes = manifest.num_features * np.dtype(manifest.dtype).itemsize
+    wrong = wrong_blocks(rows, manifest.shards[shard], shard, frame_bytes)
     if wrong is not None:
         return manifest.blocks_name, wrong
-    wrong = _wrong_utterances(rows, manifest)
+    wrong = wrong_utterances(rows, len(manifest.speakers))
     return None if wrong is None else (manifest.utterances_name, wrong)
 
 
-def _wrong_blocks(rows: ShardRows, manifest: Manifest, shard: int) -> str | None:
-    info, blocks = manifest.shards[shard], rows.blocks
+def wrong_blocks(rows: ShardRows, info: ShardInfo, shard: int, frame_bytes: int) -> str | None:
+    """What is wrong with the blocks of a shard, whose frames have `frame_bytes` each, or None."""
+    blocks = rows.blocks
     if len(blocks) == 0 or (blocks["shard"] != shard).any():
         return "are not those of this shard"
     num_frames, counts, extents = (blocks[name].astype(np.int64) for name in ("frames", "utterances", "extent_bytes"))
@@ -173,7 +173,7 @@ def _wrong_blocks(rows: ShardRows, manifest: Manifest, shard: int) -> str | None
         return f"do not hold the {info.utterances} utterances and {info.frames} frames of the manifest"
     if (blocks["first_utterance"] != rows.first_utterance + np.cumsum(counts) - counts).any():
         return "do not follow each other in the utterance table"
-    frames_bytes = num_frames * manifest.num_features * np.dtype(manifest.dtype).itemsize
+    frames_bytes = num_frames * frame_bytes
     least = _member_bytes(frames_bytes) + 2 * _member_bytes(4 * counts) + TAR_RECORD
     if (extents <= least).any() or extents.max() > MAX_MEMBER_BYTES:
         return "have extents that do not fit their frames"
@@ -188,7 +188,8 @@ def _member_bytes(payload_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
     return TAR_RECORD - (-(NPY_HEADER + payload_bytes) // TAR_RECORD) * TAR_RECORD
 
 
-def _wrong_utterances(rows: ShardRows, manifest: Manifest) -> str | None:
+def wrong_utterances(rows: ShardRows, num_speakers: int) -> str | None:
+    """What is wrong with the utterances of a shard, whose blocks are right, or None."""
     counts = rows.blocks["utterances"].astype(np.int64)
     if (rows.utterances["block"] != np.repeat(rows.first_block + np.arange(len(counts)), counts)).any():
         return "are not in the order of the blocks"
@@ -196,6 +197,6 @@ def _wrong_utterances(rows: ShardRows, manifest: Manifest) -> str | None:
     sums = np.add.reduceat(lengths, np.cumsum(counts) - counts, dtype=np.int64)
     if lengths.min() < 1 or (sums != rows.blocks["frames"]).any():
         return "do not add up to the frames of their blocks"
-    if speakers.min() < 0 or speakers.max() >= len(manifest.speakers):
-        return f"have speakers beyond the manifest's {len(manifest.speakers)}"
+    if speakers.min() < 0 or speakers.max() >= num_speakers:
+        return f"have speakers beyond the dataset's {num_speakers}"
     return None

@@ -8,10 +8,10 @@ intact.
 Shapes: T frames of a block, U its utterances, D features per frame.
 """
 
-import json
+import io
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from shards.conversion.folder import LocalFolder
 from shards.conversion.record import ShardRecord
 from shards.corpus import Utterance
 from shards.errors import InputError, UsageError
+from shards.files import open_regular
 from shards.hashing import UtteranceSum, sum_utterances
 from shards.holding import Say, say_nothing
+from shards.jsontext import from_json, parse_json
 from shards.layout import (
     BLOCK_DTYPE,
     DTYPES,
@@ -39,10 +41,11 @@ from shards.layout import (
     key_hash,
     shard_name,
 )
-from shards.manifest import Manifest, Origin, check_types
+from shards.manifest import Manifest, Origin
 from shards.members import TAR_RECORD, parse_npy
 from shards.moments import BlockMoments
 from shards.parallel import in_order
+from shards.plaintext import unsafe_character
 from shards.verification.jobcheck import IndexedShard, JobChecks
 from shards.verification.ongoing import find_unfinished
 from shards.verification.tarreader import RESTORE, TarReader
@@ -154,8 +157,8 @@ def _read_origin(folder: Path, shard: int) -> Origin:
 def _indexing(folder: Path, shard: int) -> Iterator["_ShardIndexer"]:
     path = folder / shard_name(shard)
     try:
-        with path.open("rb") as file:
-            yield _ShardIndexer(TarReader(path, file), shard)
+        with open_regular(path) as file:
+            yield _ShardIndexer(TarReader(path, io.BufferedReader(file)), shard)
     except OSError as error:
         raise InputError(f"{path}: can't read this shard: {error.strerror}; {RESTORE}") from None
 
@@ -231,21 +234,21 @@ class _ShardIndexer:
         """The block's utterances; the first block's JSON tells the dataset."""
         text = self._tar.member(member)
         try:
-            info = json.loads(text)
+            info: _BlockInfo = from_json(_BlockInfo, parse_json(text))
             if first:
-                self._origin = _parse_origin(info["dataset"])
+                self._origin = _parse_origin(info.dataset)
             assert self._origin is not None
             names = self._origin.speakers
             if labels.min() < 0 or labels.max() >= len(names):
                 raise ValueError(f"labels from {labels.min()} to {labels.max()}, but {len(names)} speakers")
-            utterances = [Utterance(key, names[label]) for key, label in zip(info["keys"], labels, strict=True)]
-            if not all(isinstance(utterance.key, str) for utterance in utterances):
-                raise TypeError("a key is no text")
+            utterances = [Utterance(key, names[label]) for key, label in zip(info.keys, labels, strict=True)]
+            if any(unsafe_character(key) is not None for key in info.keys):
+                raise ValueError("a key has a character that no name may have")
             speakers = [utterance.speaker for utterance in utterances]
             kind = self._origin.source["kind"]
-            if text != block_json(block_info(info["keys"], speakers, kind, asdict(self._origin) if first else None)):
+            if text != block_json(block_info(info.keys, speakers, kind, asdict(self._origin) if first else None)):
                 raise ValueError("it does not name the speakers of the labels, or is not spelled as it was written")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except ValueError as error:
             raise self._tar.error(member, f"not the JSON of this block: {error}") from None
         return utterances
 
@@ -268,14 +271,21 @@ class _ShardIndexer:
         self._sums.close_block()
 
 
+@dataclass(frozen=True)
+class _BlockInfo:
+    """A block's JSON, as far as it is not compared; the first block of a shard has `dataset`, an `Origin`."""
+
+    keys: list[str]
+    dataset: Any = None
+
+
 def _parse_origin(dataset: Any) -> Origin:
-    """What a shard keeps of the whole. Raises TypeError and ValueError where this is something else."""
-    names = tuple(field.name for field in fields(Origin))
-    if not isinstance(dataset, dict) or tuple(dataset) != names:
-        raise TypeError(f"its dataset has not the fields {', '.join(names)}")
-    check_types(Origin, dataset)
+    """What a shard keeps of the whole. Raises ValueError where this is something else."""
+    origin: Origin = from_json(Origin, dataset, "dataset")
+    if not isinstance(origin.source.get("kind"), str):
+        raise ValueError("dataset.source has no kind")
     try:
         Layout(**{field.name: dataset[field.name] for field in fields(Layout)})
     except UsageError as error:
         raise ValueError(str(error)) from None
-    return Origin(**dataset)
+    return origin

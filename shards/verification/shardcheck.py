@@ -10,6 +10,7 @@ from typing import IO
 import xxhash
 
 from shards.conversion.writer import END_OF_TAR
+from shards.files import open_regular
 from shards.layout import ShardInfo
 from shards.manifest import Manifest
 from shards.verification.expected import HEAD_BYTES, Block, ShardRows, shard_blocks
@@ -57,7 +58,7 @@ def check_shard(
     """
     info = manifest.shards[shard]
     try:
-        with (folder / info.name).open("rb", buffering=0) as file:
+        with open_regular(folder / info.name) as file:
             reader = _HashedReader(file)
             defects = list(_wrong_size(info, manifest, shard, rows, reader.size))
             if quick:

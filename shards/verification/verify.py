@@ -18,6 +18,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards.errors import InputError
+from shards.files import open_regular
 from shards.layout import BLOCK_DTYPE, MANIFEST_NAME, UTTERANCE_DTYPE
 from shards.manifest import Manifest
 from shards.parallel import in_order
@@ -160,7 +161,7 @@ def _check_table(folder: Path, manifest: Manifest, name: str, quick: bool, note:
 
 def _file_digest(path: Path) -> str:
     digest = xxhash.xxh3_128()
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
