@@ -28,7 +28,12 @@ class Utterance:
 
 
 def read_list(
-    path: Path, speaker_component: int = 2, *, rule: SpeakerRule | None = None, speakers_known: bool = True
+    path: Path,
+    speaker_component: int = 2,
+    *,
+    rule: SpeakerRule | None = None,
+    speakers_known: bool = True,
+    are_paths: bool = True,
 ) -> list[Utterance]:
     """Read an utterance list into memory: one key a line; `shards.lines` says what a line is.
 
@@ -37,9 +42,11 @@ def read_list(
         speaker_component: which component of the key, split at ``/`` and counted from 1, names the speaker.
         rule: names the speakers instead.
         speakers_known: False where a line need not name a speaker; the speaker is "" then.
+        are_paths: whether keys are paths below a folder, as `check_key` has them. Those of Kaldi folders and of datasets are
+            any text.
 
     Raises:
-        InputError: the list is missing or empty, a key has no speaker, leaves the folder, or occurs twice.
+        InputError: the list is missing or empty, a key has no speaker, is no path as it must be, or occurs twice.
         UsageError: `speaker_component` < 1.
     """
     rule = rule or speaker_by_component(speaker_component)
@@ -49,7 +56,7 @@ def read_list(
         if key in first_line:
             raise listed_twice(path, key, first_line[key], number)
         first_line[key] = number
-        check_key(key, f"{path}:{number}")
+        check_key(key, f"{path}:{number}", is_path=are_paths)
         utterances.append(Utterance(key, speaker_of(key, rule, f"{path}:{number}", known=speakers_known)))
     if not utterances:
         raise InputError(f"{path}: the utterance list is empty; give at least one utterance, one a line")
@@ -64,11 +71,22 @@ def listed_twice(path: Path, key: str, first: int, second: int) -> InputError:
     )
 
 
-def check_key(key: str, where: str) -> None:
-    """Raise InputError where a key is no path below the feature folder, or no name; `where` it is listed is for the message."""
+def check_key(key: str, where: str, *, is_path: bool = True) -> None:
+    """Raise InputError where a key is no name, or no path below the feature folder, or not the shortest one.
+
+    With other paths, such as ``a/./x`` and ``a//x`` beside ``a/x``, a file could be several utterances. Keys of Kaldi folders
+    and of datasets need not be paths. `where` it is listed is for the message.
+    """
     check_name(key, "utterance", where)
-    if ".." in key.split("/") or key.startswith("/"):
+    components = key.split("/")
+    if is_path and (".." in components or key.startswith("/")):
         raise InputError(f"{where}: utterance {key!r} leaves the feature folder; list paths below it")
+    if is_path and ("." in components or "" in components):
+        shortest = "/".join(component for component in components if component not in ("", "."))
+        raise InputError(
+            f"{where}: utterance {key!r} has a component that is empty or '.'; a file may be listed under one name only: write "
+            f"{shortest!r}"
+        )
 
 
 def speaker_of(key: str, rule: SpeakerRule, where: str, *, known: bool = True) -> str:

@@ -333,19 +333,6 @@ def read_text(path: Path, what: str, remedy: str, most_bytes: int = MOST_TEXT_BY
         raise InputError(f"{path}: can't read {what}: {error.strerror}; {remedy}") from None
 
 
-def read_feature_file(path: str) -> bytes:
-    """Read a whole file of a source.
-
-    Raises:
-        InputError: it is missing or unreadable.
-    """
-    try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
-            return file.read()
-    except OSError as error:
-        raise unreadable_feature_file(path, error) from None
-
-
 def unreadable_feature_file(path: str, error: OSError) -> InputError:
     """What a feature file that can't be read is reported as."""
     guess = guess_missing_file(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None

@@ -131,16 +131,18 @@ def find_component(
 
 
 @compiled
-def find_outside(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> int:
-    """The first string that as a path leaves its folder (begins with ``/``, has a ``..`` or a NUL); -1 where none does."""
+def find_improper(data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> int:
+    """The first string that is not the shortest path below a folder; -1 where all are.
+
+    Such a path has a component that is empty (one that begins with ``/`` has it too), ``.`` or ``..``, or a NUL.
+    """
     for i in range(len(starts)):
         start, end = starts[i], ends[i]
-        if start < end and data[start] == 47:
-            return i
         begin = start  # of the component
         for at in range(start, end + 1):
             if at == end or data[at] == 47:
-                if at - begin == 2 and data[begin] == 46 and data[begin + 1] == 46:
+                size = at - begin
+                if size == 0 or (size <= 2 and data[begin] == 46 and data[at - 1] == 46):
                     return i
                 begin = at + 1
             elif data[at] == 0:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shards.errors import InputError
+from shards.files import open_regular
 
 CHUNK_BYTES = 2**22  # also the longest line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows begin a file with it
@@ -21,7 +22,7 @@ def read_chunks(path: Path, what: str = LIST, remedy: str = REMEDY) -> Iterator[
     """The list in pieces of whole lines, UTF-8 text; the last one may lack its line's end. `what` it is is for messages.
 
     Raises:
-        InputError: the list is missing, unreadable, not UTF-8, or has a line of more than 4 MB.
+        InputError: the list is missing, unreadable, no regular file, not UTF-8, or has a line of more than 4 MB.
     """
     offset = 0
     for chunk in _whole_lines(path, what, remedy):
@@ -38,7 +39,7 @@ def read_chunks(path: Path, what: str = LIST, remedy: str = REMEDY) -> Iterator[
 def _whole_lines(path: Path, what: str, remedy: str) -> Iterator[bytes]:
     """The file cut behind LF, or behind CR where it has no LF."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             rest = b""
             while block := file.read(CHUNK_BYTES):
                 # A CR at the very end may be half of a CRLF.
@@ -52,13 +53,20 @@ def _whole_lines(path: Path, what: str, remedy: str) -> Iterator[bytes]:
             if rest:
                 yield rest
     except OSError as error:
+        if _is_no_file(path):
+            remedy = "it is read more than once: write it to a file, and give that"
         raise InputError(f"{path}: can't read {what}: {error.strerror}; {remedy}") from None
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers from 1. Raises InputError as `read_chunks`."""
+def _is_no_file(path: Path) -> bool:
+    """Whether this is a pipe or a device, such as a shell's ``<(command)``."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def numbered_lines(path: Path, what: str = LIST, remedy: str = REMEDY) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1; arguments and errors as of `read_chunks`."""
     number = 1
-    for chunk in read_chunks(path):
+    for chunk in read_chunks(path, what, remedy):
         lines = LINE_END.split(chunk.decode())
         for index, line in enumerate(lines):
             key = line.strip(WHITE_SPACE)

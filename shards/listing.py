@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance, check_key, listed_twice, speaker_of
 from shards.errors import InputError
 from shards.hashing import MASK, HashSet, Slices, UtteranceSum, sum_utterances
-from shards.kernels import find_outside, split_lines
+from shards.kernels import find_improper, split_lines
 from shards.lines import CHUNK_BYTES, numbered_lines, read_chunks
 from shards.names import check_name
 from shards.plaintext import unsafe_character
@@ -111,13 +111,15 @@ class ListFile:
         path: the list, a file that can be read again.
         rule: names the speakers.
         seed: of the order.
+        are_paths: whether keys are paths below a folder; those of Kaldi folders are any text.
 
     Raises:
-        InputError: the list is missing, empty or not UTF-8; a key has no speaker or leaves the folder.
+        InputError: the list is missing, empty, no regular file or not UTF-8; a key has no speaker, or is no path as
+            `shards.corpus.check_key` has it.
     """
 
-    def __init__(self, path: Path, rule: SpeakerRule, seed: int) -> None:
-        self._path, self._rule, self._seed = path, rule, seed
+    def __init__(self, path: Path, rule: SpeakerRule, seed: int, *, are_paths: bool = True) -> None:
+        self._path, self._rule, self._seed, self._are_paths = path, rule, seed, are_paths
         self._selected: tuple[range, list[Utterance]] = (range(0), [])
         self.total = UtteranceSum()
         self.examples: list[Utterance] = []
@@ -181,7 +183,8 @@ class ListFile:
             data = np.frombuffer(chunk, np.uint8)
             count = split_lines(data, starts, ends)
             keys = Slices(data, starts[:count], ends[:count])
-            if find_outside(data, keys.starts, keys.ends) >= 0 or _has_unsafe(chunk, keys):
+            is_wrong = self._are_paths and find_improper(data, keys.starts, keys.ends) >= 0
+            if is_wrong or _has_unsafe(chunk, keys):
                 self._name_mistake()
             yield keys
 
@@ -200,7 +203,7 @@ class ListFile:
     def _name_mistake(self) -> NoReturn:
         """Raise InputError for the first line that is wrong."""
         for number, key in numbered_lines(self._path):
-            check_key(key, f"{self._path}:{number}")
+            check_key(key, f"{self._path}:{number}", is_path=self._are_paths)
             speaker_of(key, self._rule, f"{self._path}:{number}")
         raise InputError(f"{self._path}: it changed while it was read; run again when it is complete")
 

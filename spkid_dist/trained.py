@@ -40,6 +40,7 @@ _PLACES |= {
     "shard_cache_bytes",
     "save_path",
 }
+_PLACES |= {"max_frames"}  # which decides what is refused, and not what is read
 # How the training is run.
 _RUN = {"log_freq", "accumulation", "resume", "overwrite", "checkpoint_steps", "checkpoint_minutes", "keep_checkpoints"}
 _RUN |= {"timeout_minutes", "log_with", "profile", "engine", "device_memory"}

@@ -12,6 +12,7 @@ from shards.conversion.writer import ShardWriter
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.layout import block_info, key_hash
+from shards.members import MAX_MEMBER_BYTES, NPY_HEADER
 from shards.moments import BlockMoments
 from shards.sources import Source
 
@@ -57,6 +58,7 @@ class BlockBuilder:
         """Write the block in hand, if there is one."""
         if not self._pending:
             return
+        self._check_room()
         labels = np.array([self._classes[u.speaker] for u in self._pending], "<i4")
         first = len(self.utterance_records)
         block = len(self._writer.block_records)
@@ -75,6 +77,15 @@ class BlockBuilder:
         self._num_frames = 0
         self._pending.clear()
         self._lengths.clear()
+
+    def _check_room(self) -> None:
+        """Raise InputError where the block is larger than a member of a tar may be."""
+        num_bytes = self._num_frames * self._job.num_features * self._dtype.itemsize
+        if num_bytes > MAX_MEMBER_BYTES - NPY_HEADER:
+            raise InputError(
+                f"the block that begins with utterance {self._pending[0].key!r} has {num_bytes} bytes; expected at most "
+                f"{MAX_MEMBER_BYTES - NPY_HEADER}: give a smaller --block_frames, or shorter utterances"
+            )
 
     def _info(self, block: int) -> dict[str, Any]:
         keys = [utterance.key for utterance in self._pending]

@@ -1,11 +1,13 @@
 """Read audio files (wav, flac, ogg): soundfile decodes them, `shards.sources.features` makes frames of them.
 
-libsndfile plays what is left of a file that was cut short; here that is an error.
+libsndfile plays what is left of a file that was cut short; here that is an error. Samples are decoded piece by piece, and the
+features of each piece are computed before the next: a small file may hold hours of silence.
 """
 
 import io
 import os
 import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -16,8 +18,10 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.extras import import_extra
+from shards.files import open_regular
 from shards.guesses import HEAD, guess_content, guess_missing_file
-from shards.sources.features import FeatureOptions, compute_features, make_extractor
+from shards.sources.features import FeatureComputer, FeatureOptions, make_extractor
+from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 
 READ_SAMPLES = 2**18  # at a time: a header that lies costs no more memory than this
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a length that the header does not tell
@@ -53,6 +57,7 @@ class AudioSource:
     ext: str = "wav"
     features: FeatureOptions = field(default_factory=FeatureOptions)
     remedies: AudioRemedies = OF_SHARDING
+    limit: UtteranceLimit = DEFAULT_LIMIT
 
     def __post_init__(self) -> None:
         """Check beforehand that features can be computed."""
@@ -60,14 +65,14 @@ class AudioSource:
         make_extractor(self.features)
 
     @classmethod
-    def from_description(cls, description: dict[str, Any], db_path: Path) -> "AudioSource":
+    def from_description(cls, description: dict[str, Any], db_path: Path, limit: UtteranceLimit) -> "AudioSource":
         """The source that `describe` described, on another folder.
 
         Raises:
             InputError: the features' options are damaged.
         """
         features = FeatureOptions.from_description(description.get("features"))
-        return cls(db_path, str(description.get("ext", cls.ext)), features)
+        return cls(db_path, str(description.get("ext", cls.ext)), features, limit=limit)
 
     def describe(self) -> dict[str, Any]:
         """Kind of source and its options."""
@@ -78,33 +83,58 @@ class AudioSource:
         return f"{self.db_path}/{utterance.key}.{self.ext}"
 
     def load(self, utterance: Utterance) -> NDArray[np.float32]:
-        """The utterance's features, (T, D) float32; see `read_audio` and `compute_features`."""
-        path = self.where(utterance)
-        samples = read_audio(path, self.features.sample_rate, self.features.channel, self.remedies)
-        return compute_features(samples, self.features, path)
+        """The utterance's features, (T, D) float32; see `read_audio` and `compute_features`.
+
+        Raises:
+            InputError: as those; or the features exceed the limit.
+        """
+        path, features = self.where(utterance), self.features
+        computer = FeatureComputer(features, path, self.limit)
+        try:
+            with open_regular(path) as file:
+                pieces = decode_audio(
+                    file, path, features.sample_rate, features.channel, self.remedies, computer.check_length
+                )
+                for samples in pieces:
+                    computer.add(samples)
+        except OSError as error:
+            raise _unreadable(path, error, self.remedies) from None
+        return computer.frames()
 
 
 def read_audio(
     path: str, sample_rate: int, channel: int | None = None, remedies: AudioRemedies = OF_SHARDING
 ) -> NDArray[np.float32]:
-    """The samples of one channel, (n,) float32 in -1..1; channels count from 1, None is for files that have only one.
+    """All samples of one channel, (n,) float32 in -1..1; channels count from 1, None is for files that have only one.
 
     Raises:
-        InputError: the file is missing, or as `decode_audio`.
+        InputError: the file is missing or no regular file, or as `decode_audio`.
         UsageError: soundfile is not installed.
     """
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - a Path a file costs as much as the read
-            return decode_audio(file, path, sample_rate, channel, remedies)
+        with open_regular(path) as file:
+            return np.concatenate(list(decode_audio(file, path, sample_rate, channel, remedies)))
     except OSError as error:
-        guess = guess_missing_file(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
-        raise InputError(f"{path}: can't read this audio file: {error.strerror}; {guess or remedies.missing}") from None
+        raise _unreadable(path, error, remedies) from None
+
+
+def _unreadable(path: str, error: OSError, remedies: AudioRemedies) -> InputError:
+    guess = guess_missing_file(path) if isinstance(error, FileNotFoundError | NotADirectoryError) else None
+    return InputError(f"{path}: can't read this audio file: {error.strerror}; {guess or remedies.missing}")
 
 
 def decode_audio(
-    file: IO[bytes], where: str, sample_rate: int, channel: int | None = None, remedies: AudioRemedies = OF_SHARDING
-) -> NDArray[np.float32]:
-    """The samples of one channel of an open file, or of an `io.BytesIO`, as `read_audio`; `where` it is, is for messages.
+    file: IO[bytes],
+    where: str,
+    sample_rate: int,
+    channel: int | None = None,
+    remedies: AudioRemedies = OF_SHARDING,
+    check_length: Callable[[int], None] = lambda _num_samples: None,
+) -> Iterator[NDArray[np.float32]]:
+    """Decode one channel of an open file, or of an `io.BytesIO`, piece by piece; `where` it is, is for messages.
+
+    Yields the samples, (n,) float32 in -1..1; channels count from 1, None is for files that have only one. `check_length` is
+    called with the number of samples that the header names, if it does, before any is decoded.
 
     Raises:
         InputError: the file is damaged or cut short, is no wav, flac or ogg, or has another sample rate, no such channel,
@@ -118,7 +148,9 @@ def decode_audio(
     try:
         with soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False) as audio:
             _check_audio(audio, sample_rate, channel, where, remedies)
-            return _read_channel(audio, (channel or 1) - 1, where, remedies)
+            if audio.frames != UNKNOWN_FRAMES:
+                check_length(audio.frames)
+            yield from _read_channel(audio, (channel or 1) - 1, where, remedies)
     except soundfile.SoundFileError as error:
         raise InputError(f"{where}: can't decode this audio file: {error}; record or convert it again") from None
 
@@ -176,16 +208,15 @@ def _check_audio(audio: Any, sample_rate: int, channel: int | None, path: str, r
         raise InputError(f"{path}: it has {audio.channels} channels, expected at least {channel}: {remedies.channel}")
 
 
-def _read_channel(audio: Any, channel: int, path: str, remedies: AudioRemedies) -> NDArray[np.float32]:
-    parts = []
+def _read_channel(audio: Any, channel: int, path: str, remedies: AudioRemedies) -> Iterator[NDArray[np.float32]]:
+    num_samples = 0
     while len(part := audio.read(max(1, READ_SAMPLES // audio.channels), dtype="float32", always_2d=True)):
-        parts.append(part[:, channel])
-    num_samples = sum(len(part) for part in parts)
+        num_samples += len(part)
+        yield np.ascontiguousarray(part[:, channel])
     if num_samples < audio.frames != UNKNOWN_FRAMES:
         raise _truncated(path, f"{num_samples} of {audio.frames} samples")
     if num_samples == 0:
         raise InputError(f"{path}: 0 samples; expected audio: {remedies.no_samples}")
-    return np.concatenate(parts)
 
 
 def _truncated(path: str, what: str) -> InputError:

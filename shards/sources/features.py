@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError, UsageError
 from shards.extras import import_extra
+from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 
+PIECE_SAMPLES = 2**18  # whose features are computed at a time
 SAMPLE_SCALE = 32768.0  # Kaldi's features are of samples in -32768..32767
 LOW_FREQUENCY = 20.0  # Hz, where the lowest mel bin begins; the highest ends at half the sample rate
 PREEMPHASIS = 0.97
@@ -141,33 +143,83 @@ def make_extractor(options: FeatureOptions) -> Any:
         ) from None
 
 
-def compute_features(samples: NDArray[np.float32], options: FeatureOptions, where: str) -> NDArray[np.float32]:
-    """The frames (T, D) float32 of samples (n,) float32 in -1..1; `where` is for messages.
+class FeatureComputer:
+    """Computes the features of samples that come piece by piece; `where` they are from is for messages.
 
-    Frames lie wholly within the samples: T = 1 + (n - window) div shift, in samples.
+    Frames lie wholly within the samples: T = 1 + (n - window) div shift, in samples. Only what is not in a frame yet is kept
+    of the samples.
 
     Raises:
-        InputError: there are too few samples for a frame, or a sample is not finite or far beyond -1..1.
         UsageError: as `make_extractor`.
     """
-    with np.errstate(over="ignore"):
-        scaled = samples * np.float32(SAMPLE_SCALE)
-    if not np.isfinite(scaled).all():
-        at = int(np.argmin(np.isfinite(scaled)))
-        raise InputError(
-            f"{where}: sample {at} is {samples[at]}; expected samples in -1..1: record or convert it again"
-        )
-    extractor = make_extractor(options)
-    try:
-        extractor.accept_waveform(options.sample_rate, scaled)
-    except (RuntimeError, ValueError) as error:  # samples far beyond -1..1
-        raise InputError(
-            f"{where}: no features can be computed: {error}; expected samples in -1..1: convert it again"
-        ) from None
-    extractor.input_finished()
-    if extractor.num_frames_ready == 0:
-        raise InputError(
-            f"{where}: {len(samples)} samples are too few for a frame of {options.window_ms} ms at {options.sample_rate} Hz; "
-            "remove the utterance from the list"
-        )
-    return np.stack([extractor.get_frame(frame) for frame in range(extractor.num_frames_ready)])
+
+    def __init__(self, options: FeatureOptions, where: str, limit: UtteranceLimit = DEFAULT_LIMIT) -> None:
+        self.num_samples = 0
+        self._options, self._where, self._limit = options, where, limit
+        self._extractor = make_extractor(options)
+
+    def add(self, samples: NDArray[np.float32]) -> None:
+        """Take more samples (n,) in -1..1.
+
+        Raises:
+            InputError: a sample is not finite or far beyond -1..1, or there are more frames than the limit.
+        """
+        self.check_length(self.num_samples + len(samples))
+        for first in range(0, len(samples), PIECE_SAMPLES):
+            self._accept(samples[first : first + PIECE_SAMPLES])
+
+    def _accept(self, samples: NDArray[np.float32]) -> None:
+        with np.errstate(over="ignore"):
+            scaled = samples * np.float32(SAMPLE_SCALE)
+        if not np.isfinite(scaled).all():
+            at = int(np.argmin(np.isfinite(scaled)))
+            raise InputError(
+                f"{self._where}: sample {self.num_samples + at} is {samples[at]}; expected samples in -1..1: record or "
+                "convert it again"
+            )
+        try:
+            self._extractor.accept_waveform(self._options.sample_rate, scaled)
+        except (RuntimeError, ValueError) as error:  # samples far beyond -1..1
+            raise InputError(
+                f"{self._where}: no features can be computed: {error}; expected samples in -1..1: convert it again"
+            ) from None
+        self.num_samples += len(samples)
+
+    def check_length(self, num_samples: int) -> None:
+        """Raise InputError where so many samples make more frames than the limit."""
+        options = self._options
+        num_features = options.num_bins if options.kind == "fbank" else options.num_ceps
+        most = min(self._limit.max_frames, self._limit.max_values // num_features)
+        milliseconds = options.window_ms + most * options.shift_ms
+        if num_samples >= milliseconds / 1000 * options.sample_rate:
+            seconds = num_samples / options.sample_rate
+            raise self._limit.too_long(
+                self._where, f"{seconds:.0f} seconds make more than {most} frames of {num_features} features"
+            )
+
+    def frames(self) -> NDArray[np.float32]:
+        """The frames (T, D) of all samples; none can be added any more.
+
+        Raises:
+            InputError: there are too few samples for a frame.
+        """
+        self._extractor.input_finished()
+        num_frames = self._extractor.num_frames_ready
+        if num_frames == 0:
+            raise InputError(
+                f"{self._where}: {self.num_samples} samples are too few for a frame of {self._options.window_ms} ms at "
+                f"{self._options.sample_rate} Hz; remove the utterance from the list"
+            )
+        frames = np.empty((num_frames, len(self._extractor.get_frame(0))), np.float32)
+        for number in range(num_frames):
+            frames[number] = self._extractor.get_frame(number)
+        return frames
+
+
+def compute_features(
+    samples: NDArray[np.float32], options: FeatureOptions, where: str, limit: UtteranceLimit = DEFAULT_LIMIT
+) -> NDArray[np.float32]:
+    """The frames (T, D) float32 of samples (n,) float32 in -1..1, by a `FeatureComputer`, with its errors."""
+    computer = FeatureComputer(options, where, limit)
+    computer.add(samples)
+    return computer.frames()

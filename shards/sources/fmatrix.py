@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.errors import InputError
-from shards.files import read_feature_file
 from shards.guesses import guess_content
+from shards.sources.featurefile import read_feature_file
+from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 
 HEADER = struct.Struct("<ii")
 
@@ -22,11 +23,12 @@ class FmatrixSource:
 
     db_path: Path
     ext: str = "mcp"
+    limit: UtteranceLimit = DEFAULT_LIMIT
 
     @classmethod
-    def from_description(cls, description: dict[str, Any], db_path: Path) -> "FmatrixSource":
+    def from_description(cls, description: dict[str, Any], db_path: Path, limit: UtteranceLimit) -> "FmatrixSource":
         """The source that `describe` described, on another folder."""
-        return cls(db_path, str(description.get("ext", cls.ext)))
+        return cls(db_path, str(description.get("ext", cls.ext)), limit)
 
     def describe(self) -> dict[str, Any]:
         """Kind of source and its options."""
@@ -38,24 +40,31 @@ class FmatrixSource:
 
     def load(self, utterance: Utterance) -> NDArray[np.float32]:
         """The utterance's frames, (T, D) float32; see `read_fmatrix`."""
-        return read_fmatrix(self.where(utterance))
+        return read_fmatrix(self.where(utterance), self.limit)
 
 
-def read_fmatrix(path: str) -> NDArray[np.float32]:
+def read_fmatrix(path: str, limit: UtteranceLimit = DEFAULT_LIMIT) -> NDArray[np.float32]:
     """Read one fmatrix file, (T, D) float32, a view of the bytes read (not writable).
 
     The file's size decides what is allocated, never its header.
 
     Raises:
-        InputError: the file is missing, or its header and its size disagree.
+        InputError: the file is missing, its header and its size disagree, or it exceeds the limit.
     """
-    return parse_fmatrix(read_feature_file(path), path)
+    data, size = read_feature_file(path, limit.max_file_bytes)
+    return parse_fmatrix(data, path, limit, size)
 
 
-def parse_fmatrix(data: bytes, path: str) -> NDArray[np.float32]:
-    """The frames in the bytes of an fmatrix file; `path` is for messages. Raises InputError as `read_fmatrix`."""
+def parse_fmatrix(
+    data: bytes, path: str, limit: UtteranceLimit = DEFAULT_LIMIT, size: int | None = None
+) -> NDArray[np.float32]:
+    """The frames in the bytes of an fmatrix file; `path` is for messages, `size` is the file's where `data` is a part of it.
+
+    Raises:
+        InputError: as `read_fmatrix`.
+    """
     try:
-        return _parse(data, path)
+        return _parse(data, path, limit, len(data) if size is None else size)
     except InputError as error:
         guess = guess_content(data, "fmatrix")
         if guess is None:
@@ -63,7 +72,7 @@ def parse_fmatrix(data: bytes, path: str) -> NDArray[np.float32]:
         raise InputError(f"{path}: not an fmatrix file: {guess}") from error
 
 
-def _parse(data: bytes, path: str) -> NDArray[np.float32]:
+def _parse(data: bytes, path: str, limit: UtteranceLimit, size: int) -> NDArray[np.float32]:
     if len(data) < HEADER.size:
         raise InputError(
             f"{path}: {len(data)} bytes are too few for an fmatrix header of {HEADER.size}; compute it again"
@@ -75,12 +84,13 @@ def _parse(data: bytes, path: str) -> NDArray[np.float32]:
             "is it a little-endian fmatrix file?"
         )
     expected = HEADER.size + 4 * num_frames * num_features
-    if len(data) != expected:
-        state = "truncated" if len(data) < expected else "too long"
+    if size != expected:
+        state = "truncated" if size < expected else "too long"
         raise InputError(
-            f"{path}: {state}: {len(data)} bytes, but the header's {num_frames} frames x {num_features} features make "
+            f"{path}: {state}: {size} bytes, but the header's {num_frames} frames x {num_features} features make "
             f"{expected}; compute it again"
         )
+    limit.check(num_frames, num_features, path)
     return np.frombuffer(data, "<f4", offset=HEADER.size).reshape(num_frames, num_features)
 
 

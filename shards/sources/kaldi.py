@@ -12,7 +12,7 @@ import struct
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance, speaker_of
 from shards.errors import InputError
 from shards.extras import import_extra
-from shards.files import read_text
+from shards.files import open_regular
+from shards.lines import numbered_lines
 from shards.sources.float32 import to_float32
 from shards.sources.kaldidir import check_num_frames, explain_missing_scp, read_num_frames
+from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 from shards.speakers import SpeakerRule, speaker_by_utt2spk
 
 SCP_NAME = "feats.scp"
@@ -48,9 +50,10 @@ class KaldiSource:
     folder: Path
     entries: dict[str, ArkEntry]
     num_frames: dict[str, int] = field(default_factory=dict)
+    limit: UtteranceLimit = DEFAULT_LIMIT
 
     @classmethod
-    def open(cls, folder: Path) -> "KaldiSource":
+    def open(cls, folder: Path, limit: UtteranceLimit = DEFAULT_LIMIT) -> "KaldiSource":
         """Read the folder's feats.scp, and its utt2num_frames where there is one.
 
         Raises:
@@ -58,12 +61,12 @@ class KaldiSource:
             UsageError: kaldiio is not installed.
         """
         import_extra("kaldiio", "kaldi")
-        return cls(folder, read_scp(folder / SCP_NAME), read_num_frames(folder))
+        return cls(folder, read_scp(folder / SCP_NAME), read_num_frames(folder), limit)
 
     @classmethod
-    def from_description(cls, _description: dict[str, Any], db_path: Path) -> "KaldiSource":
+    def from_description(cls, _description: dict[str, Any], db_path: Path, limit: UtteranceLimit) -> "KaldiSource":
         """The source that `describe` described, on another folder."""
-        return cls.open(db_path)
+        return cls.open(db_path, limit)
 
     def describe(self) -> dict[str, Any]:
         """Kind of source; it has no options."""
@@ -78,8 +81,8 @@ class KaldiSource:
         """The utterance's frames, (T, D) float32.
 
         Raises:
-            InputError: feats.scp lacks the utterance; the archive is missing or truncated, or has no matrix there; a
-                value is beyond float32; utt2num_frames says another number of frames.
+            InputError: feats.scp lacks the utterance; the archive is missing or truncated, or has no matrix there; the
+                matrix exceeds the limit; a value is beyond float32; utt2num_frames says another number of frames.
         """
         frames = self._read(self._entry(utterance), self.where(utterance))
         expected = self.num_frames.get(utterance.key, len(frames))
@@ -87,7 +90,7 @@ class KaldiSource:
         return frames
 
     def _read(self, entry: ArkEntry, where: str) -> NDArray[np.float32]:
-        return _read_rows(entry, where, f"correct {self.folder / SCP_NAME}")
+        return _read_rows(entry, where, f"correct {self.folder / SCP_NAME}", self.limit)
 
     def _entry(self, utterance: Utterance) -> ArkEntry:
         if utterance.key not in self.entries:
@@ -98,7 +101,7 @@ class KaldiSource:
         return self.entries[utterance.key]
 
 
-def read_matrix_at(place: str) -> NDArray[np.float32]:
+def read_matrix_at(place: str, limit: UtteranceLimit = DEFAULT_LIMIT) -> NDArray[np.float32]:
     """The frames (T, D) of a matrix at ``archive[:offset][[first:last]]``, as a line of feats.scp names it.
 
     Raises:
@@ -106,11 +109,11 @@ def read_matrix_at(place: str) -> NDArray[np.float32]:
         UsageError: kaldiio is not installed.
     """
     _, entry = _parse_scp_line(f"- {place}", place)
-    return _read_rows(entry, f"{entry.ark}:{entry.offset}", "give others")
+    return _read_rows(entry, f"{entry.ark}:{entry.offset}", "give others", limit)
 
 
-def _read_rows(entry: ArkEntry, where: str, remedy: str) -> NDArray[np.float32]:
-    frames = parse_matrix(_read_matrix(entry, where), where)
+def _read_rows(entry: ArkEntry, where: str, remedy: str, limit: UtteranceLimit) -> NDArray[np.float32]:
+    frames = parse_matrix(_read_matrix(entry, where, limit), where, limit)
     if entry.rows is None:
         return frames
     first, last = entry.rows
@@ -139,11 +142,8 @@ def read_scp(path: Path) -> dict[str, ArkEntry]:
     Raises:
         InputError: the file is missing or empty, a line is not of that form, names a command, or a key occurs twice.
     """
-    text = read_text(path, "the list of Kaldi features", explain_missing_scp(path.parent))
     entries: dict[str, ArkEntry] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, "the list of Kaldi features", explain_missing_scp(path.parent)):
         key, entry = _parse_scp_line(line, f"{path}:{number}")
         if key in entries:
             raise InputError(
@@ -172,10 +172,10 @@ def _parse_scp_line(line: str, where: str) -> tuple[str, ArkEntry]:
     return columns[0], ArkEntry(sys.intern(found["ark"]), int(found["offset"] or 0), rows)
 
 
-def _read_matrix(entry: ArkEntry, where: str) -> bytes:
-    """The bytes of one matrix with its header; what its header asks for must be in the archive."""
+def _read_matrix(entry: ArkEntry, where: str, limit: UtteranceLimit) -> bytes:
+    """The bytes of one matrix with its header; what its header asks for must be in the archive, and within the limit."""
     try:
-        with open(entry.ark, "rb") as file:  # noqa: PTH123 - a Path a matrix costs as much as the read
+        with open_regular(entry.ark) as file:
             size = os.fstat(file.fileno()).st_size
             if entry.offset >= size:
                 raise InputError(
@@ -183,16 +183,24 @@ def _read_matrix(entry: ArkEntry, where: str) -> bytes:
                     "write the archive and its scp again together"
                 )
             file.seek(entry.offset)
-            needed = _matrix_bytes(file.read(HEAD_BYTES), where)
+            head = file.read(HEAD_BYTES)
+            needed = _matrix_bytes(head, where, limit)
             if needed > size - entry.offset:
                 raise _truncated(where, size - entry.offset, needed)
-            file.seek(entry.offset)
-            return file.read(needed)
+            return (head + _read_all(file, needed - len(head)))[:needed]
     except OSError as error:
         raise InputError(
             f"{where}: can't read this archive: {error.strerror}; expected the path as from the folder where the program "
             f"runs: run it there, or write absolute paths into {SCP_NAME}"
         ) from None
+
+
+def _read_all(file: IO[bytes], num_bytes: int) -> bytes:
+    """The next bytes of a file that has no buffer, fewer at its end: one read takes at most 2,147,479,552."""
+    data = file.read(max(num_bytes, 0))
+    while len(data) < num_bytes and (more := file.read(num_bytes - len(data))):
+        data += more
+    return data
 
 
 class _Layout(NamedTuple):
@@ -214,7 +222,7 @@ _LAYOUTS = {
 }
 
 
-def _matrix_bytes(head: bytes, where: str) -> int:
+def _matrix_bytes(head: bytes, where: str, limit: UtteranceLimit) -> int:
     """How long the matrix is that begins with `head`, header included."""
     name = head[len(BINARY) :].split(b" ")[0]
     layout = _LAYOUTS.get(name) if head.startswith(BINARY) else None
@@ -233,6 +241,7 @@ def _matrix_bytes(head: bytes, where: str) -> int:
             f"{where}: the header says {num_frames} frames x {num_features} features; expected 0 or more x 1 or more: "
             "compute the features again"
         )
+    limit.check(num_frames, num_features, where)
     return int(values + num_features * (layout.column_bytes + num_frames * layout.value_bytes))
 
 
@@ -243,13 +252,14 @@ def _truncated(where: str, found: int, expected: int) -> InputError:
     )
 
 
-def parse_matrix(data: bytes, where: str) -> NDArray[np.float32]:
+def parse_matrix(data: bytes, where: str, limit: UtteranceLimit = DEFAULT_LIMIT) -> NDArray[np.float32]:
     """The frames (T, D) in the bytes of a binary Kaldi matrix, compressed or not, as float32; `where` is for messages.
 
     Raises:
-        InputError: its header is of another type, or asks for another number of bytes; a value is beyond float32.
+        InputError: its header is of another type, exceeds the limit, or asks for another number of bytes; a value is beyond
+            float32.
     """
-    needed = _matrix_bytes(data[:HEAD_BYTES], where)
+    needed = _matrix_bytes(data[:HEAD_BYTES], where, limit)
     if len(data) < needed:
         raise _truncated(where, len(data), needed)
     with np.errstate(

@@ -6,7 +6,7 @@ The formats: kaldi-asr.org/doc/data_prep.html.
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.files import read_text
+from shards.lines import numbered_lines
 
 NUM_FRAMES_NAME = "utt2num_frames"
 # Files that change what features mean, and what is done instead of using them.
@@ -36,11 +36,8 @@ def read_num_frames(folder: Path) -> dict[str, int]:
     if not path.exists():
         return {}
     frames: dict[str, int] = {}
-    text = read_text(path, "the frames of each utterance", "correct it, or remove it")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in numbered_lines(path, "the frames of each utterance", "correct it, or remove it"):
         columns = line.split()
-        if not columns:
-            continue
         if len(columns) != 2 or not columns[1].isdecimal() or len(columns[1]) > 18:
             raise InputError(f"{path}:{number}: {line!r}; expected KEY FRAMES: correct the line, or remove the file")
         if columns[0] in frames:

@@ -13,19 +13,25 @@ from shards.sources import Source
 from shards.sources.audio import AudioSource
 from shards.sources.fmatrix import FmatrixSource
 from shards.sources.kaldi import KaldiSource
+from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 from shards.sources.npy import NpySource
 
-SOURCES: dict[str, Callable[[dict[str, Any], Path], Source]] = {
+SOURCES: dict[str, Callable[[dict[str, Any], Path, UtteranceLimit], Source]] = {
     "fmatrix": FmatrixSource.from_description,
     "npy": NpySource.from_description,
     "kaldi": KaldiSource.from_description,
     "audio": AudioSource.from_description,
 }
-"""Kind of source: what makes one of its description and its folder. A description may hold more than a kind needs."""
+"""Kind of source: what makes one of its description, its folder and the largest utterance that it may read.
+
+A description may hold more than a kind needs.
+"""
 
 
-def source_from_description(description: dict[str, Any], db_path: Path) -> Source:
-    """The source that `Source.describe` described, with the same options, on the folder `db_path`.
+def source_from_description(
+    description: dict[str, Any], db_path: Path, limit: UtteranceLimit = DEFAULT_LIMIT
+) -> Source:
+    """The source that `Source.describe` described, with the same options, on the folder `db_path`; `limit` is no part of it.
 
     Raises:
         InputError: the description names no kind of source that is known, or its options are damaged; or the folder
@@ -38,4 +44,4 @@ def source_from_description(description: dict[str, Any], db_path: Path) -> Sourc
             f"the source in train.opts or the manifest is of kind {kind!r}, expected one of {', '.join(SOURCES)}; use the "
             "program's version that wrote it"
         )
-    return SOURCES[kind](description, db_path)
+    return SOURCES[kind](description, db_path, limit)

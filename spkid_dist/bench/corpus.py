@@ -23,6 +23,7 @@ from shards import (
 )
 from shards.files import staging_folder, unreadable_feature_file
 from shards.plaintext import shown_place
+from shards.sources.limits import UtteranceLimit
 from spkid_dist.config.bench import BenchConfig
 from spkid_dist.measure.synthetic import SyntheticCorpus
 
@@ -129,7 +130,7 @@ def _open_files(config: BenchConfig, work: Path) -> tuple[Files | None, dict[str
 def own_files(config: BenchConfig, db_path: Path) -> Files:
     """The files of the list, evenly spread ones where they are more than `config.frames` frames, by a sample's lengths."""
     list_path = config.list_file or DEFAULT_LIST
-    source = FmatrixSource(db_path, config.ext)
+    source = FmatrixSource(db_path, config.ext, UtteranceLimit(config.max_frames))
     listed = read_list(list_path, rule=config.speaker_rule())
     speakers = find_speakers(list_path, listed, config.spk2idx)
     sample = listed[:: max(1, len(listed) // SAMPLED_FILES)]

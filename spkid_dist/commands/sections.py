@@ -45,7 +45,7 @@ SPEAKER_RULES = "speaker_component speaker_regex speaker_tsv utt2spk"
 TRAIN = {
     "Data": (
         "tr_shards va_shards fingerprint db_path tr_list_file va_list_file ext spk2idx speaker_component tr_speakers "
-        "tr_utterances balance_speakers on_bad_block cache_dir cache_bytes shard_cache shard_cache_bytes"
+        "tr_utterances balance_speakers on_bad_block max_frames cache_dir cache_bytes shard_cache shard_cache_bytes"
     ),
     "Network": "in_frames edge normalize hsize num_layers activation batch_norm dropout",
     "Optimisation": (
@@ -57,7 +57,7 @@ TRAIN = {
     "Machine": "mixed_precision engine tf32 accumulation device_memory compile timeout_minutes",
 }
 SHARD = {
-    "Data": "db_path list source ext spk2idx out append skip_bad",
+    "Data": "db_path list source ext spk2idx out append skip_bad max_frames",
     "Speakers": SPEAKER_RULES,
     "Audio": (
         "features.kind features.sample_rate features.num_bins features.num_ceps features.window_ms features.shift_ms "
@@ -69,7 +69,7 @@ SHARD = {
 }
 SCORE = {
     "Model": "model weights_ckpt train_cfg",
-    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx max_frames shard_cache shard_cache_bytes",
     "Speakers": SPEAKER_RULES,
     "Results": "log_file scores top verbose no_pictures",
     "Decisions": "threshold no_calibration",
@@ -77,7 +77,7 @@ SCORE = {
 }
 CALIBRATE = {
     "Model": SCORE["Model"],
-    "Data": "te_shards fingerprint db_path te_list_file unknown force ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file unknown force ext spk2idx max_frames shard_cache shard_cache_bytes",
     "Speakers": SPEAKER_RULES,
     "Machine": SCORE["Machine"],
 }
@@ -85,19 +85,19 @@ TRIALS = {
     "Trials": "trials p_target",
     "Scores": "scores embeddings enrol center",
     "Model": f"{SCORE['Model']} no_calibration",
-    "Data": "te_shards fingerprint db_path ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path ext spk2idx max_frames shard_cache shard_cache_bytes",
     "Results": "out no_pictures",
     "Machine": SCORE["Machine"],
 }
 EMBED = {
     "Model": "model weights_ckpt train_cfg",
-    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx max_frames shard_cache shard_cache_bytes",
     "Results": "out",
     "Machine": "batch_size workers mixed_precision",
 }
 BENCH = {
     "What": "what",
-    "Data": "shards fingerprint db_path list ext spk2idx",
+    "Data": "shards fingerprint db_path list ext spk2idx max_frames",
     "Speakers": SPEAKER_RULES,
     "Synthetic corpus": "frames speakers mean_frames num_features",
     "Network": "in_frames batch_size hsize num_layers",

@@ -16,7 +16,7 @@ from shards.conversion.merging import missing_shards
 from shards.conversion.plan import Plan, make_plan
 from shards.conversion.tasks import TaskShare, parse_share
 from shards.conversion.workers import process_pool
-from shards.corpus import Utterance, find_speakers, read_list, write_speakers
+from shards.corpus import Utterance, find_speakers, write_speakers
 from shards.dataset import ShardDataset
 from shards.errors import InputError, SpkidError
 from shards.layout import Layout
@@ -26,6 +26,7 @@ from shards.plaintext import shown_place
 from shards.sources import Source
 from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.kaldidir import say_unused
+from shards.sources.limits import UtteranceLimit
 from shards.sources.registry import source_from_description
 from shards.speakers import (
     SPEAKER_FLAGS,
@@ -195,9 +196,9 @@ def _summary(done: list[ConvertedShard], layout: Layout, seconds: float) -> dict
 def open_source(config: ShardConfig) -> Source:
     """The source that the flags describe. Raises InputError and UsageError as `source_from_description`."""
     description = {"kind": config.source, "features": config.features.describe()}
-    return source_from_description(
-        description if config.ext is None else description | {"ext": config.ext}, config.db_path
-    )
+    if config.ext is not None:
+        description["ext"] = config.ext
+    return source_from_description(description, config.db_path, UtteranceLimit(config.max_frames))
 
 
 def find_rule(config: ShardConfig, onto: ShardDataset | None) -> SpeakerRule | None:
@@ -222,7 +223,7 @@ def open_listing(config: ShardConfig, rule: SpeakerRule | None, seed: int) -> tu
 
     Without a `rule`, utt2spk names the speakers of a Kaldi folder, and the second component those of other lists.
 
-    A list that is a file is not read into memory; one that can be read only once, a pipe, is.
+    A list is not read into memory.
 
     Raises:
         InputError: the list or utt2spk is missing or damaged, or an utterance has no speaker.
@@ -233,6 +234,4 @@ def open_listing(config: ShardConfig, rule: SpeakerRule | None, seed: int) -> tu
         rule = rule or speaker_by_utt2spk(config.db_path / UTT2SPK_NAME)
     list_path = config.list_file or DEFAULT_LIST
     rule = rule or speaker_by_component()
-    if list_path.is_fifo():
-        return list_path, MemoryListing(read_list(list_path, rule=rule), seed)
-    return list_path, ListFile(list_path, rule, seed)
+    return list_path, ListFile(list_path, rule, seed, are_paths=config.source != "kaldi")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from shards.errors import UsageError
+from shards.sources.limits import MAX_FRAMES, UtteranceLimit
 from spkid_dist.config import SpeakerFlags
 from spkid_dist.config.checks import check_fingerprints
 
@@ -35,6 +36,8 @@ class BenchConfig(SpeakerFlags):
     """Speaker map (JSON) of --db_path: speaker name -> class index. Without it, the speakers of the list, sorted."""
     ext: str = "mcp"
     """Extension of the feature files."""
+    max_frames: int = MAX_FRAMES
+    """Most frames of an utterance in a file; a longer one is an error. Frames times features: at most 64 times this."""
     frames: int = 587_000
     """Approximate frames of the synthetic corpus; on your own corpus, about the frames of a run."""
     speakers: int = 40
@@ -76,6 +79,7 @@ class BenchConfig(SpeakerFlags):
         """Check the values' ranges and what goes together; raises UsageError."""
         super().__post_init__()
         check_fingerprints(self.shards, "shards", self.fingerprint)
+        UtteranceLimit(self.max_frames)
         least = {"mean_frames": 4, "buffer_bytes": 4096}
         names = ("frames", "speakers", "mean_frames", "num_features", "in_frames", "batch_size", "hsize", "num_layers")
         for name in (*names, "repeats", "threads", "processes", "buffer_bytes"):

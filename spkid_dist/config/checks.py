@@ -109,6 +109,15 @@ def from_zero_below(bound: float, **values: float) -> None:
             raise UsageError(f"--{name} {value}: expected 0 or more, and {expected}")
 
 
+def check_utf8(**values: str | None) -> None:
+    """Raise UsageError for the first of `values`, by flag, that has bytes which are no UTF-8: files keep these values."""
+    for name, value in values.items():
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"--{name} {value}: is not UTF-8; give it in UTF-8") from None
+
+
 def check_context(in_frames: int, edge: str) -> None:
     """Raise UsageError where `in_frames` or `edge` can't be."""
     if in_frames < 1:

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from shards.errors import UsageError
+from shards.sources.limits import MAX_FRAMES, UtteranceLimit
 from spkid_dist.config.checks import Options, at_least
 from spkid_dist.config.places import BESIDE_EMBEDDINGS, Outputs, with_beside
 from spkid_dist.config.scoring import Paths, ScoringFlags
@@ -23,6 +24,8 @@ class IdentifyConfig(Options):
     """Folder of the training, its --save_path: its best weights are used, and their calibration if they have one."""
     files: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Files of the kind that the model was trained on: recordings or features. Default: standard input, as for -."""
+    max_frames: int = MAX_FRAMES
+    """Most frames of a recording; a longer one is an error. Frames times features: at most 64 times this."""
     top: int = 3
     """Number of speakers per answer, the most likely first."""
     json: bool = False
@@ -34,6 +37,7 @@ class IdentifyConfig(Options):
         """Check the values; raises UsageError."""
         super().__post_init__()
         at_least(1, top=self.top)
+        UtteranceLimit(self.max_frames)
         if self.json and self.tsv:
             raise UsageError("--json and --tsv: each prints the answers another way; give one of them")
         if self.files.count("-") > 1:

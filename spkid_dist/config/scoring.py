@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from shards.errors import UsageError
+from shards.sources.limits import MAX_FRAMES, UtteranceLimit
 from shards.stores.store import StoreOptions
 from spkid_dist.config.checks import Options, at_least, check_fingerprints
 from spkid_dist.config.choices import EXPORT_FORMATS
@@ -67,6 +68,8 @@ class ScoringFlags(ModelFlags, Options):
     """The train.opts of the training. Default: the one beside the weights, else ckpt/train.opts."""
     ext: str | None = None
     """Extension of the files. Default: as in the training (mcp for feature files)."""
+    max_frames: int = MAX_FRAMES
+    """Most frames of an utterance in a file; a longer one is an error. Frames times features: at most 64 times this."""
     batch_size: int | None = None
     """Windows that go through the network at a time. Default: 2048 on a CPU, else 16384."""
     spk2idx: Path | None = None
@@ -83,6 +86,7 @@ class ScoringFlags(ModelFlags, Options):
             check_models(self.models, self.weights)
         check_fingerprints(self.te_shards, "te_shards", self.fingerprint)
         at_least(1, workers=self.workers, shard_cache_bytes=self.shard_cache_bytes)
+        UtteranceLimit(self.max_frames)
         if self.batch_size is not None:
             at_least(1, batch_size=self.batch_size)
         if self.te_shards is not None and self.ext is not None:

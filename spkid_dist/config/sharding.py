@@ -9,9 +9,10 @@ import tyro
 
 from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
+from shards.sources.limits import MAX_FRAMES, UtteranceLimit
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
-from spkid_dist.config.checks import Options, at_least
+from spkid_dist.config.checks import Options, at_least, check_utf8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,8 @@ class ShardConfig(SpeakerFlags):
     """Number format of the stored values. float16 rounds them; the largest relative error is reported."""
     workers: int = 1
     """Number of processes that write shards side by side; the bytes do not depend on it."""
+    max_frames: int = MAX_FRAMES
+    """Most frames of an utterance in a file; a longer one is an error. Frames times features: at most 64 times this."""
     skip_bad: bool = False
     """Leave out missing or damaged utterances, and list them. All files are read once more for that."""
     append: bool = False
@@ -131,6 +134,8 @@ class ShardConfig(SpeakerFlags):
         """Check the source and the flags that go with it; raises UsageError."""
         super().__post_init__()
         at_least(1, workers=self.workers)
+        UtteranceLimit(self.max_frames)
+        check_utf8(ext=self.ext, speaker_regex=self.speaker_regex)
         self._check_shares()
         if self.append and "://" in self.out:
             raise UsageError(f"--append --out {self.out}: only a local folder is appended to; copy the dataset to one")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.errors import UsageError
+from shards.sources.limits import MAX_FRAMES, UtteranceLimit
 from shards.stores.store import StoreOptions
 from spkid_dist.config.averaging import Averaging
 from spkid_dist.config.checks import Options, at_least, check_context, check_fingerprints, from_zero_below
@@ -74,6 +75,8 @@ class TrainConfig(Options):
     """Folder for feature files once they are sharded. Default: spkid-dist in $XDG_CACHE_HOME, else in ~/.cache."""
     cache_bytes: int = 100_000_000_000
     """Size limit of --cache_dir; datasets that no training uses, and were not used for the longest time, are removed first."""
+    max_frames: int = MAX_FRAMES
+    """Most frames of an utterance in a file; a longer one is an error. Frames times features: at most 64 times this."""
     speaker_component: int = 2
     """Component of a list line that names the speaker, counted from 1."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -163,6 +166,7 @@ class TrainConfig(Options):
         at_least(1, batch_size=self.batch_size, hsize=self.hsize, patience=self.patience, epoch=self.epoch)
         at_least(1, log_freq=self.log_freq, num_streams=self.num_streams, shuffle_windows=self.shuffle_windows)
         at_least(1, shard_cache_bytes=self.shard_cache_bytes, cache_bytes=self.cache_bytes)
+        UtteranceLimit(self.max_frames)
         at_least(0, momentum=self.momentum, seed=self.seed)
         if self.device_memory is not None:
             at_least(0, device_memory=self.device_memory)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError, UsageError, first_line
 from shards.parallel import in_order
+from shards.sources.limits import DEFAULT_LIMIT, MAX_FRAMES, UtteranceLimit
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.scoring.calibration import log_likelihood_ratios, log_posteriors
 from spkid_dist.scoring.calibrationfile import Calibration, read_calibration
@@ -83,12 +84,19 @@ class Model:
         calibration: what the scores are calibrated with; None where there is none beside the weights.
     """
 
-    def __init__(self, trained: TrainedModel, weights: Path, calibration: Calibration | None, device: str) -> None:
+    def __init__(
+        self,
+        trained: TrainedModel,
+        weights: Path,
+        calibration: Calibration | None,
+        device: str,
+        limit: UtteranceLimit = DEFAULT_LIMIT,
+    ) -> None:
         self.speakers = trained.speakers
         self.weights = weights
         self.calibration = calibration
         self._in_frames = trained.in_frames
-        self._reader = RecordingReader(trained)
+        self._reader = RecordingReader(trained, limit)
         self._scorer = Scorer(trained, _open_device(device))
 
     def identify(
@@ -201,12 +209,13 @@ class Model:
         return bool(log_likelihood_ratios(calibrated)[0, best] < threshold)
 
 
-def load_model(folder: str | os.PathLike[str], *, device: str = "cpu") -> Model:
+def load_model(folder: str | os.PathLike[str], *, device: str = "cpu", max_frames: int = MAX_FRAMES) -> Model:
     """Open the folder of a training, with its best weights and, if it lies beside them, their calibration.
 
     Args:
         folder: the --save_path of the training.
         device: where the network is computed: cpu, cuda, or cuda:1.
+        max_frames: longer recordings are refused, with an error.
 
     Raises:
         InputError: it is no training's folder, or a file is missing or damaged.
@@ -221,7 +230,7 @@ def load_model(folder: str | os.PathLike[str], *, device: str = "cpu") -> Model:
     check_training(place)
     weights = best_weights(place)
     trained = load_trained(weights, place / OPTIONS_NAME, None)
-    return Model(trained, weights, read_calibration([weights]), device)
+    return Model(trained, weights, read_calibration([weights]), device, UtteranceLimit(max_frames))
 
 
 def _open_device(name: str) -> torch.device:

@@ -9,7 +9,8 @@ from shards.corpus import read_list
 from shards.errors import InputError, UsageError
 from shards.sources import Source
 from shards.sources.audio import AudioSource
-from shards.sources.kaldi import UTT2SPK_NAME
+from shards.sources.kaldi import UTT2SPK_NAME, KaldiSource
+from shards.sources.limits import UtteranceLimit
 from shards.sources.registry import source_from_description
 from shards.speakers import (
     DEFAULT_COMPONENT,
@@ -50,9 +51,11 @@ def open_listed(
                 f"--te_list_file is not given, and there is no {DEFAULT_LIST}: give a list of utterances, or a dataset by "
                 "--te_shards"
             )
-        listed = read_list(list_path or DEFAULT_LIST, rule=speaker_rule(), speakers_known=False)
-        return ListedFiles(listed, open_source(config, model.options), model)
-    wanted = None if list_path is None else read_list(list_path, speakers_known=False)
+        source = open_source(config, model.options)
+        are_paths = not isinstance(source, KaldiSource)
+        listed = read_list(list_path or DEFAULT_LIST, rule=speaker_rule(), speakers_known=False, are_paths=are_paths)
+        return ListedFiles(listed, source, model)
+    wanted = None if list_path is None else read_list(list_path, speakers_known=False, are_paths=False)
     return ShardedUtterances(config.te_shards, model, wanted, list_path, store_options(config))
 
 
@@ -79,7 +82,7 @@ def open_source(config: ScoringFlags, options: dict[str, Any]) -> Source:
     if not isinstance(description, dict):
         raise InputError(f"train.opts: source is {description!r}, expected a JSON object; train again")
     given = {} if config.ext is None else {"ext": config.ext}
-    source = source_from_description(description | given, config.db_path)
+    source = source_from_description(description | given, config.db_path, UtteranceLimit(config.max_frames))
     return replace(source, remedies=OF_MODEL) if isinstance(source, AudioSource) else source
 
 

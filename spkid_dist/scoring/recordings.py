@@ -6,10 +6,12 @@ too, and may be sure of it.
 Shapes: n samples, T frames, D features.
 """
 
+import contextlib
 import io
 import os
 import stat
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,19 @@ from shards.errors import InputError, UsageError
 from shards.extras import import_extra
 from shards.guesses import HEAD, content_kind
 from shards.sources.audio import AudioRemedies, decode_audio
-from shards.sources.features import FeatureOptions, compute_features, make_extractor
+from shards.sources.features import FeatureComputer, FeatureOptions, make_extractor
 from shards.sources.featuresteps import whole_samples
 from shards.sources.fmatrix import parse_fmatrix
 from shards.sources.kaldi import ENTRY, parse_matrix, read_matrix_at
-from shards.sources.npy import ZIP_MAGIC, parse_npy, parse_npz
+from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
+from shards.sources.npy import parse_numpy
 from spkid_dist.trained import TrainedModel
 
 Recording = str | os.PathLike[str] | NDArray[Any]
 """A file's path, samples (n,) or frames (T, D) of floating numbers."""
 
 STANDARD_INPUT = "-"
+READ_BYTES = 2**20
 KINDS = {
     "audio": "wav, flac or ogg files",
     "fmatrix": "fmatrix files",
@@ -64,12 +68,13 @@ class RecordingReader:
         UsageError: a library that the kind of files needs is not installed.
     """
 
-    def __init__(self, model: TrainedModel) -> None:
+    def __init__(self, model: TrainedModel, limit: UtteranceLimit = DEFAULT_LIMIT) -> None:
         source = model.options.get("source", {"kind": "fmatrix"})
         kind = source.get("kind") if isinstance(source, dict) else None
         self.kind = str(kind)
         self.features: FeatureOptions | None = None
         self._num_features = model.num_features
+        self._limit = limit
         if self.kind == "audio":
             self.features = FeatureOptions.from_description(source.get("features"))
             import_extra("soundfile", "audio", "this model")
@@ -99,7 +104,7 @@ class RecordingReader:
                 "compute their frames, and give these in Python: load_model(FOLDER).identify([frames])"
             )
         if self.kind == "kaldi" and _is_place_in_archive(path):
-            return read_matrix_at(path)
+            return read_matrix_at(path, self._limit)
         data = b""
         try:
             if path != STANDARD_INPUT:
@@ -109,7 +114,7 @@ class RecordingReader:
                         data = file.read(HEAD)
                         file.seek(0)
                         return self._from_audio(file, where, self.features)
-            data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+            data = self._read_all(path, where)
             return self._from_bytes(data, where)
         except OSError as error:
             remedy = REMEDIES.missing if isinstance(error, FileNotFoundError) else "check the file"
@@ -122,20 +127,32 @@ class RecordingReader:
                 f"{where}: it seems to be {found[0]}, but the model was trained on {KINDS[self.kind]}; give such files"
             ) from error
 
+    def _read_all(self, path: str, where: str) -> bytes:
+        """The bytes of a file or a pipe, which may have no end."""
+        most = self._limit.max_file_bytes
+        data = io.BytesIO()
+        with contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else Path(path).open("rb") as file:
+            while data.tell() <= most and (piece := file.read(READ_BYTES)):
+                data.write(piece)
+        if data.tell() > most:
+            raise self._limit.too_long(where, f"more than {most} bytes")
+        return data.getvalue()
+
     def _from_bytes(self, data: bytes, where: str) -> NDArray[np.float32]:
         if not data:
             raise InputError(f"{where}: it is empty; expected {ONE_OF_KIND[self.kind]}")
         if self.features is not None:
             return self._from_audio(io.BytesIO(data), where, self.features)
         if self.kind == "kaldi":
-            return parse_matrix(data, where)
+            return parse_matrix(data, where, self._limit)
         if self.kind == "npy":
-            return parse_npz(data, where) if data.startswith(ZIP_MAGIC) else parse_npy(data, where)
-        return parse_fmatrix(data, where)
+            return parse_numpy(data, where, self._limit)
+        return parse_fmatrix(data, where, self._limit)
 
     def _from_audio(self, file: Any, where: str, features: FeatureOptions) -> NDArray[np.float32]:
-        samples = decode_audio(file, where, features.sample_rate, features.channel, REMEDIES)
-        return _features_of(samples, features, where)
+        computer = FeatureComputer(features, where, self._limit)
+        options = features.sample_rate, features.channel, REMEDIES, computer.check_length
+        return _features_of(decode_audio(file, where, *options), computer, features, where)
 
     def _from_array(self, array: NDArray[Any], sample_rate: int | None, where: str) -> NDArray[np.float32]:
         if array.dtype.kind != "f" or array.ndim not in (1, 2):
@@ -160,7 +177,8 @@ class RecordingReader:
                 f"{where}: its sample rate is {sample_rate} Hz, expected {expected} Hz: {REMEDIES.sample_rate}"
             )
         with np.errstate(over="ignore"):
-            return _features_of(array.astype(np.float32, copy=False), self.features, where)
+            samples = array.astype(np.float32, copy=False)
+        return _features_of([samples], FeatureComputer(self.features, where, self._limit), self.features, where)
 
     def _check(self, frames: NDArray[np.float32], where: str) -> None:
         """Raise InputError where these are no frames of the model's features, or have no signal."""
@@ -194,19 +212,28 @@ def name_of(recording: Recording) -> str:
     return "standard input" if path == STANDARD_INPUT else path
 
 
-def _features_of(samples: NDArray[np.float32], features: FeatureOptions, where: str) -> NDArray[np.float32]:
+def _features_of(
+    pieces: Iterable[NDArray[np.float32]], computer: FeatureComputer, features: FeatureOptions, where: str
+) -> NDArray[np.float32]:
     """The frames of samples. Raises InputError where there are too few, or all are the same."""
     rate, needed = features.sample_rate, whole_samples(features.window_ms, features.sample_rate)
-    if len(samples) < needed:
+    first: np.float32 | None = None
+    has_signal = False
+    for samples in pieces:
+        if len(samples):
+            first = samples[0] if first is None else first
+            has_signal = has_signal or not (samples == first).all()
+            computer.add(samples)
+    if computer.num_samples < needed:
         raise InputError(
-            f"{where}: {len(samples)} samples ({1000 * len(samples) / rate:g} ms) are too few for a frame of "
+            f"{where}: {computer.num_samples} samples ({1000 * computer.num_samples / rate:g} ms) are too few for a frame of "
             f"{features.window_ms:g} ms at {rate} Hz; give a longer recording"
         )
-    if (samples == samples[0]).all():
+    if not has_signal:
         raise InputError(
-            f"{where}: no signal: all {len(samples)} samples are {samples[0]:g}; give a recording of speech"
+            f"{where}: no signal: all {computer.num_samples} samples are {first:g}; give a recording of speech"
         )
-    return compute_features(samples, features, where)
+    return computer.frames()
 
 
 def _is_place_in_archive(path: str) -> bool:

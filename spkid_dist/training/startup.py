@@ -15,6 +15,7 @@ from shards.corpus import Utterance, check_speakers, find_speakers, read_list, w
 from shards.errors import InputError, UsageError
 from shards.guesses import describe_difference
 from shards.sources.fmatrix import FmatrixSource
+from shards.sources.limits import UtteranceLimit
 from shards.speakers import speaker_by_component
 from shards.stores.store import StoreOptions
 from spkid_dist.config import TrainConfig
@@ -121,12 +122,13 @@ def _store_options(config: TrainConfig) -> tuple[StoreOptions, StoreOptions]:
 def _selection(config: TrainConfig) -> Selection:
     utterances = None
     if config.tr_utterances is not None:
-        utterances = [u.key for u in read_list(config.tr_utterances, config.speaker_component, speakers_known=False)]
+        listed = read_list(config.tr_utterances, config.speaker_component, speakers_known=False, are_paths=False)
+        utterances = [utterance.key for utterance in listed]
     return Selection(speakers=config.tr_speakers, utterances=utterances, balance=config.balance_speakers)
 
 
 def _shard_features(config: TrainConfig, accelerator: Accelerator, log: RunLog) -> tuple[CacheUse, ...]:
-    source = FmatrixSource(config.db_path, config.ext)
+    source = FmatrixSource(config.db_path, config.ext, UtteranceLimit(config.max_frames))
     paths = config.tr_list_file, config.va_list_file
     with _sharding_flags_explained():
         listed = [read_list(path, config.speaker_component) for path in paths]

@@ -21,6 +21,7 @@ from shards import (
     Utterance,
     source_from_description,
 )
+from shards.sources.limits import UtteranceLimit
 from shards.sources.registry import SOURCES
 from spkid_dist.commands.shard import shard
 from spkid_dist.config import ScoreConfig, ShardConfig, TrainConfig
@@ -126,7 +127,7 @@ def test_npy_files_are_sharded_with_a_table_of_speakers(tmp_path: Path) -> None:
 def test_new_kind_of_source_needs_one_line_in_the_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class RawSource(NpySource):
         @classmethod
-        def from_description(cls, _description: dict[str, Any], db_path: Path) -> "RawSource":
+        def from_description(cls, _description: dict[str, Any], db_path: Path, _limit: UtteranceLimit) -> "RawSource":
             return cls(db_path, "raw")
 
         def describe(self) -> dict[str, Any]:
