@@ -12,6 +12,7 @@ import numpy as np
 from shards.corpus import read_list
 from shards.errors import InputError
 from shards.layout import MANIFEST_NAME
+from shards.sources.kaldi import KaldiSource
 from spkid_dist.config import CalibrateConfig
 from spkid_dist.scoring.opening import GIVE_RULE, find_rule, open_source, store_options
 from spkid_dist.scoring.run import ScoringRun
@@ -40,17 +41,19 @@ def open_strangers(place: str, config: CalibrateConfig, run: ScoringRun) -> Utte
             f"{place}: is a folder, but no dataset (no {MANIFEST_NAME}); give --unknown a list or a dataset"
         )
     elif config.te_shards is not None:
-        listed = read_list(Path(place), speakers_known=False)
+        listed = read_list(Path(place), speakers_known=False, are_paths=False)
         strangers = ShardedUtterances(config.te_shards, run.model, listed, Path(place), store_options(config))
     else:
-        listed = read_list(Path(place), rule=find_rule(config, run.model.options), speakers_known=False)
+        source, rule = open_source(config, run.model.options), find_rule(config, run.model.options)
+        are_paths = not isinstance(source, KaldiSource)
+        listed = read_list(Path(place), rule=rule, speakers_known=False, are_paths=are_paths)
         unnamed = sum(not one.speaker for one in listed)
         if unnamed:
             run.log.line(
                 f"{place}: nobody names the speakers of {unnamed} of {len(listed)} utterances, so nobody checked that these "
                 f"are not the model's; {GIVE_RULE}"
             )
-        strangers = ListedFiles(listed, open_source(config, run.model.options), run.model)
+        strangers = ListedFiles(listed, source, run.model)
     known = strangers.count - strangers.unknown.count
     if known:
         left_out = any(read_options(one.options).get("tr_speakers") for one in run.files)

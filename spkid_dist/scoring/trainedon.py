@@ -8,6 +8,7 @@ training's.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _cached(options: Mapping[str, Any]) -> Iterator[Path]:
     cache, listed = options.get("cache_dir"), options.get("tr_list_file")
     if cache and listed:
         try:
-            yield from sorted(expand_home(Path(str(cache)), "--cache_dir").glob(f"{Path(str(listed)).name}-*"))
+            yield from sorted(expand_home(Path(str(cache)), "--cache_dir").glob(f"{escape(Path(str(listed)).name)}-*"))
         except (SpkidError, OSError):
             return
 
@@ -146,7 +147,7 @@ def _list_of(options: Mapping[str, Any], dataset: ShardDataset | None) -> tuple[
     wanted, source = options.get("tr_speakers") or (), options.get("source")
     try:
         rule = kept_rule(source) or speaker_by_component(options.get("speaker_component") or DEFAULT_COMPONENT)
-        listed = read_list(Path(str(place)), rule=rule, speakers_known=False)
+        listed = read_list(Path(str(place)), rule=rule, speakers_known=False, are_paths=False)
     except SpkidError:
         return None, f"the training's list {place} can't be read any more"
     if dataset is not None:

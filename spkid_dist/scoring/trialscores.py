@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shards.corpus import Utterance, check_key
 from shards.errors import InputError
 from shards.sources import Source
+from shards.sources.kaldi import KaldiSource
 from spkid_dist.config import TrialsConfig
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
 from spkid_dist.scoring.calibrationfile import use_calibration
@@ -186,7 +187,7 @@ def open_trial_utterances(
     ending = f".{source.describe().get('ext', '')}"
     keys = [name.removesuffix(ending) if ending != "." else name for name in trials.utterances]
     listed, positions = _each_once(keys)
-    for index, key in enumerate(keys):
+    for index, key in enumerate([] if isinstance(source, KaldiSource) else keys):
         check_key(key, f"{trials.path}:{trials.line_of_utterance(index)}")
     there = np.array([_is_there(source, one) for one in listed])
     trials.check_utterances(np.flatnonzero(~there[positions]).tolist(), f"in {config.db_path}", remedy)

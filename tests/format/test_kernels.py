@@ -14,7 +14,7 @@ from shards.kernels import (
     add_unseen,
     append_frames,
     find_component,
-    find_outside,
+    find_improper,
     hash_slices,
     split_lines,
     sum_pairs,
@@ -289,9 +289,9 @@ def test_find_component_equals_python(parts, component):
 
 
 @given(st.lists(list_bytes.map(b"".join)))
-def test_find_outside_equals_python(keys):
-    outside = [b".." in key.split(b"/") or key.startswith(b"/") or b"\0" in key for key in keys]
-    assert find_outside(*slices_of(keys)) == (outside.index(True) if any(outside) else -1)
+def test_find_improper_equals_python(keys):
+    improper = [not {b"", b".", b".."}.isdisjoint(key.split(b"/")) or b"\0" in key for key in keys]
+    assert find_improper(*slices_of(keys)) == (improper.index(True) if any(improper) else -1)
 
 
 hashes_of_few = st.lists(st.sampled_from([0, 1, 2, 5, 2**63, MASK]))

@@ -1,8 +1,7 @@
 """Lists that are not in memory: the same order, sum and errors as in memory, and memory that does not grow with them."""
 
+import os
 import random
-import subprocess
-import sys
 import tracemalloc
 
 import numpy as np
@@ -90,7 +89,9 @@ def test_lines_of_any_chunks_are_those_of_the_whole(tmp_path_factory, parts):
 MISTAKES = {
     "leaves the folder": ("B/s/a\n\nB/s/../b\n", r"list:3: utterance 'B/s/\.\./b' leaves the feature folder"),
     "no speaker": ("B/s/a\r\nalone\r\n", r"list:2: utterance 'alone' has no component 2"),
-    "an empty speaker": ("B/s/a\nB//c\n", r"list:2: utterance 'B//c' has no component 2"),
+    "an empty component": ("B/s/a\nB//c\n", r"list:2: utterance 'B//c' has a component that is empty .*: write 'B/c'"),
+    "a dot": ("B/s/a\n./B/s/./a\n", r"list:2: utterance '\./B/s/\./a' has a component .* or '\.'.*: write 'B/s/a'"),
+    "an end of a folder": ("B/s/a/\n", r"list:1: utterance 'B/s/a/' has a component that is empty .*: write 'B/s/a'"),
     "empty": (" \n\r\n", r"list: the utterance list is empty"),
     "a NUL": ("B/s/a\nB/s/\0\n", r"list:2: utterance 'B/s/\\x00' has the character \\x00"),
     "a long line": ("B/s/a\n" + "B/s/b" * 10**6, r"list: a line has more than 4194304 bytes; give a file with"),
@@ -162,21 +163,21 @@ def test_tasks_are_the_same_in_segments_of_any_size(tmp_path, monkeypatch, segme
         assert (tmp_path / "file" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_list_from_a_pipe_is_read_once(synthetic, tmp_path):
-    words = (
-        "shard",
-        "--db_path",
-        synthetic / "mcp",
-        "--list",
-        "/dev/stdin",
-        "--spk2idx",
-        synthetic / "cfg/spk2idx.json",
-    )
-    program = "from spkid_dist.commands.cli import main; main()"
-    arguments = [sys.executable, "-c", program, *map(str, words), "--out", str(tmp_path / "out")]
-    text = (synthetic / "cfg/all.train").read_text()
-    done = subprocess.run(arguments, input=text, capture_output=True, text=True, check=True)
-    assert "1 shards, 1 blocks" in done.stdout
+def test_keys_that_are_no_paths_may_have_any_components(tmp_path):
+    path = tmp_path / "list"
+    path.write_text("a/s/./x\na/s//x\n/a/s/x\n")
+    listed = ListFile(path, speaker_by_component(2), 0, are_paths=False)
+    assert sorted(one.key for one in listed.select(range(3))) == ["/a/s/x", "a/s/./x", "a/s//x"]
+    assert [one.key for one in read_list(path, are_paths=False)] == ["a/s/./x", "a/s//x", "/a/s/x"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero", "/dev/null"])
+def test_a_list_that_is_no_file_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    message = "can't read the utterance list: not a regular file.*: write it to a file, and give that"
+    for reader in (lambda path: ListFile(path, speaker_by_component(2), 0), read_list):
+        with pytest.raises(InputError, match=message):
+            reader(tmp_path / name)
 
 
 def test_memory_does_not_grow_with_the_list(tmp_path, monkeypatch):
