@@ -24,7 +24,7 @@ from numba.core import config
 from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
-from shards.files import TEMPORARY_MARK, is_left_behind, writer_name
+from shards.unfinished import remove_left_behind, unfinished_path
 
 DIGEST_BYTES = 16
 LENGTH_BYTES = 8
@@ -90,13 +90,13 @@ class KernelFiles:
         """Keep `data` under this key. Raises OSError where that can't be."""
         content: bytes = self._identity(key) + dumps(data)  # type: ignore[no-untyped-call]
         path = self.path(key)
-        temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{writer_name()}")
+        temporary = unfinished_path(path)
         try:
             temporary.write_bytes(_digest(content) + content)
             temporary.replace(path)
         finally:
-            for other in (temporary, *filter(_is_left, self._folder.iterdir())):
-                other.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
+            remove_left_behind(self._folder)
 
     def flush(self) -> None:
         """Forget all that is kept of this function."""
@@ -107,11 +107,6 @@ class KernelFiles:
     def _identity(self, key: Any) -> bytes:
         text = repr((self._sources, key)).encode()
         return len(text).to_bytes(LENGTH_BYTES, "little") + text
-
-
-def _is_left(path: Path) -> bool:
-    """Whether this is the unfinished file of a process that was killed."""
-    return TEMPORARY_MARK in path.name and is_left_behind(path.name)
 
 
 def _digest(content: bytes) -> bytes:

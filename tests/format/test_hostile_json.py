@@ -169,7 +169,7 @@ def job(corpus, tmp_path):
 
 
 # A job names the file that was read first for messages alone, and a path may have bytes that are no UTF-8.
-HARMLESS = {f"first_read: {what}" for what in ("text", "a NUL", "half a character")}
+HARMLESS = {f"{name}: {what}" for name in ("first_read", "begun_by") for what in ("text", "a NUL", "half a character")}
 
 
 def test_a_changed_job_ends_merging_and_sharding_with_one_line(job, some):
