@@ -3,7 +3,9 @@
 A guess is made where an error is certain, so it costs nothing elsewhere, and it never decides anything.
 """
 
+import errno
 import re
+import resource
 import struct
 from pathlib import Path
 from typing import Any
@@ -138,3 +140,11 @@ def describe_difference(found: Any, expected: Any) -> tuple[str, str]:
         )
         return here, there
     return ("none" if found is None else str(found)), ("none" if expected is None else str(expected))
+
+
+def file_trouble(error: OSError, remedy: str) -> str:
+    """What the system says of a file that can't be read, and the `remedy`; another one where too many files are open."""
+    if error.errno != errno.EMFILE:
+        return f"{error.strerror or error}; {remedy}"
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return f"{error.strerror}: this process may have {most} at once; raise that limit: ulimit -n {max(1024, 2 * most)}"

@@ -6,9 +6,11 @@ a short text can become much larger in memory. So the text is measured before it
 
 import json
 import math
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -92,7 +94,7 @@ def from_json(kind: Any, value: Any, where: str = "") -> Any:
         return _dataclass_of(kind, value, where)
     if kind is int and type(value) is int and 0 <= value < 2**63:
         return value
-    if kind is float and type(value) in (int, float):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if (kind in (str, bool) and type(value) is kind) or (kind in (None, type(None)) and value is None):
         return value
@@ -126,14 +128,23 @@ def _list_of(kind: Any, origin: type[Any], value: Any, where: str) -> Any:
 
 
 def _dataclass_of(kind: Any, value: Mapping[str, Any], where: str) -> Any:
-    hints = get_type_hints(kind)
     given = {}
-    for field in fields(kind):
-        if field.name in value:
-            given[field.name] = from_json(hints[field.name], value[field.name], _below(where, field.name))
-        elif field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"{_below(where, field.name)} is missing")
+    for name, (field_kind, is_needed) in _fields_of(kind).items():
+        if name in value:
+            given[name] = from_json(field_kind, value[name], _below(where, name))
+        elif is_needed:
+            raise ValueError(f"{_below(where, name)} is missing")
     return kind(**given)
+
+
+@lru_cache(maxsize=256)
+def _fields_of(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """The types of a dataclass's fields, and whether they have no default."""
+    hints = get_type_hints(kind)
+    return {
+        field.name: (hints[field.name], field.default is MISSING and field.default_factory is MISSING)
+        for field in fields(kind)
+    }
 
 
 def _below(where: str, name: str) -> str:

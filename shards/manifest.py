@@ -9,11 +9,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import numpy as np
 import xxhash
 
-from shards.errors import InputError
-from shards.files import read_text
-from shards.guesses import guess_dataset
+from shards.errors import InputError, UsageError
+from shards.files import read_regular
+from shards.guesses import file_trouble, guess_dataset
+from shards.jsontext import MOST_BYTES, from_json, parse_json, shown
 from shards.layout import (
     BLOCKS_NAME,
     DTYPES,
@@ -21,12 +23,20 @@ from shards.layout import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     UTTERANCES_NAME,
+    Layout,
     ShardInfo,
     shard_name,
     table_name,
 )
 from shards.plaintext import unsafe_character
 from shards.speakers import RULE_FIELD
+
+SOURCE_FIELDS: dict[str, Any] = {
+    "ext": str,
+    "features": dict[str, Any],
+    RULE_FIELD: dict[str, Any],
+}  # where they are there
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,18 +155,20 @@ class Manifest:
             InputError: there is none, it is of another version, or anything in it is not as it was written.
         """
         path = folder / MANIFEST_NAME
-        text = read_text(path, "the manifest", "" if path.exists() else guess_dataset(folder))
-        return Manifest.parse(text, str(path))
+        try:
+            data = read_regular(path, MOST_BYTES)
+        except OSError as error:
+            remedy = "restore it from a copy" if path.exists() else guess_dataset(folder)
+            raise InputError(f"{path}: can't read the manifest: {file_trouble(error, remedy)}") from None
+        return Manifest.parse(data, str(path))
 
     @staticmethod
     def parse(text: str | bytes, where: str) -> "Manifest":
         """The manifest in the text of its file, found at `where`. Raises InputError as `load`."""
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise _damaged(where, f"it is not JSON: {error.msg} at line {error.lineno}") from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
-            raise _damaged(where, f"it is no JSON of ours: {error}") from None
+            value = parse_json(text)
+        except ValueError as error:
+            raise _damaged(where, str(error)) from None
         return parse_manifest(value, where)
 
 
@@ -167,56 +179,93 @@ def parse_manifest(value: Any, path: str) -> Manifest:
     version = value.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format version {version!r}, but this program reads version {FORMAT_VERSION}; "
+            f"{path}: format version {shown(version)}, but this program reads version {FORMAT_VERSION}; "
             "use the program's version that wrote it, or shard the corpus again"
         )
     try:
-        kwargs = {field.name: value[field.name] for field in fields(Manifest)}
-        kwargs["tables"] = {name: TableInfo(**info) for name, info in kwargs["tables"].items()}
-        kwargs["shards"] = [ShardInfo(**info) for info in kwargs["shards"]]
-        kwargs["jobs"] = [JobInfo(**info) for info in kwargs["jobs"]]
-        manifest = Manifest(**kwargs)
-        check_types(Manifest, kwargs)
-        fingerprint = manifest.fingerprint
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(path, f"a field is missing or of another type ({error})") from None
+        manifest: Manifest = from_json(Manifest, value)
+        for job in manifest.jobs:
+            check_source(job.source)
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    fingerprint = manifest.fingerprint
     if value.get("fingerprint") != fingerprint:
-        raise _damaged(path, f"its fingerprint is {value.get('fingerprint')!r}, but its contents make {fingerprint!r}")
-    _check_manifest(manifest, path)
+        found = shown(value.get("fingerprint"))
+        raise _damaged(path, f"its fingerprint is {found}, but its contents make {fingerprint!r}")
+    for check in (_check_frames, _check_jobs, _check_shards, _check_totals):
+        check(manifest, path)
     return manifest
 
 
-def _check_manifest(manifest: Manifest, path: str) -> None:
-    """What a fingerprint can't tell: a manifest that was made wrong."""
-    unsafe = next((name for name in manifest.speakers if unsafe_character(name) is not None), None)
-    if unsafe is not None:
-        raise _damaged(path, f"the speaker {unsafe!r} has a character that no name may have")
+def check_source(source: dict[str, Any]) -> None:
+    """Check the description of a source: what each kind has, as far as readers of a dataset look at it.
+
+    Raises:
+        ValueError: a field is missing or of another type.
+    """
+    if not isinstance(source.get("kind"), str):
+        raise ValueError('source has no "kind"')
+    for name, kind in SOURCE_FIELDS.items():
+        if name in source:
+            from_json(kind, source[name], f"source.{name}")
+
+
+# What a fingerprint can't tell: a manifest that was made wrong.
+
+
+def _check_frames(manifest: Manifest, path: str) -> None:
     if manifest.dtype not in DTYPES:
         raise _damaged(path, f"dtype {manifest.dtype!r} is not one of {', '.join(DTYPES)}")
     if not 1 <= manifest.num_features == len(manifest.mean) == len(manifest.std):
         raise _damaged(
             path, f"{manifest.num_features} features, but {len(manifest.mean)} means and {len(manifest.std)} deviations"
         )
-    _check_jobs(manifest, path)
-    expected = [manifest.blocks_name, manifest.utterances_name]
-    if sorted(manifest.tables) != expected:
-        raise _damaged(path, f"tables {sorted(manifest.tables)}, expected {' and '.join(expected)}")
-    for number, shard in enumerate(manifest.shards):
-        if shard.name != shard_name(number):
-            raise _damaged(path, f"shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
-    for total, what in ((manifest.num_utterances, "utterances"), (manifest.num_frames, "frames")):
-        parts = sum(getattr(shard, what) for shard in manifest.shards)
-        if parts != total:
-            raise _damaged(path, f"its shards have {parts} {what} together, but the total says {total}")
+    if min(manifest.std) < 0 or max(map(abs, (*manifest.mean, *manifest.std))) > FLOAT32_MAX:
+        raise _damaged(path, "a mean or a deviation is beyond float32, or a deviation is negative")
 
 
 def _check_jobs(manifest: Manifest, path: str) -> None:
     speakers = [0, *(job.num_speakers for job in manifest.jobs)]
     if speakers != sorted(speakers) or speakers[-1] != len(manifest.speakers):
         raise _damaged(path, f"{len(manifest.speakers)} speakers, but its jobs say {speakers[1:]}")
+    if len(set(manifest.speakers)) < len(manifest.speakers) or not all(manifest.speakers):
+        raise _damaged(path, "a speaker stands twice among its speakers, or has no name")
+    unsafe = next((name for name in manifest.speakers if unsafe_character(name) is not None), None)
+    if unsafe is not None:
+        raise _damaged(path, f"the speaker {unsafe!r} has a character that no name may have")
     shards = [job.shards for job in manifest.jobs]
     if not shards or min(shards) < 1 or sum(shards) != len(manifest.shards):
-        raise _damaged(path, f"{len(manifest.shards)} shards, but its jobs say {shards}")
+        raise _damaged(path, f"{len(manifest.shards)} shards, but its jobs say {shown(shards)}")
+    for job in manifest.jobs:
+        try:
+            Layout(dtype=manifest.dtype, seed=job.seed, block_frames=job.block_frames, shard_bytes=job.shard_bytes)
+        except UsageError as error:
+            raise _damaged(path, f"an option of a job can't be: {error}") from None
+
+
+def _check_shards(manifest: Manifest, path: str) -> None:
+    row_bytes = manifest.num_features * np.dtype(manifest.dtype).itemsize
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            raise _damaged(path, f"shard {number} is named {shard.name!r}, expected {shard_name(number)!r}")
+        if not 1 <= shard.blocks <= shard.utterances <= shard.frames or shard.frames * row_bytes > shard.bytes:
+            raise _damaged(
+                path,
+                f"shard {number} can't have {shard.blocks} blocks, {shard.utterances} utterances and {shard.frames} frames "
+                f"in {shard.bytes} bytes",
+            )
+
+
+def _check_totals(manifest: Manifest, path: str) -> None:
+    expected = [manifest.blocks_name, manifest.utterances_name]
+    if sorted(manifest.tables) != expected:
+        raise _damaged(path, f"tables {shown(sorted(manifest.tables))}, expected {' and '.join(expected)}")
+    if sum(shard.bytes for shard in manifest.shards) >= 2**63:
+        raise _damaged(path, "its shards have more bytes together than there can be")
+    for total, what in ((manifest.num_utterances, "utterances"), (manifest.num_frames, "frames")):
+        parts = sum(getattr(shard, what) for shard in manifest.shards)
+        if parts != total:
+            raise _damaged(path, f"its shards have {parts} {what} together, but the total says {total}")
 
 
 def _damaged(path: str, what: str) -> InputError:
@@ -236,9 +285,11 @@ def check_types(kind: type[Any], values: dict[str, Any]) -> None:
     for name, value in values.items():
         if not _has_type(value, types[name]):
             raise TypeError(f"{name} is {str(value)[:40]!r}, expected {types[name]}")
-    sources = [job.source for job in values["jobs"]] if kind is Manifest else [values.get("source", {"kind": ""})]
-    if not all(isinstance(source.get("kind"), str) for source in sources):
-        raise TypeError('source has no "kind"')
+    if "source" in values:
+        try:
+            check_source(values["source"])
+        except ValueError as error:
+            raise TypeError(str(error)) from None
 
 
 def _has_type(value: Any, kind: Any) -> bool:
@@ -246,10 +297,6 @@ def _has_type(value: Any, kind: Any) -> bool:
         return isinstance(value, list) and all(_has_type(item, get_args(kind)[0]) for item in value)
     if get_origin(kind) is dict:
         return isinstance(value, dict) and all(_has_type(item, get_args(kind)[1]) for item in value.values())
-    if kind in (ShardInfo, TableInfo, JobInfo):
-        return isinstance(value, kind) and all(
-            _has_type(getattr(value, field.name), field.type) for field in fields(kind)
-        )
     if kind is int:
         return type(value) is int and 0 <= value < 2**63
     return kind is Any or isinstance(value, kind)
