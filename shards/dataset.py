@@ -1,7 +1,7 @@
 """Open a dataset: read its manifest, its tables and its blocks, and check their checksums.
 
-Where the bytes come from is the business of `shards.stores`: local shards are mapped, remote ones are read in ranges, several
-at a time.
+Where the bytes come from is the business of `shards.stores`: of folders they are read as they are needed, of remote stores in
+ranges, several at a time.
 """
 
 import threading
@@ -28,13 +28,17 @@ from shards.plaintext import shown_place
 from shards.stores.remotestore import open_store
 from shards.stores.retry import WrongBytesError
 from shards.stores.store import Extent, LocalStore, StoreOptions
-from shards.tables import parse_table, wrong_tables
+from shards.tables import Table, TableRules, open_table
 
 Result = TypeVar("Result")
 
 
 class ShardDataset:
     """A dataset's `folder`, `manifest`, `blocks` (BLOCK_DTYPE) and `utterances` (UTTERANCE_DTYPE).
+
+    A table is an array, which nobody can change; or a `FileTable`, where it is larger than `shards.tables.CHECKED_TABLE_BYTES`:
+    its rows and columns are read when they are asked for. What `block_rows`, `utterance_rows` and `utterance_column` return is
+    checked in both cases; `is_checked` is whether all rows of both tables were, and stay as they are.
 
     `folder` is the path of a local one; else the place as it was given, without what may be secret in it.
 
@@ -68,10 +72,14 @@ class ShardDataset:
         self._options.check_fingerprint(manifest.fingerprint, str(self.folder))
         self.blocks = self._table(manifest.blocks_name, BLOCK_DTYPE, manifest.num_blocks)
         self.utterances = self._table(manifest.utterances_name, UTTERANCE_DTYPE, manifest.num_utterances)
-        if self._store.is_checked(manifest.blocks_name) and self._store.is_checked(manifest.utterances_name):
-            wrong = wrong_tables(manifest, self.blocks, self.utterances)
-            if wrong is not None:
-                raise self._wrong_table(*wrong)
+        self._rules = TableRules(manifest)
+        self.is_checked = isinstance(self.blocks, np.ndarray) and isinstance(self.utterances, np.ndarray)
+        if isinstance(self.blocks, np.ndarray):
+            self._refuse(manifest.blocks_name, self._rules.wrong_blocks(self.blocks, 0))
+            self._refuse(manifest.blocks_name, self._rules.wrong_frames(self.blocks))
+            if isinstance(self.utterances, np.ndarray):
+                wrong = self._rules.wrong_utterances(self.utterances, self.blocks, 0)
+                self._refuse(manifest.utterances_name, wrong)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its place: it is opened again where it arrives."""
@@ -79,11 +87,55 @@ class ShardDataset:
 
     @property
     def reads_ahead(self) -> int:
-        """How many blocks are worth asking for at once: 1 where they are mapped."""
+        """How many blocks are worth asking for at once: 1 where they are local."""
         return self._store.reads_ahead
 
+    def block_rows(self, blocks: range) -> NDArray[Any]:
+        """The rows (B,) of consecutive blocks.
+
+        They fit the manifest: the blocks lie in their shards, and have utterances of the table.
+
+        Raises:
+            InputError: they don't, or can't be read.
+        """
+        rows: NDArray[Any] = self.blocks[blocks.start : blocks.stop]
+        if not isinstance(self.blocks, np.ndarray):
+            self._refuse(self.manifest.blocks_name, self._rules.wrong_blocks(rows, blocks.start))
+        return rows
+
+    def utterance_rows(self, rows: NDArray[Any], first_block: int) -> NDArray[Any]:
+        """The rows (U,) of the utterances of consecutive blocks.
+
+        They fit their blocks, and name speakers of the manifest. `rows` (B,) are what `block_rows` returned of the blocks from
+        `first_block` on.
+
+        Raises:
+            InputError: they don't, or can't be read.
+        """
+        first, end = int(rows["first_utterance"][0]), int(rows["first_utterance"][-1]) + int(rows["utterances"][-1])
+        found: NDArray[Any] = self.utterances[first:end]
+        if not self.is_checked:
+            self._refuse(self.manifest.utterances_name, self._rules.wrong_utterances(found, rows, first_block))
+        return found
+
+    def utterance_column(self, name: str) -> NDArray[Any]:
+        """A column (U,) of the utterance table; lengths and speakers are in their ranges.
+
+        Raises:
+            InputError: they are not, or the table can't be read.
+        """
+        column: NDArray[Any] = self.utterances[name]
+        if not self.is_checked:
+            self._refuse(self.manifest.utterances_name, self._rules.wrong_column(name, column))
+        return column
+
+    def blocks_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The blocks (n,) in which the utterances of these rows (n,) of the table lie. One pass over the block table."""
+        found = np.searchsorted(self.blocks["first_utterance"], rows, side="right") - 1
+        return np.asarray(found.clip(min=0), np.int64)
+
     def read_block(self, block: int) -> BlockArrays:
-        """The arrays of one block, after its checksum was compared: views of the mapped file, or of memory of its own.
+        """The arrays of one block, after its checksum was compared: views of memory of its own, which nobody else changes.
 
         Raises:
             InputError: the shard is missing, truncated, or its bytes are not those that were written; the store fails.
@@ -96,11 +148,11 @@ class ShardDataset:
         Raises:
             InputError: they are damaged, or not those of the utterance table.
         """
-        first = int(self.blocks[block]["first_utterance"])
+        rows = self.block_rows(range(block, block + 1))
         try:
-            return parse_keys(arrays.json, self.utterances["key_hash"][first : first + len(arrays.lengths)])
+            return parse_keys(arrays.json, self.utterance_rows(rows, block)["key_hash"])
         except ValueError as error:
-            where = self._store.where(self.manifest.shards[int(self.blocks[block]["shard"])].name)
+            where = self._store.where(self._extent(rows[0]).shard.name)
             raise InputError(
                 f"{where}: block {block}: its utterances' keys are damaged: {error}; shard the corpus again"
             ) from None
@@ -123,7 +175,7 @@ class ShardDataset:
     ) -> Generator[Result, None, None]:
         """Yield ``task(block, read)`` for `blocks` in this order, where `read` is a block of `try_blocks`.
 
-        Where blocks are mapped, `threads` do the tasks; where they are remote, as many as read ahead.
+        Where blocks are local, `threads` do the tasks; where they are remote, as many as read ahead.
         """
         stop = threading.Event()
 
@@ -146,8 +198,10 @@ class ShardDataset:
             return error
 
     def _read_block(self, stop: threading.Event, block: int) -> BlockArrays:
-        record = self.blocks[block]
-        extent = self._extent(block, record)
+        block = range(len(self.blocks))[block]
+        rows = self.block_rows(range(block, block + 1))
+        record = rows[0]
+        extent = self._extent(record)
         try:
             data = self._store.read(extent, stop)
         except WrongBytesError:
@@ -163,43 +217,37 @@ class ShardDataset:
                 self.manifest.num_features,
                 np.dtype(self.manifest.dtype),
             )
-            self._check_tables(record, arrays)
+            self._check_arrays(arrays, rows, block)
         except ValueError as error:
             raise self._wrong_table(self.manifest.blocks_name, f"row {block} does not fit its block: {error}") from None
         return arrays
 
-    def _extent(self, block: int, record: Any) -> Extent:
-        """Where a block lies, if that can be."""
-        shard, shards = int(record["shard"]), self.manifest.shards
-        if not 0 <= shard < len(shards):
-            raise self._wrong_table(
-                self.manifest.blocks_name, f"row {block} is of shard {shard}, but there are {len(shards)}"
-            )
+    def _extent(self, record: Any) -> Extent:
+        """Where a block lies, by a row of `block_rows`."""
         start = int(record["payload_offset"]) - TAR_RECORD
-        end = start + int(record["extent_bytes"])
-        if not 0 <= start < end <= shards[shard].bytes:
-            raise self._wrong_table(
-                self.manifest.blocks_name,
-                f"row {block} is of bytes {start} to {end} of a shard of {shards[shard].bytes}",
-            )
-        return Extent(shards[shard], start, end, int(record["checksum"]))
+        shard = self.manifest.shards[int(record["shard"])]
+        return Extent(shard, start, start + int(record["extent_bytes"]), int(record["checksum"]))
 
-    def _check_tables(self, record: Any, arrays: BlockArrays) -> None:
+    def _check_arrays(self, arrays: BlockArrays, rows: NDArray[Any], block: int) -> None:
         """Raise ValueError where the tables, by which windows are counted, and the block itself disagree."""
         if int(arrays.lengths.sum(dtype=np.int64)) != len(arrays.frames) or int(arrays.lengths.min(initial=1)) < 1:
             raise ValueError(f"its utterances do not add up to {len(arrays.frames)} frames")
-        first = int(record["first_utterance"])
-        rows = self.utterances[first : first + len(arrays.lengths)]
-        if not (np.array_equal(rows["frames"], arrays.lengths) and np.array_equal(rows["speaker"], arrays.labels)):
+        found = self.utterance_rows(rows, block)
+        if not (np.array_equal(found["frames"], arrays.lengths) and np.array_equal(found["speaker"], arrays.labels)):
+            first = int(rows["first_utterance"][0])
             raise ValueError(
                 f"rows {first} to {first + len(arrays.lengths)} of {self.manifest.utterances_name} are not its utterances"
             )
 
-    def _table(self, name: str, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
+    def _table(self, name: str, dtype: np.dtype[Any], rows: int) -> Table:
         try:
-            return parse_table(self._store.table(name), dtype, rows)
+            return open_table(self._store.table(name), dtype, rows, self.manifest.tables[name].bytes)
         except ValueError as error:
             raise self._wrong_table(name, str(error)) from None
+
+    def _refuse(self, name: str, wrong: str | None) -> None:
+        if wrong is not None:
+            raise self._wrong_table(name, wrong)
 
     def _wrong_table(self, name: str, what: str) -> InputError:
         remedy = (

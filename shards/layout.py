@@ -10,8 +10,8 @@ A dataset is a folder::
 A dataset that was appended to once has ``blocks-0001.npy`` and ``utterances-0001.npy`` instead, and so on: the manifest
 names its tables, so that the old ones are whole until the new manifest takes the old one's place.
 
-The per-block part of the manifest is a table of its own, because it is mapped: JSON for 10^5 shards of 400 blocks would
-be gigabytes to parse on every rank.
+The per-block part of the manifest is a table of its own, of which a reader takes the rows it needs: JSON for 10^5 shards of
+400 blocks would be gigabytes to parse on every rank.
 
 A block is four members of a tar, in this order: ``KEY.frames.npy`` (T, D), ``KEY.lengths.npy`` (U,) int32,
 ``KEY.labels.npy`` (U,) int32, ``KEY.json``. Each header is 512 bytes and each payload is padded to a multiple of 512, so

@@ -99,12 +99,14 @@ class Segment:
     """Windows [first, last) of a block, as they follow one another on the line.
 
     `first_id` is the number that window `first` has among all windows in the order of storage, in every epoch the same.
+    `more` is whether the block's windows go on behind these.
     """
 
     block: int
     first: int
     last: int
     first_id: int
+    more: bool = False
 
 
 class EpochLine:
@@ -157,9 +159,8 @@ class PermutedBlocks:
         while first < last:
             base, end = self.starts[place], self.starts[place + 1]
             if first < end:
-                yield Segment(
-                    self.blocks[place], first - base, min(last, end) - base, self.first_ids[place] + first - base
-                )
+                until, first_id = min(last, end), self.first_ids[place] + first - base
+                yield Segment(self.blocks[place], first - base, until - base, first_id, until < end)
             first, place = max(first, end), place + 1
 
 

@@ -141,7 +141,7 @@ def flow_picture() -> str:
         ["Features, audio", "one file per utterance", "T frames of D values"],
         ["Blocks", "about 8,192 frames", "of shuffled utterances"],
         ["Shards", "WebDataset tars", "and a manifest"],
-        ["Read", "mapped, or by range;", "checksums compared"],
+        ["Read", "from disk, or by range;", "checksums compared"],
     ]
     bottom = [
         ["Step", "forward, backward,", "optimiser, on each rank"],

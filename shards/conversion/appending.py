@@ -71,7 +71,7 @@ def check_absent(dataset: ShardDataset, utterances: Sequence[Utterance]) -> None
     ordered = hashes[order]
     table = dataset.utterances
     for first in range(0, len(table), TABLE_ROWS):
-        stored = np.ascontiguousarray(table["key_hash"][first : first + TABLE_ROWS])
+        stored = np.ascontiguousarray(table[first : first + TABLE_ROWS]["key_hash"])
         places = np.minimum(np.searchsorted(ordered, stored), len(ordered) - 1)
         for row in np.flatnonzero(ordered[places] == stored):
             _check_row(dataset, first + int(row), utterances, order[ordered == stored[row]])
@@ -81,7 +81,8 @@ def _check_row(dataset: ShardDataset, row: int, utterances: Sequence[Utterance],
     """Compare the key of a row with those of equal hash."""
     stored = _stored_key(dataset, row)
     if stored in {utterances[index].key for index in candidates}:
-        shard = dataset.manifest.shards[dataset.blocks["shard"][dataset.utterances["block"][row]]]
+        block = _block_of(dataset, row)
+        shard = dataset.manifest.shards[int(dataset.block_rows(range(block, block + 1))["shard"][0])]
         raise InputError(
             f"{dataset.folder}: has utterance {stored!r} already, in {shard.name}; remove it from the list that is appended"
         )
@@ -89,6 +90,15 @@ def _check_row(dataset: ShardDataset, row: int, utterances: Sequence[Utterance],
 
 def _stored_key(dataset: ShardDataset, row: int) -> str:
     """The key of a row of the utterance table, from its block's JSON."""
-    block = int(dataset.utterances["block"][row])
+    block = _block_of(dataset, row)
+    first = int(dataset.block_rows(range(block, block + 1))["first_utterance"][0])
     keys = dataset.keys(block, dataset.read_block(block))
-    return keys[row - int(dataset.blocks["first_utterance"][block])]
+    if not 0 <= row - first < len(keys):  # of a table so large that it is not checked as a whole
+        raise InputError(
+            f"{dataset.folder}: its tables are damaged: row {row} is in none of its blocks; shard it again"
+        )
+    return keys[row - first]
+
+
+def _block_of(dataset: ShardDataset, row: int) -> int:
+    return int(dataset.blocks_of(np.array([row]))[0])

@@ -75,10 +75,6 @@ class RemoteStore(Store):
         """The file's URL, or the command that writes it."""
         return self._files.where(name)
 
-    def is_checked(self, name: str) -> bool:  # noqa: ARG002 - all of them are
-        """Tables are always read as a whole."""
-        return True
-
     def table(self, name: str) -> bytes | mmap:
         """A table's file: in memory, or mapped from the cache."""
         info = self.manifest.tables[name]

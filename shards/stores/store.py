@@ -2,29 +2,30 @@
 
 `shards.stores.remotestore` has the rest.
 
-Local shards are mapped, so reading copies nothing. Whatever the store, bytes are compared with their checksums before they
-are handed on.
+Local files are read, not mapped (`shards.stores.openfiles`). Whatever the store, bytes are compared with their checksums before
+they are handed on.
 """
 
 import re
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
-from mmap import mmap
+from functools import partial
 from pathlib import Path
 
 import xxhash
 
 from shards.errors import InputError, UsageError
+from shards.guesses import file_trouble
 from shards.layout import ShardInfo
 from shards.manifest import Manifest
+from shards.stores.openfiles import OpenFolder
 from shards.stores.retry import RetryPolicy, WrongBytesError
-from shards.tables import map_file
+from shards.tables import CHECKED_TABLE_BYTES as CHECKED_TABLE_BYTES
+from shards.tables import TableBytes, stays_in_file
 
-CHECKED_TABLE_BYTES = 256_000_000  # larger local tables are left to `spkid verify`: opening must not cost seconds
 FINGERPRINT = re.compile(r"[0-9a-fA-F]{32}")
-OPEN_SHARDS = 128  # maps kept open at once: far below the usual limit of 1,024 files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,12 +106,11 @@ class Store(ABC):
         """The file as messages name it."""
 
     @abstractmethod
-    def table(self, name: str) -> bytes | mmap:
-        """The bytes of a table's file. Raises InputError where its size or its digest is not the manifest's."""
+    def table(self, name: str) -> TableBytes:
+        """The bytes of a table's file, or what reads them.
 
-    @abstractmethod
-    def is_checked(self, name: str) -> bool:
-        """Whether a table was read as a whole when it was opened, and not only mapped."""
+        Raises InputError where its size is not the manifest's, or, where it was read as a whole, its digest.
+        """
 
     @abstractmethod
     def read(self, extent: Extent, stop: threading.Event) -> memoryview:
@@ -122,55 +122,70 @@ class Store(ABC):
 
 
 class LocalStore(Store):
-    """A folder of this machine's file systems.
-
-    A shard that was truncated after it was mapped is found before each read. What remains: one that is truncated while its
-    block is in use ends the process with SIGBUS, so replace shards by renaming.
-    """
+    """A folder of this machine's file systems. What it has opened is read until it is not used any more: see `OpenFolder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = Manifest.load(folder)
-        self._map = lru_cache(maxsize=OPEN_SHARDS)(self._open_map)
+        self._files = OpenFolder(folder)
 
     def where(self, name: str) -> str:
         """The file's path."""
         return str(self.folder / name)
 
-    def is_checked(self, name: str) -> bool:
-        """Whether a table is small enough to be read when it is opened."""
-        return self.manifest.tables[name].bytes <= CHECKED_TABLE_BYTES
-
-    def table(self, name: str) -> mmap:
-        """A table's file, mapped."""
-        path, info = self.folder / name, self.manifest.tables[name]
+    def table(self, name: str) -> TableBytes:
+        """A table's file: its bytes; or what reads parts of it, where it has more than `CHECKED_TABLE_BYTES`."""
+        info = self.manifest.tables[name]
         try:
-            data = map_file(path, info.bytes)
-            if self.is_checked(name) and xxhash.xxh3_128_hexdigest(data) != info.digest:
+            size = self._files.size(name)
+            if size != info.bytes:
+                raise ValueError(f"{size} bytes, but the manifest says {info.bytes}")
+            if stays_in_file(size):
+                return partial(self._read_table, name, self._files.reader(name))
+            data = self._files.read(name, 0, size)
+            if xxhash.xxh3_128_hexdigest(data) != info.digest:
                 raise ValueError("its digest is not that of the manifest")
-        except (OSError, ValueError) as error:
-            what = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"{path}: damaged or missing: {what}; build it again: spkid index {self.folder}") from None
+        except OSError as error:
+            remedy = f"build it again: spkid index {self.folder}"
+            raise InputError(f"{self.where(name)}: damaged or missing: {file_trouble(error, remedy)}") from None
+        except ValueError as error:
+            raise InputError(
+                f"{self.where(name)}: damaged: {error}; build it again: spkid index {self.folder}"
+            ) from None
         return data
 
     def read(self, extent: Extent, stop: threading.Event) -> memoryview:  # noqa: ARG002 - nothing to wait for
-        """The bytes of an extent, a view of the mapped file."""
-        mapped = self._map(extent.shard.name, extent.shard.bytes)
-        if mapped.size() < extent.end:  # the file's size now; a page beyond it can't be read
-            raise InputError(
-                f"{self.where(extent.shard.name)}: truncated since it was opened: {mapped.size()} bytes, expected "
-                f"{extent.shard.bytes}; restore it from a copy"
-            )
-        view = memoryview(mapped)[extent.start : extent.end]
-        if not extent.is_right(view):
-            raise WrongBytesError
-        return view
-
-    def _open_map(self, name: str, expected_bytes: int) -> mmap:
-        path = self.folder / name
+        """The bytes of an extent, in memory of their own."""
+        name, expected = extent.shard.name, extent.shard.bytes
         try:
-            return map_file(path, expected_bytes)
+            size = self._files.size(name)
+            data = self._files.read(name, extent.start, extent.end)
         except OSError as error:
-            raise InputError(f"{path}: can't read this shard: {error.strerror}; restore it from a copy") from None
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; restore it from a copy, or shard the corpus again") from None
+            what = file_trouble(error, "restore it from a copy")
+            raise InputError(f"{self.where(name)}: can't read this shard: {what}") from None
+        if size != expected:
+            raise InputError(
+                f"{self.where(name)}: {size} bytes, but the manifest says {expected}; restore it from a copy, or shard the "
+                "corpus again"
+            )
+        if len(data) < extent.end - extent.start:
+            raise InputError(
+                f"{self.where(name)}: truncated since it was opened: it ends before byte {extent.end} of {expected}; restore "
+                "it from a copy"
+            )
+        if not extent.is_right(data):
+            raise WrongBytesError
+        return memoryview(data)
+
+    def _read_table(self, name: str, read: Callable[[int, int], bytes], start: int, end: int) -> bytes:
+        """Bytes of a table that is read in parts. Raises InputError where it has changed."""
+        try:
+            data = read(start, end)
+        except OSError as error:
+            what = file_trouble(error, "restore it from a copy")
+            raise InputError(f"{self.where(name)}: can't read this table: {what}") from None
+        if len(data) < end - start:
+            raise InputError(
+                f"{self.where(name)}: truncated since it was opened; build it again: spkid index {self.folder}"
+            )
+        return data

@@ -18,7 +18,7 @@ ABOVE = 1.005  # a share that is more than 100 %, rounded
 # Why what is named a limit may be exceeded, by how its name begins.
 REASONS = {
     "tar cf": "tar reads and writes by one process, and its start counts; several workers share the work",
-    "reading the shards": "the limit copies the files into a buffer, and filling a pool reads them where they are mapped",
+    "reading the shards": "the limit copies the files into one buffer, and filling a pool reads blocks by several threads",
     "copying": "the limit reads other bytes each time; the windows of a stack share their frames, which stay in the cache",
     "matrix products": "the limit is the rate of square matrices; the network's own may fit the caches better",
     "the step, one cached batch": "both take the same steps: the difference is chance, or other programs disturbed one of them",

@@ -77,7 +77,7 @@ def find_frame_shift(manifest: Manifest, given: float | None) -> tuple[float, st
 def dataset_facts(dataset: ShardDataset, frame_shift_ms: float, frame_shift_from: str) -> dict[str, Any]:
     """What is in a dataset, by name; `hours` at the given frame shift, which `frame_shift_from` says."""
     manifest = dataset.manifest
-    lengths = dataset.utterances["frames"]
+    lengths = dataset.utterance_column("frames")
     return {
         "speakers": len(manifest.speakers),
         "empty_speakers": int((frames_per_speaker(dataset) == 0).sum()),
@@ -101,9 +101,9 @@ def dataset_facts(dataset: ShardDataset, frame_shift_ms: float, frame_shift_from
 
 def frames_per_speaker(dataset: ShardDataset) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Frames of each speaker (num_spks,), in class order."""
-    table = dataset.utterances
+    speakers, frames = (dataset.utterance_column(name) for name in ("speaker", "frames"))
     sums = np.zeros(len(dataset.manifest.speakers), np.int64)
-    np.add.at(sums, table["speaker"], table["frames"])
+    np.add.at(sums, speakers, frames)
     return sums
 
 

@@ -155,7 +155,7 @@ class ShardedUtterances:
         self.fingerprint = self.data.fingerprint if listed is None else None
         if listed is None:
             self.count = self.data.manifest.num_utterances
-            labels = self.data.utterances["speaker"]
+            labels = self.data.utterance_column("speaker")
             self._hashes = np.array(self.data.utterances["key_hash"], np.uint64)
             self._blocks: NDArray[np.int64] = np.arange(len(self.data.blocks))
             self._per_block = np.asarray(self.data.blocks["utterances"], np.int64)
@@ -163,8 +163,8 @@ class ShardedUtterances:
             self.count = len(listed)
             self._position = {utterance.key: position for position, utterance in enumerate(listed)}
             rows = _find_rows(self.data, listed, list_path)
-            self._blocks, self._per_block = np.unique(self.data.utterances["block"][rows], return_counts=True)
-            labels = self.data.utterances["speaker"][rows]
+            self._blocks, self._per_block = np.unique(self.data.blocks_of(rows), return_counts=True)
+            labels = self.data.utterance_column("speaker")[rows]
             self._hashes = np.array(self.data.utterances["key_hash"][rows], np.uint64)
         self.unknown = self._find_unknown(labels)
 
@@ -185,7 +185,7 @@ class ShardedUtterances:
         arrays = self.data.read_block(block)
         keys, lengths, labels = self.data.keys(block, arrays), arrays.lengths, arrays.labels
         if self._position is None:
-            first = int(self.data.blocks[block]["first_utterance"])
+            first = int(self.data.block_rows(range(block, block + 1))["first_utterance"][0])
             positions = np.arange(first, first + len(lengths))
             frames = arrays.frames.astype(np.float32, copy=False)
             return Group(keys, frames, lengths, positions, self._class_of_label[labels])
@@ -196,9 +196,9 @@ class ShardedUtterances:
         return Group(keys, frames, lengths[wanted], positions[wanted], self._class_of_label[labels[wanted]])
 
     def _find_unknown(self, labels: NDArray[np.int32]) -> Unknown:
-        """What is not known of utterances with these labels; wrong ones of a damaged table are found with their block."""
+        """What is not known of utterances with these labels."""
         names = self.data.manifest.speakers
-        counts = np.bincount(labels[(labels >= 0) & (labels < len(names))], minlength=len(names))
+        counts = np.bincount(labels, minlength=len(names))
         others = np.flatnonzero((self._class_of_label == UNKNOWN) & (counts > 0))
         return Unknown(int(counts[others].sum()), name=names[others[0]]) if len(others) else Unknown()
 

@@ -44,8 +44,8 @@ class Limit:
 class Prediction:
     """What is expected; a None has no limit or no price to follow from. `limits` begin with what breaks first.
 
-    A rank's pools take `rank_pool_bytes` at most where shards are mapped, and `rank_pool_bytes_remote` where blocks are read
-    over a network, which `node_memory_bytes` counts with.
+    A rank's pools take `rank_pool_bytes` at most, and `rank_pool_bytes_remote` with the blocks that are kept for the next
+    pools, which `node_memory_bytes` counts with.
     """
 
     windows_per_second: float

@@ -88,7 +88,7 @@ def _corpus_of_shards(config: SimulateConfig) -> CorpusSize:
     dataset = ShardDataset(config.shards, StoreOptions(fingerprint=config.fingerprint))
     manifest = dataset.manifest
     total = DatasetWindows(dataset, config.in_frames, config.edge).total
-    lengths, utterances = np.unique(dataset.utterances["frames"], return_counts=True)
+    lengths, utterances = np.unique(dataset.utterance_column("frames"), return_counts=True)
     windows = np.array([windows_of(int(length), config.in_frames, EDGE_CODES[config.edge]) for length in lengths])
     return CorpusSize(
         num_frames=manifest.num_frames,
@@ -214,7 +214,10 @@ def _lines(plan: ClusterPlan, prediction: Prediction) -> list[tuple[str, str]]:
             f"{prediction.rank_step_seconds * 1e6:,.0f} us for {prediction.rank_windows_per_step:,} windows: {parts}",
         ),
         ("reading", f"{read:,.2f} MB/s a node"),
-        ("memory", f"pools {pools:,.0f} MB a rank, {remote:,.0f} from a remote store; {node:,.2f} GB a node in all"),
+        (
+            "memory",
+            f"pools {pools:,.0f} MB a rank, {remote:,.0f} with the blocks that are kept; {node:,.2f} GB a node in all",
+        ),
         ("first batch", f"{first:,.2f} s after the processes have met; resumed: {resumed:,.2f} s"),
         (
             "shuffle",

@@ -18,7 +18,7 @@ from shards.layout import BlockArrays
 from spkid_dist.order import Segment, starts_of
 from spkid_dist.streaming.kernels import lay_out
 from spkid_dist.streaming.normalization import bfloat16_block, normalize_block
-from spkid_dist.streaming.windows import BLOCKS_KEPT, DatasetWindows
+from spkid_dist.streaming.windows import DatasetWindows
 
 NO_WINDOW = -1  # the start of a window whose block is bad, and was passed over
 WINDOWS_A_THREAD = 2**14  # at least: a thread takes as long to start as some thousands of windows to lay out
@@ -65,8 +65,8 @@ class ArenaFiller:
     """Lays out windows of a dataset's blocks, by up to `threads` threads.
 
     `bad_blocks` has the blocks that were passed over because they could not be read or were damaged, and why; unless
-    `options.skip_bad` such a block is an error. Of each of `streams` some blocks stay at hand: its consecutive pools share the
-    block at their border. What is kept are views of mapped files, downloads, or, where they are normalised, frames of our own.
+    `options.skip_bad` such a block is an error. Of each of `streams` the block at the end of what was laid out stays in memory,
+    where more windows of it follow: those of its next pool.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ArenaFiller:
         self._counts = counts
         self._bits = np.dtype(f"u{self.dtype.itemsize}")  # the compiled loop knows no short floats; it only copies
         self._options = options
-        self._most_kept = BLOCKS_KEPT * streams
+        self._most_kept = streams
         self._kept: dict[int, Block] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,7 +130,10 @@ class ArenaFiller:
 
         threads = max(1, min(self.threads, first_windows[-1] // WINDOWS_A_THREAD))
         with closing(self._dataset.map_blocks(lay, list(of_block), threads)) as results:
-            good = [self._keep(block, found) for block, found in zip(of_block, results, strict=True)]
+            good = [
+                self._keep(block, found, max((segments[number] for number in numbers), key=_end_of).more)
+                for (block, numbers), found in zip(of_block.items(), results, strict=True)
+            ]
         return not all(good)
 
     def _find(self, block: int, read: Read) -> Block | InputError | None:
@@ -178,8 +181,8 @@ class ArenaFiller:
                 f"{self._dataset.folder}: the utterance table has changed since the dataset was opened; open it again"
             )
 
-    def _keep(self, block: int, found: Block | InputError | None) -> bool:
-        """Keep a block that was laid out; one that is bad is an error, or noted. Returns whether it is good."""
+    def _keep(self, block: int, found: Block | InputError | None, more: bool) -> bool:
+        """Keep a block of which `more` is to be laid out; one that is bad is an error, or noted. Returns whether it is good."""
         if isinstance(found, InputError):
             if not self._options.skip_bad:
                 raise found
@@ -188,7 +191,12 @@ class ArenaFiller:
         if found is None:
             return False
         self._kept.pop(block, None)
-        self._kept[block] = found  # the last used is the last in the dictionary
-        if len(self._kept) > self._most_kept:
+        if more:
+            self._kept[block] = found  # the last used is the last in the dictionary
+        if len(self._kept) > self._most_kept:  # with what was left at an epoch's end
             self._kept.pop(next(iter(self._kept)))
         return True
+
+
+def _end_of(segment: Segment) -> int:
+    return segment.last

@@ -79,7 +79,8 @@ def lay_out(
 ) -> int:
     """Lay out windows [first, last) of a block in the arena, from row `row` on; return the first row not used.
 
-    Returns -1, with nothing more written, where the arena has fewer rows than that takes.
+    Returns -1 where the arrays are not of each other: the arena has fewer rows than that takes, the block other windows or
+    fewer frames than that needs. It reads and writes within the arrays whatever they hold, though `copy_bytes` checks nothing.
 
     Each utterance takes (its windows + C - 1) rows of `arena` (R, D), with the edge rule's rows in place, so that every
     window is C consecutive rows; ``starts[k]`` gets the first of them and ``labels[k]`` the class of window first + k.
@@ -92,14 +93,19 @@ def lay_out(
     base = 0  # the utterance's first window, within the block
     frame = 0  # the utterance's first frame, within the block
     at = 0
+    room = min(len(starts), len(labels))
+    if min(len(block_labels), len(repeats)) < len(lengths) or arena.shape[1] != num_features or min(row, first) < 0:
+        return -1
     for u in range(len(lengths)):
         length = lengths[u]
         windows = windows_of(length, context, edge)
+        if length < 1 or frame + length > len(frames):
+            return -1
         for _ in range(repeats[u]):
             lo = max(first, base) - base
             hi = min(last, base + windows) - base
             if lo < hi:
-                if row + hi - lo + context - 1 > len(arena):
+                if row + hi - lo + context - 1 > len(arena) or at + hi - lo > room:
                     return -1
                 for k in range(hi - lo):
                     starts[at + k] = row + k
@@ -113,7 +119,7 @@ def lay_out(
                 row = fill_edge(frames, frame + length - 1, edge, arena, row + behind - inside, end - behind)
             base += windows
         frame += length
-    return row
+    return row if at == last - first else -1
 
 
 @compiled

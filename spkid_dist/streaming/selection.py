@@ -18,6 +18,8 @@ from shards.errors import InputError, UsageError
 from shards.layout import key_hash
 
 SHOWN = 3
+MOST_REPEATS = 2**31 - 1  # that int32 counts
+MOST_WINDOWS = 2**60  # of an epoch: far below what int64 counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,17 +54,25 @@ class Selection:
         """How often each utterance of the table is taken: (U,); `windows` (U,) is how many each has.
 
         Raises:
-            InputError: a speaker or an utterance is not in the dataset.
-            UsageError: nothing is chosen.
+            InputError: a speaker or an utterance is not in the dataset, or its table is damaged.
+            UsageError: nothing is chosen, or what balances speakers is beyond all numbers.
         """
         chosen = np.ones(len(dataset.utterances), bool)
         if self.speakers is not None:
-            chosen &= np.isin(dataset.utterances["speaker"], self._classes(dataset))
+            chosen &= np.isin(dataset.utterance_column("speaker"), self._classes(dataset))
         if self.utterances is not None:
             chosen &= self._listed(dataset)
         if not chosen.any():
             raise UsageError(f"{dataset.folder}: no utterance is chosen; name speakers or utterances that it has")
-        return _balanced(dataset.utterances["speaker"], windows, chosen) if self.balance else chosen.astype(np.int32)
+        if not self.balance:
+            return chosen.astype(np.int32)
+        taken = _balanced(dataset.utterance_column("speaker"), windows, chosen)
+        if taken.max() > MOST_REPEATS or np.dot(taken, windows) > MOST_WINDOWS:
+            raise UsageError(
+                f"{dataset.folder}: to balance its speakers, an utterance would be taken {taken.max():.3g} times, and an epoch "
+                f"have {np.dot(taken, windows):.3g} windows; choose speakers whose numbers of windows differ less"
+            )
+        return taken.astype(np.int32)
 
     def _classes(self, dataset: ShardDataset) -> list[int]:
         assert self.speakers is not None
@@ -89,7 +99,7 @@ class Selection:
         return np.isin(stored, hashes)
 
 
-def _balanced(speaker: NDArray[np.int32], windows: NDArray[np.int32], chosen: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _balanced(speaker: NDArray[np.int32], windows: NDArray[np.int32], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Repeats (U,) that give each speaker about as many windows as the one with the most.
 
     The j-th utterance of a speaker is taken floor((j + 1) q) - floor(j q) times, where q is how many times as many windows
@@ -100,8 +110,9 @@ def _balanced(speaker: NDArray[np.int32], windows: NDArray[np.int32], chosen: ND
     by_speaker = np.argsort(speakers, kind="stable")
     counts = np.bincount(speakers)
     place = np.arange(len(speakers)) - np.repeat(np.cumsum(counts) - counts, counts)  # j, in the order by speaker
-    times = (totals.max() / np.where(totals, totals, totals.max()))[speakers[by_speaker]]
+    most = max(1.0, totals.max())
+    times = (most / np.where(totals, totals, most))[speakers[by_speaker]]
     taken = np.floor((place + 1) * times + 1e-9) - np.floor(place * times + 1e-9)  # 1e-9: a whole number stays one
-    repeats = np.zeros(len(chosen), np.int32)
+    repeats = np.zeros(len(chosen))
     repeats[np.flatnonzero(chosen)[by_speaker]] = taken
     return repeats

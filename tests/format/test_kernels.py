@@ -329,3 +329,38 @@ def test_add_rows_equals_numpy(values, data):
     add_rows(values, rows, sums)
     np.add.at(expected, rows, values)
     np.testing.assert_array_equal(sums, expected)
+
+
+WRONG_BLOCKS = {
+    "more frames than there are": {"lengths": [4, 4]},
+    "an utterance without frames": {"lengths": [0, 7]},
+    "a negative length": {"lengths": [-3, 10]},
+    "too few repeats": {"repeats": [1]},
+    "too few labels": {"labels": [0]},
+    "windows beyond the block's": {"last": 6},
+    "a negative window": {"first": -1},
+    "a negative row": {"row": -1},
+    "too few rows": {"rows": 6},
+    "too few starts": {"starts": 2},
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG_BLOCKS, None])
+def test_lay_out_stays_within_its_arrays_whatever_they_hold(name):
+    """Seven frames in two utterances: 2 + 1 windows of 3 frames, 4 + 3 rows."""
+    given = {
+        "lengths": [4, 3],
+        "repeats": [1, 1],
+        "labels": [0, 1],
+        "first": 0,
+        "last": 3,
+        "row": 0,
+        "rows": 7,
+        "starts": 3,
+    }
+    given |= WRONG_BLOCKS.get(name, {})
+    frames, arena = np.ones((7, 2), np.uint32), np.zeros((given["rows"], 2), np.uint32)
+    lengths, labels, repeats = (np.array(given[key], np.int32) for key in ("lengths", "labels", "repeats"))
+    starts, found = np.empty(given["starts"], np.int64), np.empty(given["starts"], np.int64)
+    block = frames, lengths, labels, repeats, given["first"], given["last"]
+    assert lay_out(*block, 3, VALID, arena, given["row"], starts, found) == (7 if name is None else -1)
