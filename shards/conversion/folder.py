@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError, UsageError
-from shards.files import atomic_writer, make_folder, staging_folder, write_new
+from shards.files import atomic_writer, make_folder, read_regular, staging_folder, write_new
 from shards.holding import HOLD_NAME, Say, held_in_turn
 from shards.plaintext import masked
 from shards.stores.remote import RemoteFiles, open_filesystem
@@ -22,7 +22,7 @@ from shards.stores.retry import WrongBytesError
 from shards.unfinished import TEMPORARY_MARK, remove_left_behind
 
 JOB_HOLD_NAME = f".job{HOLD_NAME}"
-MOST_READ_BYTES = 2_000_000_000  # of a remote file: jobs and records are far smaller, whatever a server sends
+MOST_READ_BYTES = 2_000_000_000  # jobs and records are far smaller, whatever a server sends or a disk has
 
 
 class Folder(ABC):
@@ -99,7 +99,7 @@ class LocalFolder(Folder):
 
     def read(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError where there is none."""
-        return (self.path / name).read_bytes()
+        return read_regular(self.path / name, MOST_READ_BYTES)
 
     @contextlib.contextmanager
     def in_turn(self, say: Say) -> Iterator[Callable[[], None]]:

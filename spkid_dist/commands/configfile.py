@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import yaml
 
 from shards.errors import InputError, UsageError
+from shards.files import read_regular
 from shards.plaintext import is_masked
 from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
 from spkid_dist.commands.help import near_flag
@@ -19,6 +20,7 @@ from spkid_dist.commands.help import near_flag
 NO_OPTIONS = frozenset({"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "tr_keys", "training_id"})
 # What train.opts says of its own run: the permission to delete a folder, and the checkpoint it went on from, end with that run.
 OF_ONE_RUN = frozenset({"overwrite", "resume"})
+MOST_BYTES = 64_000_000  # train.opts names all speakers
 WITH_MEANING = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:merge")
 
 
@@ -101,7 +103,7 @@ def _words_of(path: Path, command: str, flags: Sequence[Flag], given: set[str]) 
 
 def _read(path: Path, command: str) -> Mapping[Any, Any]:
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe loader
+        found = yaml.load(read_regular(path, MOST_BYTES).decode(), _Loader)  # noqa: S506 - a safe loader
     except OSError as error:
         raise InputError(f"{path}: can't read this --config file: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -96,12 +96,20 @@ def test_what_can_not_be_is_one_line_that_names_the_file(tmp_path, text, message
         (["--config"], "--config: expected a file"),
         (["--config=a", "--config=b"], "--config is given 2 times"),
         (["--config", "/nowhere"], "/nowhere: can't read this --config file: No such file"),
-        (["--config", "/"], "/: can't read this --config file: Is a directory"),
+        (["--config", "/"], "/: can't read this --config file: not a regular file, but a folder"),
+        (["--config", "/dev/zero"], "/dev/zero: can't read this --config file: not a regular file"),
     ],
 )
 def test_a_config_that_is_no_file_is_one_line(words, message):
     with pytest.raises((InputError, UsageError), match=message):
         _parse(["train", *words])
+
+
+def test_a_config_of_a_terabyte_of_nothing_is_not_read(tmp_path):
+    with (tmp_path / "flags.yaml").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(InputError, match=r"flags\.yaml: can't read this --config file: more than the 64000000 bytes"):
+        _parse(["train", "--config", str(tmp_path / "flags.yaml")])
 
 
 def test_a_value_of_the_wrong_type_names_the_file(tmp_path):
