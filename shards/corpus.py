@@ -4,18 +4,19 @@ An utterance is named by its key, a line of the list such as ``BLOCK00/SES000/SA
 folder without its extension. Its speaker is one of the key's components, or what another rule of `shards.speakers` says.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.files import make_folder, read_text, write_json
+from shards.files import make_folder, write_json
+from shards.jsontext import read_json, shown
 from shards.lines import numbered_lines
 from shards.names import check_name, check_speakers_names
 from shards.speakers import SpeakerRule, speaker_by_component
 
+SPEAKER_MAP = 'a JSON file of speaker names and class indices, such as {"SES000": 0, "SES001": 1}'
 UNKNOWN_SPEAKER_REMEDY = "add it there, or remove the utterance from the list"
 
 
@@ -107,16 +108,9 @@ def read_speakers(path: Path) -> list[str]:
     """Read a speaker map (JSON: speaker name -> class index) as names in class order.
 
     Raises:
-        InputError: it is missing, not JSON, not such an object, or its indices are not exactly 0..n-1.
+        InputError: it is missing, not JSON, not such an object, names a speaker twice, or its indices are not exactly 0..n-1.
     """
-    text = read_text(path, "the speaker map", 'give a JSON file such as {"SES000": 0, "SES001": 1}')
-    try:
-        classes = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{path}:{error.lineno}: the speaker map is not JSON: {error.msg}; expected speaker names and class "
-            'indices, such as {"SES000": 0, "SES001": 1}'
-        ) from None
+    classes = read_json(path, "the speaker map", f"give {SPEAKER_MAP}", undecodable=True)
     if not isinstance(classes, dict) or not all(_is_index(value) for value in classes.values()):
         raise InputError(
             f"{path}: the speaker map must be one JSON object from speaker names to whole numbers, such as "
@@ -129,7 +123,7 @@ def read_speakers(path: Path) -> list[str]:
     for expected, name in enumerate(speakers):
         if classes[name] != expected:
             raise InputError(
-                f"{path}: class indices must be exactly 0..{len(speakers) - 1}, each once; {name!r} has {classes[name]} "
+                f"{path}: class indices must be exactly 0..{len(speakers) - 1}, each once; {name!r} has {shown(classes[name])} "
                 f"where {expected} was expected: number the speakers again"
             )
     return speakers

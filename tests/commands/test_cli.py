@@ -57,7 +57,7 @@ BAD_INPUT = {
     "no speaker component": (LIST, "alone\n", r"all\.train:1: utterance 'alone' has no component 2.*expected a line"),
     "a path that leaves the folder": (LIST, "../x/y\n", r"all\.train:1: utterance '\.\./x/y' leaves the feature folder"),
     "speaker without a class": (MAP, '{"anna": 0}', r"'bert' .*not among the 1 speakers.*add it.*--spk2idx a new file"),
-    "map that is not JSON": (MAP, "{anna: 0}", r"spk2idx\.json:1: the speaker map is not JSON.*expected speaker names"),
+    "map that is not JSON": (MAP, "{anna: 0}", r"spk2idx\.json: the speaker map: not JSON.*of speaker names"),
     "map that is a list": (MAP, '["anna"]', r"spk2idx\.json: the speaker map must be one JSON object"),
     "map with a text index": (MAP, '{"anna": "0"}', r"spk2idx\.json: the speaker map must be one JSON object"),
     "map with a gap": (MAP, '{"anna": 0, "bert": 2}', r"exactly 0\.\.1, each once; 'bert' has 2 where 1 was expected"),
