@@ -21,6 +21,7 @@ import torch
 from torch import distributed, nn
 
 from shards.errors import InputError, UsageError
+from shards.jsontext import shown
 from spkid_dist.config.choices import Activation, Normalization
 from spkid_dist.config.network import NetworkOptions
 from spkid_dist.config.training import MOST_LAYERS
@@ -34,6 +35,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
 }
 BYTES_A_PARAMETER = 4
+MOST_PARAMETERS = 2**48  # more have no addresses
 
 
 def network_options(options: Mapping[str, Any], where: str = "train.opts") -> NetworkOptions:
@@ -46,7 +48,9 @@ def network_options(options: Mapping[str, Any], where: str = "train.opts") -> Ne
     for name, value in given.items():
         expected = _expectation(name, value)
         if expected:
-            raise InputError(f"{where}: {name} is {value!r}, expected {expected}; give the train.opts of a training")
+            raise InputError(
+                f"{where}: {name} is {shown(value)}, expected {expected}; give the train.opts of a training"
+            )
     return NetworkOptions(**given)
 
 
@@ -64,15 +68,29 @@ def _expectation(name: str, value: Any) -> str | None:
     return f"{MOST_LAYERS} or less" if name == "num_layers" and value > MOST_LAYERS else None
 
 
-def model_from_options(options: Mapping[str, Any], where: str = "train.opts") -> nn.Sequential:
+def model_from_options(options: Mapping[str, Any], where: str = "train.opts", *, empty: bool = False) -> nn.Sequential:
     """The network that a training's options describe, with random weights: (B, C*D) -> (B, num_spks) log-probabilities.
+
+    `empty`: its tensors have shapes and no values (torch's device meta), and take no memory until weights are assigned.
 
     Raises:
         InputError: an option of the network can't be.
         UsageError: the network does not fit into this machine's memory.
     """
     network = network_options(options, where)
+    if empty:
+        if network.num_parameters > MOST_PARAMETERS:
+            raise InputError(
+                f"{where}: describes a network of {network.num_parameters:,} parameters, expected {MOST_PARAMETERS:,} or less; "
+                "give the train.opts of a training"
+            )
+        with torch.device("meta"):
+            return _build(network)
     _check_memory(network)
+    return _build(network)
+
+
+def _build(network: NetworkOptions) -> nn.Sequential:
     width, layers = network.in_features, list[nn.Module]()
     for _ in range(network.num_layers):
         layers.append(nn.Linear(width, network.hsize))

@@ -31,7 +31,7 @@ from spkid_dist.ranks.accelerator import make_accelerator
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.lostdevice import explain_lost_device
 from spkid_dist.ranks.together import by_main, explain_lost_ranks
-from spkid_dist.trained import ID_NAME, options_of
+from spkid_dist.trained import options_of
 from spkid_dist.trainedfolder import Figures, averaged_name, weights_name
 from spkid_dist.training.checkpoint import FOLDER_NAME, CheckpointFolder
 from spkid_dist.training.engine import make_engine
@@ -47,6 +47,7 @@ from spkid_dist.training.resume import go_on
 from spkid_dist.training.startup import check_ranks_alike, log_start, open_data, open_save_path
 from spkid_dist.training.stopwatch import Stopwatch
 from spkid_dist.training.tracking import check_tracker, finish_tracking, start_tracking
+from spkid_dist.weights.file import ID_NAME
 
 # What --best_by compares, as the log says it.
 BEST_BY: dict[BestBy, str] = {

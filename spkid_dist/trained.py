@@ -1,8 +1,7 @@
 """Read and write a trained model: the options of its training (`train.opts`) and its weights.
 
-Weights are the network's plain `state_dict`. The name of their training lies where only those who ask for it look: in the
-`_metadata` that torch keeps with a `state_dict`. The keys stay those of the layers (`0.weight`, ...), and the file loads into a
-network that is built by hand. Scoring, export and tables of results open a trained model, and need nothing of training.
+Scoring, export and tables of results open a trained model, and need nothing of training. Options and weights must agree before
+memory is taken for a network: options alone can describe one of any size.
 """
 
 import json
@@ -18,13 +17,14 @@ from torch import nn
 
 from shards.corpus import read_speakers
 from shards.errors import InputError
-from shards.files import atomic_writer, read_text
+from shards.jsontext import read_json, shown
 from shards.names import check_speakers_names
 from shards.plaintext import shown_place
 from spkid_dist.config import TrainConfig
 from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.model import model_from_options
-from spkid_dist.process.memory import is_out_of_memory
+from spkid_dist.weights.archive import not_plain
+from spkid_dist.weights.file import ID_NAME, read_weights, say_no_digest
 
 OPTIONS_NAME = "train.opts"
 # Where data and results lie: what the data are is told by their fingerprints, and the choice among them by its own.
@@ -53,7 +53,8 @@ _NOTHING = object()
 # Options that came later, with the defaults that do as was done before: these are no part of a training's name.
 _LATER = {name: TrainConfig.__dataclass_fields__[name].default for name in ("average", "best_by")}
 
-ID_NAME = "training_id"
+LARGEST_SIZE = 2**31 - 1  # of a layer, or of a window
+GIVE_OPTIONS = "give the train.opts of a training"
 
 
 def training_id(options: Mapping[str, Any], data: Mapping[str, str | None]) -> str:
@@ -64,55 +65,12 @@ def training_id(options: Mapping[str, Any], data: Mapping[str, str | None]) -> s
     return xxhash.xxh3_128_hexdigest(json.dumps([decisive, dict(data)], sort_keys=True).encode())
 
 
-METADATA_KEY = "spkid_dist"
-
-
-def save_weights(model: torch.nn.Module, path: Path, training_id: str | None = None) -> None:
-    """Write the model's `state_dict`, on the CPU, to `path` atomically, with the name of its training.
-
-    Raises:
-        InputError: it can't be written.
-    """
-    state = model.state_dict()
-    metadata = OrderedDict(getattr(state, "_metadata", {}))
-    if training_id is not None:
-        metadata[METADATA_KEY] = {ID_NAME: training_id}
-    on_cpu = OrderedDict((name, tensor.detach().cpu()) for name, tensor in state.items())
-    on_cpu._metadata = metadata  # type: ignore[attr-defined]
-    with atomic_writer(path) as file:
-        torch.save(on_cpu, file)
-
-
-def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """The digest of a network's `state_dict`: of the bytes of all its tensors, in their order."""
-    digest = xxhash.xxh3_128()
-    for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def name_in(state: object) -> str | None:
-    """The training that a loaded `state_dict` names; None where it names none, as those of other programs."""
-    metadata = getattr(state, "_metadata", None)
-    ours = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
-    name = ours.get(ID_NAME) if isinstance(ours, Mapping) else None
-    return name if isinstance(name, str) else None
-
-
-def name_in_weights(path: Path) -> str | None:
-    """The training that a weights file names; None where it names none, or can't be read. Reads no tensors."""
-    try:
-        return name_in(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
-    except Exception:  # noqa: BLE001 - torch raises whatever the damaged bytes lead it to
-        return None
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     """A network (B, C*D) -> (B, num_spks) log-probabilities, on the CPU and in evaluation mode; speakers in class order.
 
     `options` are those of train.opts; `in_frames` is C, `num_features` D and `edge` the rule of the training.
+    `remarks` are lines on what could not be checked.
     """
 
     network: torch.nn.Module
@@ -121,6 +79,7 @@ class TrainedModel:
     num_features: int
     edge: str
     options: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 def load_trained(weights_ckpt: Path, train_cfg: Path, spk2idx: Path | None) -> TrainedModel:
@@ -131,9 +90,9 @@ def load_trained(weights_ckpt: Path, train_cfg: Path, spk2idx: Path | None) -> T
     """
     options = read_options(train_cfg)
     speakers = _speakers(options, train_cfg, spk2idx)
-    network = model_from_options(options, str(train_cfg))
+    network = model_from_options(options, str(train_cfg), empty=True)
     name = options.get(ID_NAME)
-    load_weights(network, weights_ckpt, train_cfg, name if isinstance(name, str) else None)
+    has_digest = load_weights(network, weights_ckpt, train_cfg, name if isinstance(name, str) else None)
     return TrainedModel(
         network=network.eval(),
         speakers=speakers,
@@ -141,6 +100,7 @@ def load_trained(weights_ckpt: Path, train_cfg: Path, spk2idx: Path | None) -> T
         num_features=options["input_dim"],
         edge=options.get("edge", "valid"),
         options=options,
+        remarks=() if has_digest else (say_no_digest(weights_ckpt),),
     )
 
 
@@ -181,61 +141,67 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, not JSON, or lacks what describes the network.
     """
-    text = read_text(path, "the training options", "give the train.opts beside the weights (--train_cfg)")
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not JSON: {error.msg}; give the train.opts of a training") from None
-    needed = ("input_dim", "in_frames", "hsize", "num_spks")
-    for name in needed:
-        value = options.get(name) if isinstance(options, dict) else None
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{path}: {name} is {value!r}, expected a whole number; give the train.opts of a training")
+    options = read_json(path, "the training options", GIVE_OPTIONS, undecodable=True)  # paths stand in them
+    if not isinstance(options, dict):
+        raise InputError(f"{path}: the training options are {shown(options)}, expected a JSON object; {GIVE_OPTIONS}")
+    for name in ("input_dim", "in_frames", "hsize", "num_spks"):
+        value = options.get(name)
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise InputError(
+                f"{path}: {name} is {shown(value)}, expected a whole number from 1 to {LARGEST_SIZE}; {GIVE_OPTIONS}"
+            )
     component, edge = options.get("speaker_component"), options.get("edge", "valid")
-    if not (component is None or (isinstance(component, int) and component >= 1)):
-        raise InputError(f"{path}: speaker_component is {component!r}, expected a whole number from 1")
-    if edge not in EDGE_CODES:
-        raise InputError(f"{path}: edge is {edge!r}, expected one of {', '.join(EDGE_CODES)}")
-    return dict(options)
+    if not (component is None or (type(component) is int and component >= 1)):
+        raise InputError(f"{path}: speaker_component is {shown(component)}, expected a whole number from 1")
+    if not isinstance(edge, str) or edge not in EDGE_CODES:
+        raise InputError(f"{path}: edge is {shown(edge)}, expected one of {', '.join(EDGE_CODES)}")
+    return options
 
 
-def load_weights(model: nn.Sequential, path: Path, train_cfg: Path, training: str | None) -> None:
+def load_weights(model: nn.Sequential, path: Path, train_cfg: Path, training: str | None) -> bool:
     """Load a weights file into `model`; nothing in the file is executed.
 
     `training` is the training that the options in `train_cfg` name; None where they name none, as those of other programs.
 
+    Returns whether the file has a digest of its weights, which is right then.
+
     Raises:
-        InputError: the file is missing, not a weights file, or of another training or network.
+        InputError: the file is missing, not a weights file, not what was written, or of another training or network.
     """
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: can't read these weights: {error.strerror}; check --weights_ckpt") from None
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        # torch raises whatever the damaged bytes lead it to
+    weights = read_weights(path)
+    if training is not None and weights.training is not None and weights.training != training:
         raise InputError(
-            f"{path}: not a weights file of torch, or a damaged one ({type(error).__name__}); "
-            "give a *_weights.ckpt of a training"
-        ) from None
-    found = name_in(state)
-    if training is not None and found is not None and found != training:
-        raise InputError(
-            f"{path}: these weights are of another training than the options in {train_cfg}: their training_id is {found}, "
-            f"that of the options {training}; give the train.opts beside the weights (--train_cfg)"
+            f"{path}: these weights are of another training than the options in {train_cfg}: their training_id is "
+            f"{weights.training}, that of the options {training}; give the train.opts beside the weights (--train_cfg)"
         )
-    expected = model.state_dict()
+    state, expected = weights.state, model.state_dict()
     if not isinstance(state, Mapping) or set(state) != set(expected):
         raise InputError(f"{path}: holds {_keys(state)}, expected {_keys(expected)}; {_other_network(state, expected)}")
     for name, tensor in expected.items():
-        if getattr(state[name], "shape", None) != tensor.shape:
-            shape = tuple(getattr(state[name], "shape", ()))
-            raise InputError(
-                f"{path}: {name} is {shape}, but the options make it {tuple(tensor.shape)}; "
-                "give the train.opts that belongs to these weights (--train_cfg)"
-            )
-    model.load_state_dict(state, strict=True)
+        problem = _misfit(name, state[name], tensor)
+        if problem is not None:
+            raise InputError(f"{path}: {problem}")
+    # Without what torch keeps with a state_dict, which may be damaged; the tensors that were read become the network's.
+    taken = OrderedDict((name, state[name].detach().to(tensor.dtype).contiguous()) for name, tensor in expected.items())
+    model.load_state_dict(taken, strict=True, assign=True)
+    return weights.has_digest
+
+
+def _misfit(name: str, found: Any, expected: torch.Tensor) -> str | None:
+    """What is wrong with a tensor that is loaded in the place of `expected`, and what to do; None where nothing is."""
+    problem = not_plain(found)
+    if problem is not None:
+        return f"{name} is {problem}; give a *_weights.ckpt of a training"
+    if found.shape != expected.shape:
+        return (
+            f"{name} is {tuple(found.shape)}, but the options make it {tuple(expected.shape)}; give the train.opts that "
+            "belongs to these weights (--train_cfg)"
+        )
+    if found.is_floating_point() != expected.is_floating_point() or found.is_complex():
+        return f"{name} is of {found.dtype}, expected {expected.dtype}; give a *_weights.ckpt of a training"
+    if not bool(torch.isfinite(found).all()):
+        return f"{name} is not finite in all its values: these are the weights of a training that diverged; give others"
+    return None
 
 
 def _other_network(state: Any, expected: Mapping[str, Any]) -> str:
@@ -252,4 +218,8 @@ def _other_network(state: Any, expected: Mapping[str, Any]) -> str:
 
 
 def _keys(state: Any) -> str:
-    return ", ".join(map(str, list(state)[:8])) if isinstance(state, Mapping) else f"a {type(state).__name__}"
+    return (
+        ", ".join(str(name)[:40] for name in list(state)[:8])
+        if isinstance(state, Mapping)
+        else f"a {type(state).__name__}"
+    )

@@ -3,20 +3,21 @@
 Scoring, export and tables of results read them, and need nothing of training.
 """
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from shards.errors import InputError
-from shards.files import json_bytes, read_text, write_atomic
+from shards.files import json_bytes, write_atomic
+from shards.jsontext import from_json, read_json, shown
 from spkid_dist.config.choices import BestBy
 from spkid_dist.trained import OPTIONS_NAME, read_options
 
 STATISTICS_NAME = "train_stats.json"
 WEIGHTS = ".ckpt"  # the ending of weights files
+MOST_STATISTICS_BYTES = 256_000_000  # some 5 million log lines
 Number = float | None
 
 
@@ -54,8 +55,8 @@ class TrainStatistics:
     `best_by` says by what epochs are compared. It stands in train.opts.
     """
 
-    tr_loss: list[float] = field(default_factory=list)
-    tr_acc: list[float] = field(default_factory=list)
+    tr_loss: list[Number] = field(default_factory=list)
+    tr_acc: list[Number] = field(default_factory=list)
     va_loss: list[Number] = field(default_factory=list)
     va_acc: list[Number] = field(default_factory=list)
     va_wrong: list[int | None] = field(default_factory=list)
@@ -148,23 +149,20 @@ class TrainStatistics:
         return {name: values for name, values in asdict(self).items() if name != "best_by"}
 
     def take_over(self, columns: Mapping[str, Any]) -> None:
-        """Have the values of `columns`; what an earlier version did not keep is None for its epochs.
+        """Have the values of `columns`, as JSON has them; what an earlier version did not keep is None for its epochs.
 
         Raises:
-            KeyError, TypeError, ValueError: these are no such values.
+            ValueError: these are no such values; nothing is taken over then.
         """
-        losses = list(columns["va_loss"])
-        for one in fields(self):
-            if one.name == "best_by":
-                continue
-            needed = one.name in ("tr_loss", "tr_acc", "va_loss", "va_acc")
-            values = columns[one.name] if needed else columns.get(one.name, [None] * len(losses))
-            if not isinstance(values, list):
-                raise TypeError(f"{one.name} is a {type(values).__name__}, expected a list")
-            if not one.name.startswith("tr_") and len(values) != len(losses):
-                raise ValueError(f"{len(losses)} values of va_loss, {len(values)} of {one.name}")
-            convert = _count if one.name in ("va_wrong", "va_utterances", "avg_wrong") else _number
-            setattr(self, one.name, [convert(value) for value in values])
+        kept: _Kept = from_json(_Kept, columns)
+        epochs = len(kept.va_loss)
+        taken = {name: [None] * epochs if values is None else values for name, values in vars(kept).items()}
+        for name, values in taken.items():
+            like = "tr_loss" if name.startswith("tr_") else "va_loss"
+            if len(values) != len(taken[like]):
+                raise ValueError(f"{len(taken[like])} values of {like}, {len(values)} of {name}")
+        for name, values in taken.items():
+            setattr(self, name, values)
 
     def save(self, folder: Path) -> bool:
         """Write the statistics into `folder`; returns whether there were none, or others."""
@@ -176,14 +174,19 @@ class TrainStatistics:
         return True
 
 
-def _number(value: Any) -> Number:
-    """A number; None where it is null, or not finite. Raises ValueError and TypeError where it is neither."""
-    number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else None
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """The columns of `TrainStatistics` as a file has them; None are those of an earlier version, which did not keep them."""
 
-
-def _count(value: Any) -> int | None:
-    return None if value is None else int(value)
+    tr_loss: list[Number]
+    tr_acc: list[Number]
+    va_loss: list[Number]
+    va_acc: list[Number]
+    va_wrong: list[int | None] | None = None
+    va_utterances: list[int | None] | None = None
+    avg_loss: list[Number] | None = None
+    avg_acc: list[Number] | None = None
+    avg_wrong: list[int | None] | None = None
 
 
 def weights_name(epoch: int, best: bool) -> str:
@@ -205,14 +208,14 @@ def read_statistics(folder: Path, options: Mapping[str, Any]) -> TrainStatistics
     best_by = options.get("best_by", "loss")  # earlier versions had no choice
     if best_by not in get_args(BestBy):
         raise InputError(
-            f"{folder / OPTIONS_NAME}: best_by is {best_by!r}, expected one of {', '.join(get_args(BestBy))}"
+            f"{folder / OPTIONS_NAME}: best_by is {shown(best_by)}, expected one of {', '.join(get_args(BestBy))}"
         )
     statistics, path = TrainStatistics(best_by=best_by), folder / STATISTICS_NAME
     if path.exists():
-        text = read_text(path, "the statistics of a training", "train again")
+        columns = read_json(path, "the statistics of a training", "train again", most_bytes=MOST_STATISTICS_BYTES)
         try:
-            statistics.take_over(json.loads(text))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            statistics.take_over(columns)
+        except ValueError as error:
             raise InputError(f"{path}: not the statistics of a training: {error}; train again") from None
     return statistics
 

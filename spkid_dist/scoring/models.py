@@ -83,7 +83,8 @@ def load_models(files: Sequence[ModelFiles], spk2idx: Path | None = None) -> Tra
         return models[0]
     for one, model in zip(files[1:], models[1:], strict=True):
         _check_alike(files[0].weights, models[0], one.weights, model)
-    return replace(models[0], network=MeanLogProbs([model.network for model in models]).eval())
+    together = MeanLogProbs([model.network for model in models]).eval()
+    return replace(models[0], network=together, remarks=tuple(line for model in models for line in model.remarks))
 
 
 class MeanLogProbs(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 
 from shards import InputError, files
 from shards.files import atomic_writer, write_atomic, write_json
-from spkid_dist.trained import save_weights
+from spkid_dist.weights.file import save_weights
 
 pytestmark = pytest.mark.fast
 

@@ -10,6 +10,7 @@ from shards import FeatureOptions
 from shards.sources.features import compute_features
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.model import model_from_options, set_moments
+from spkid_dist.weights.file import save_weights
 
 RATE = 8000
 SPEAKERS = ["ana", "bob", "eve"]
@@ -36,7 +37,7 @@ def make_training(folder, source=None, **changes):
     network(
         torch.randn(50, options["in_frames"] * options["input_dim"]) * 5
     )  # so that batch normalisation has seen batches
-    torch.save(network.state_dict(), folder / "bestval_e0_weights.ckpt")
+    save_weights(network, folder / "bestval_e0_weights.ckpt")
     (folder / "train.opts").write_text(json.dumps(options))
     statistics = {"tr_loss": [], "tr_acc": [], "va_loss": [0.5], "va_acc": [0.9]}
     (folder / "train_stats.json").write_text(json.dumps(statistics))

@@ -19,9 +19,10 @@ BELOW = {
     "dataset": {"config", "process", "order", "streaming"},
     "mixture": {"dataset", "streaming"},
     "model": {"config", "process"},
-    "trained": {"config", "process", "model"},
+    "weights": {"process"},
+    "trained": {"config", "process", "model", "weights"},
     "trainedfolder": {"config", "trained"},
-    "scoring": {"config", "process", "ranks", "model", "order", "streaming", "trained", "trainedfolder"},
+    "scoring": {"config", "process", "ranks", "model", "order", "streaming", "trained", "trainedfolder", "weights"},
     "training": {
         "config",
         "process",
@@ -33,6 +34,7 @@ BELOW = {
         "model",
         "trained",
         "trainedfolder",
+        "weights",
     },
 }
 BELOW["score"] = BELOW["scoring"] | {"ranks", "scoring"}

@@ -20,6 +20,7 @@ from spkid_dist.ranks.sharing import Processes
 from spkid_dist.score import open_utterances, score_utterances
 from spkid_dist.scoring.scorer import Scorer
 from spkid_dist.trained import load_trained
+from spkid_dist.weights.file import save_weights
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def model(synthetic, tmp_path):
     def make(in_frames, edge):
         torch.manual_seed(1)
         network = build_model(8 * in_frames, 16, 5)
-        torch.save(network.state_dict(), tmp_path / "w.ckpt")
+        save_weights(network, tmp_path / "w.ckpt")
         options = {"input_dim": 8, "in_frames": in_frames, "hsize": 16, "num_spks": 5}
         options |= {"spk2idx": str(synthetic / "cfg/spk2idx.json")} | ({"edge": edge} if edge else {})
         (tmp_path / "train.opts").write_text(json.dumps(options))
@@ -118,7 +119,7 @@ def break_options(**changes):
         (lambda f: (f / "w.ckpt").unlink(), r"w\.ckpt: can't read these weights: No such file"),
         (
             lambda f: (f / "w.ckpt").write_bytes(b"PK\x03\x04 no"),
-            r"w\.ckpt: not a weights file of torch, or a damaged one",
+            r"w\.ckpt: no file of torch\.save, or a damaged one",
         ),
         (lambda f: torch.save([1], f / "w.ckpt"), r"w\.ckpt: holds a list, expected 0\.weight, 0\.bias"),
         (lambda f: torch.save({"a": torch.ones(1)}, f / "w.ckpt"), r"w\.ckpt: holds a, expected 0\.weight"),
@@ -129,7 +130,7 @@ def break_options(**changes):
         (break_options(dropout=1), r"train\.opts: dropout is 1, expected a number from 0, below 1"),
         (break_options(batch_norm=True), r"w\.ckpt: holds .*, expected 0\.weight, 0\.bias, 1\.weight"),
         (break_options(num_spks=6), r"num_spks is 6, but there are 5 speaker names"),
-        (lambda f: (f / "train.opts").write_text("{"), r"train\.opts:1: not JSON"),
+        (lambda f: (f / "train.opts").write_text("{"), r"train\.opts: the training options: not JSON: .* at line 1"),
         (lambda f: (f / "train.opts").unlink(), r"train\.opts: can't read the training options"),
     ],
 )
