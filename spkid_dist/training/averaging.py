@@ -18,17 +18,18 @@ import torch
 from accelerate import Accelerator
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from shards.errors import InputError
 from spkid_dist.config import TrainConfig
 from spkid_dist.config.averaging import Averaging
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import GlobalBatchNorm
-from spkid_dist.process.memory import is_out_of_memory
 from spkid_dist.ranks.together import by_main, share_weights
-from spkid_dist.trained import state_digest
 from spkid_dist.trainedfolder import TrainStatistics
 from spkid_dist.training.feed import Feed
 from spkid_dist.training.outputs import weights_of
 from spkid_dist.training.step import network_input
+from spkid_dist.weights.archive import is_like
+from spkid_dist.weights.file import read_weights, state_digest
 
 STATISTICS_WINDOWS = 2**15  # more than the some 19 batches that running statistics of momentum 0.1 rest on
 
@@ -108,16 +109,16 @@ class EpochAverage(WeightAverage):
         for earlier in range(self._first(epoch), epoch):
             path = self._folder / files[earlier]
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                written = self._digests.get(earlier)  # checkpoints of earlier versions know none
-                if written is not None and state_digest(state) != written:
-                    return f"{path} is not what was written there"
-                for name, total in sums.items():
-                    total += state[name]
-            except Exception as error:
-                if is_out_of_memory(error):
-                    raise
-                return f"{path} is missing or damaged"  # torch raises whatever the damaged bytes lead it to
+                state = read_weights(path).state
+            except InputError as error:
+                return str(error).partition("; ")[0]
+            if not is_like(state, self._source.state_dict()):
+                return f"{path} holds no weights of this network"
+            written = self._digests.get(earlier)  # checkpoints of earlier versions know none
+            if written is not None and state_digest(state) != written:
+                return f"{path} is not what was written there"
+            for name, total in sums.items():
+                total += state[name]
         for name, weight in self.network.named_parameters():
             weight.copy_(sums[name] / (epoch - self._first(epoch) + 1))
         for mine, theirs in zip(self.network.buffers(), self._source.buffers(), strict=True):

@@ -9,7 +9,6 @@ A checkpoint is written under a temporary name, flushed to the disk and renamed;
 then are older ones deleted. What is not in that file is what a crash has left.
 """
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -20,25 +19,57 @@ from typing import Any
 import xxhash
 
 from shards.errors import InputError
-from shards.files import fsync_folder, json_bytes, make_folder, write_atomic, write_json
+from shards.files import fsync_folder, json_bytes, make_folder, read_regular, write_atomic, write_json
+from shards.jsontext import from_json, parse_json, shown
 from shards.unfinished import TEMPORARY_MARK, unfinished_path
+from spkid_dist.trainedfolder import MOST_STATISTICS_BYTES
 
 FORMAT = 1
 FOLDER_NAME = "checkpoints"
 CHAIN_NAME = "checkpoints.json"
 MANIFEST_NAME, VALUES_NAME, STATE_NAME = "manifest.json", "training.json", "state.pt"
-NAME_PATTERN = re.compile(r"(\d{6,})-epoch\d+")
+NAME_PATTERN = re.compile(r"([0-9]{6,18})-epoch[0-9]{1,18}")  # a name of a folder in this one, and of no other place
+MOST_MANIFEST_BYTES = 1_000_000
 
 Say = Callable[[str], None]
 
 
+class DamagedCheckpointError(InputError):
+    """A checkpoint is not what a training has written, so the one before it may be taken."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read and verified: plain `values`, and the bytes of the tensors' file."""
+    """A checkpoint whose files are what was written: plain `values`, and the bytes of the tensors' file."""
 
     path: Path
     values: dict[str, Any]
     state: bytes
+
+
+Check = Callable[[Checkpoint], None]
+
+
+def _accept(_: Checkpoint) -> None:
+    """Find nothing wrong with a checkpoint whose files are what was written."""
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    xxh3_128: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    format: int
+    files: dict[str, _File]
+
+
+@dataclass(frozen=True)
+class _Chain:
+    checkpoints: list[str]
+    best: str | None
 
 
 def write_checkpoint(path: Path, values: dict[str, Any], state: bytes) -> None:
@@ -65,30 +96,36 @@ def write_checkpoint(path: Path, values: dict[str, Any], state: bytes) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify the checkpoint in the folder `path`.
+    """Read the checkpoint in the folder `path`, and compare its files with what was written.
 
     Raises:
-        InputError: a file of it is missing, or not what was written.
+        DamagedCheckpointError: a file of it is missing, or not what was written.
     """
     try:
-        manifest = json.loads((path / MANIFEST_NAME).read_bytes())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, expected {FORMAT}")
-        state = _read_verified(path / STATE_NAME, manifest["files"][STATE_NAME])
-        values = json.loads(_read_verified(path / VALUES_NAME, manifest["files"][VALUES_NAME]))
+        manifest: _Manifest = from_json(_Manifest, parse_json(read_regular(path / MANIFEST_NAME, MOST_MANIFEST_BYTES)))
+        if manifest.format != FORMAT:
+            raise ValueError(f"format {manifest.format}, expected {FORMAT}")
+        state = _read_verified(path / STATE_NAME, manifest)
+        text = _read_verified(path / VALUES_NAME, manifest)
+        values = parse_json(text, most_bytes=MOST_STATISTICS_BYTES, undecodable=True)  # paths stand in it
+        if not isinstance(values, dict):
+            raise ValueError(f"{VALUES_NAME} holds a {type(values).__name__}, expected an object")
     except OSError as error:
         name = Path(error.filename or path).name
-        raise InputError(f"{path}: not a whole checkpoint: {name}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:  # damaged JSON is a ValueError
-        raise InputError(f"{path}: a damaged checkpoint: {error}") from None
+        raise DamagedCheckpointError(f"{path}: not a whole checkpoint: {name}: {error.strerror}") from None
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{path}: a damaged checkpoint: {error}") from None
     return Checkpoint(path, values, state)
 
 
-def _read_verified(path: Path, written: dict[str, Any]) -> bytes:
-    data = path.read_bytes()
-    if len(data) != written["bytes"]:
-        raise ValueError(f"{path.name} has {len(data)} bytes, written were {written['bytes']}")
-    if xxhash.xxh3_128_hexdigest(data) != written["xxh3_128"]:
+def _read_verified(path: Path, manifest: _Manifest) -> bytes:
+    written = manifest.files.get(path.name)
+    if written is None:
+        raise ValueError(f"{MANIFEST_NAME} does not name {path.name}")
+    data = read_regular(path, written.bytes)
+    if len(data) != written.bytes:
+        raise ValueError(f"{path.name} has {len(data)} bytes, written were {written.bytes}")
+    if xxhash.xxh3_128_hexdigest(data) != written.xxh3_128:
         raise ValueError(f"{path.name} is not what was written (checksum differs)")
     return data
 
@@ -149,18 +186,21 @@ class CheckpointFolder:
         name = max(self._names(), key=_serial, default=None)
         return None if name is None else self.folder / name
 
-    def newest(self, say: Say) -> Checkpoint | None:
+    def newest(self, say: Say, check: Check = _accept) -> Checkpoint | None:
         """The last checkpoint that is whole, to go on from; None where there are none. `say` tells of damaged ones.
 
+        `check` raises DamagedCheckpointError where one is not whole, although its files are what was written.
+
         Raises:
-            InputError: there are some, but none is whole.
+            InputError: there are some, but none is whole; or whatever else `check` raises.
         """
         self._read_chain(say)
         names = list(self._chain)
         for name in reversed(names):
             try:
                 checkpoint = read_checkpoint(self.folder / name)
-            except InputError as error:
+                check(checkpoint)
+            except DamagedCheckpointError as error:
                 say(f"{error}; looking at the one before it")
                 self._chain.remove(name)
             else:
@@ -172,18 +212,19 @@ class CheckpointFolder:
             )
         return None
 
-    def at(self, path: Path, say: Say) -> Checkpoint:
-        """The checkpoint `path`, or the last one of the training whose folder `path` is, to go on from.
+    def at(self, path: Path, say: Say, check: Check = _accept) -> Checkpoint:
+        """The checkpoint `path`, or the last one of the training whose folder `path` is, to go on from; see `newest`.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            InputError: there is none, or it is damaged; or whatever else `check` raises.
         """
         path = path.absolute()
         if NAME_PATTERN.fullmatch(path.name) and path.is_dir():
             checkpoint = read_checkpoint(path)
+            check(checkpoint)
         else:
             folder = path if path.name == FOLDER_NAME else path / FOLDER_NAME
-            found = CheckpointFolder(folder, self.keep).newest(say)
+            found = CheckpointFolder(folder, self.keep).newest(say, check)
             if found is None:
                 raise InputError(
                     f"--resume {path}: there is no checkpoint; give a --save_path that has some, a folder in its "
@@ -203,12 +244,19 @@ class CheckpointFolder:
     def _read_chain(self, say: Say) -> None:
         path = self.folder / CHAIN_NAME
         try:
-            chain = json.loads(path.read_bytes())
-            self._chain, self._best = [str(name) for name in chain["checkpoints"]], chain["best"]
+            chain: _Chain = from_json(_Chain, parse_json(read_regular(path, MOST_MANIFEST_BYTES)))
+            names = [*chain.checkpoints, *([] if chain.best is None else [chain.best])]
+            wrong = [name for name in names if not NAME_PATTERN.fullmatch(name)]
+            if wrong:
+                raise ValueError(f"{shown(wrong[0])} is no name of a checkpoint in this folder")
+            if len(set(chain.checkpoints)) != max(len(chain.checkpoints), 1):
+                raise ValueError("it names no checkpoint, or one twice")
+            self._chain, self._best = sorted(chain.checkpoints, key=_serial), chain.best
         except FileNotFoundError:
             self._chain = self._names()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            say(f"{path}: damaged ({error}): taking the checkpoints by their numbers")
+        except (OSError, ValueError) as error:
+            what = error.strerror if isinstance(error, OSError) else error
+            say(f"{path}: damaged ({what}): taking the checkpoints by their numbers")
             self._chain = self._names()
 
     def _names(self) -> list[str]:

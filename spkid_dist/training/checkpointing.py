@@ -7,13 +7,14 @@ from pathlib import Path
 
 from shards.errors import Stopped
 from spkid_dist.ranks.together import by_main, raise_everywhere
-from spkid_dist.trained import ID_NAME, options_of
+from spkid_dist.trained import options_of
 from spkid_dist.training.folder import TrainingFolder
 from spkid_dist.training.job import Job, TrainingData
 from spkid_dist.training.learner import Learner
 from spkid_dist.training.preemption import PollResult, RankPoll
 from spkid_dist.training.state import place_of, plain_state, tensor_state
 from spkid_dist.training.steplog import StepLog
+from spkid_dist.weights.file import ID_NAME
 
 
 class CheckpointPolicy:

@@ -15,7 +15,7 @@ from shards.files import write_json
 from shards.holding import FolderHold
 from spkid_dist.config import TrainConfig
 from spkid_dist.ranks.console import RunLog
-from spkid_dist.trained import ID_NAME, OPTIONS_NAME, save_weights
+from spkid_dist.trained import OPTIONS_NAME
 from spkid_dist.trainedfolder import STATISTICS_NAME, TrainStatistics, averaged_name, weights_name
 from spkid_dist.training.checkpoint import FOLDER_NAME, NAME_PATTERN, Checkpoint, CheckpointFolder
 from spkid_dist.training.outputs import (
@@ -32,6 +32,7 @@ from spkid_dist.training.outputs import (
 )
 from spkid_dist.training.preemption import STOP_NAME
 from spkid_dist.training.report import PLOTS_NAME, SUMMARY_NAME, Summary, plot_curves
+from spkid_dist.weights.file import ID_NAME, save_weights
 
 LOG_NAME = "train.log"
 

@@ -5,19 +5,20 @@ TensorBoard write: they keep each run in a folder of its own.
 """
 
 import contextlib
-import json
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.files import atomic_writer, write_json
+from shards.files import atomic_writer, read_regular, write_json
+from shards.jsontext import MOST_BYTES, parse_json
 from shards.unfinished import TEMPORARY_MARK
-from spkid_dist.trained import ID_NAME, OPTIONS_NAME, name_in_weights
+from spkid_dist.trained import OPTIONS_NAME
 from spkid_dist.trainedfolder import STATISTICS_NAME, TrainStatistics, averaged_name, weights_name
 from spkid_dist.training.checkpoint import CHAIN_NAME, FOLDER_NAME, NAME_PATTERN
 from spkid_dist.training.report import PLOTS_NAME, SUMMARY_NAME
+from spkid_dist.weights.file import ID_NAME, name_in_weights, read_weights
 
 WEIGHTS_PATTERN = re.compile(r"(bestval_|averaged_)?e(\d+)_weights\.ckpt")
 # What `spkid calibrate` puts beside weights, alone or together with those of other models.
@@ -112,13 +113,18 @@ def bring_weights(origin: Path, folder: Path, statistics: TrainStatistics, name:
 
 
 def check_best_weights(origin: Path, folder: Path, statistics: TrainStatistics) -> None:
-    """Raise InputError where the weights of the best epoch are missing in `folder`; `origin` is where they should be from."""
+    """Raise InputError where the weights of the best epoch are missing in `folder`, or are not what was written there.
+
+    `origin` is where they should be from.
+    """
     best = statistics.best_epoch
     if best >= 0 and not (folder / weights_of(statistics)[best]).is_file():
         raise InputError(
             f"{origin / weights_of(statistics)[best]}: the best weights so far are missing, or those of another training; "
             "restore them, or train from the start with --overwrite"
         )
+    if best >= 0:
+        read_weights(folder / weights_of(statistics)[best])
 
 
 def bring_summary(origin: Path, folder: Path, epochs: int) -> None:
@@ -155,7 +161,7 @@ def _weights(folder: Path) -> list[Path]:
 def _json_object(path: Path) -> dict[str, Any]:
     """The object in a file of ours; empty where there is none."""
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(read_regular(path, MOST_BYTES), undecodable=True)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError, UsageError
+from shards.jsontext import shown
 from spkid_dist.config import TrainConfig
 from spkid_dist.ranks.together import by_main, raise_everywhere
 from spkid_dist.trained import MAY_CHANGE, options_of
-from spkid_dist.training.checkpoint import Checkpoint, CheckpointFolder, Say
+from spkid_dist.training.checkpoint import Check, Checkpoint, CheckpointFolder, Say
+from spkid_dist.training.checkpointstate import check_values, checked_states
 from spkid_dist.training.job import Job, TrainingData
 from spkid_dist.training.learner import Learner
 from spkid_dist.training.state import place_of, restore
@@ -23,9 +25,14 @@ def go_on(job: Job, learner: Learner, data: TrainingData, checkpoints: Checkpoin
 
     Called by all ranks. Only rank 0 reads; see `find_checkpoint` for what is raised.
     """
-    checkpoint = by_main(
-        job.accelerator, lambda: find_checkpoint(job.config, checkpoints, data.fingerprints, job.log.line)
-    )
+
+    def check(found: Checkpoint) -> None:
+        check_values(found)
+        _check_data(found, data.fingerprints, job.config)
+        _check_options(found, job.config)
+        checked_states(found, learner, data.training)
+
+    checkpoint = by_main(job.accelerator, lambda: find_checkpoint(job.config, checkpoints, check, job.log.line))
     if checkpoint is not None:
         try:
             restore(checkpoint, learner, data.training, job.accelerator)
@@ -36,13 +43,13 @@ def go_on(job: Job, learner: Learner, data: TrainingData, checkpoints: Checkpoin
     return checkpoint
 
 
-def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[str, str], say: Say) -> Checkpoint | None:
+def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, check: Check, say: Say) -> Checkpoint | None:
     """The checkpoint to go on from, as --resume says; None to train from the start. Called by rank 0.
 
     Args:
         config: this training's options.
         folder: the checkpoints of its `save_path`.
-        data: what is trained and validated on -> its fingerprint.
+        check: raises DamagedCheckpointError where one is to be passed over, and other errors where none can be gone on from.
         say: tells of what was found.
 
     Raises:
@@ -52,14 +59,12 @@ def find_checkpoint(config: TrainConfig, folder: CheckpointFolder, data: dict[st
     if config.resume == "never":
         return None
     if config.resume == "auto":
-        checkpoint = folder.newest(say)
+        checkpoint = folder.newest(say, check)
         if checkpoint is None:
             say(f"{folder.folder}: no checkpoint yet, training from the start")
             return None
     else:
-        checkpoint = folder.at(Path(config.resume), say)
-    _check_data(checkpoint, data, config)
-    _check_options(checkpoint, config)
+        checkpoint = folder.at(Path(config.resume), say, check)
     return checkpoint
 
 
@@ -69,8 +74,9 @@ def _check_data(checkpoint: Checkpoint, data: dict[str, str], config: TrainConfi
         found = checkpoint.values["data"].get(what)
         if found != fingerprint:
             name = {"training set": "tr_shards", "validation set": "va_shards"}.get(what, what)
+            place = _shown(then.get(name)) if then.get(name) else "of its files"
             raise InputError(
-                f"{checkpoint.path}: its {what} ({then.get(name) or 'of its files'}) has the fingerprint {found}, this one "
+                f"{checkpoint.path}: its {what} ({place}) has the fingerprint {found}, this one "
                 f"({now.get(name) or 'of its files'}) {fingerprint}; continue with the same "
                 "data, or give another --save_path, or --overwrite instead of --resume"
             )
@@ -99,4 +105,6 @@ def _check_options(checkpoint: Checkpoint, config: TrainConfig) -> None:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return "nothing" if value is None else str(value)
+    return value if isinstance(value, str) else shown(value)

@@ -1,18 +1,17 @@
 """Collect the state of a training for a checkpoint, and put it back."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from shards.errors import InputError
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.ledger import Ledger
-from spkid_dist.training.averaging import is_made_of_files
 from spkid_dist.training.checkpoint import Checkpoint
+from spkid_dist.training.checkpointstate import checked_states
 from spkid_dist.training.learner import Learner
 from spkid_dist.training.losses import check_finite
 
@@ -50,21 +49,14 @@ def tensor_state(learner: Learner) -> bytes:
 
 
 def restore(checkpoint: Checkpoint, learner: Learner, data: WindowDataset, accelerator: Accelerator) -> None:
-    """Bring a training to where `checkpoint` stands.
+    """Bring a training to where `checkpoint` stands, which `check_values` has passed: all parts of it, or none.
 
     Raises:
-        InputError: its parts or their shapes are not those of this training.
+        InputError: its parts are not those of this training.
     """
-    values, states = checkpoint.values, load_tensors(checkpoint)
-    unneeded = {"average"} if is_made_of_files(learner.average) else set[str]()
-    if not set(learner.parts) - unneeded <= set(states) <= set(learner.parts):
-        raise InputError(
-            f"{checkpoint.path}: it has the state of {', '.join(states)}, expected {', '.join(learner.parts)}; "
-            "continue it with the version and the kind of device that wrote it"
-        )
-    _check_shapes(checkpoint, states["model"], learner.network.state_dict())
-    learner.load_state_dict(states)
+    values, states = checkpoint.values, checked_states(checkpoint, learner, data)
     data.load_state_dict(values["stream"])
+    learner.load_state_dict(states)
     learner.tally.restore(values["tallies"], accelerator.process_index, accelerator.num_processes)
     learner.statistics.take_over(values["statistics"])
 
@@ -73,28 +65,3 @@ def join_ledgers(of_ranks: Sequence[Ledger | None]) -> Ledger | None:
     """What all ranks together have consumed of an epoch; None where one does not know."""
     known = [ledger for ledger in of_ranks if ledger is not None]
     return Ledger.join(known) if len(known) == len(of_ranks) else None
-
-
-def load_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The states of a checkpoint's parts, on the CPU; nothing in the file is executed.
-
-    Raises:
-        InputError: this version of torch can't read it.
-    """
-    try:
-        return dict(torch.load(io.BytesIO(checkpoint.state), map_location="cpu", weights_only=True))
-    except Exception as error:  # noqa: BLE001 - torch raises whatever the bytes lead it to
-        raise InputError(
-            f"{checkpoint.path}: torch {torch.__version__} can't read its tensors ({type(error).__name__}); "
-            "continue it with the version of torch that wrote it"
-        ) from None
-
-
-def _check_shapes(checkpoint: Checkpoint, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    for name in sorted(set(found) | set(expected)):
-        shapes = [tuple(state[name].shape) if name in state else "missing" for state in (found, expected)]
-        if shapes[0] != shapes[1]:
-            raise InputError(
-                f"{checkpoint.path}: {name} is {shapes[0]}, but in this network {shapes[1]}; give the checkpoint of such a "
-                "network, or train from the start with --resume never"
-            )

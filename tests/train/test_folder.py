@@ -17,7 +17,8 @@ from training import OPTIONS, checkpoints, command, environment, make_shards, re
 from shards import InputError, UsageError
 from spkid_dist.config import TrainConfig
 from spkid_dist.train import train_model
-from spkid_dist.trained import load_trained, name_in_weights
+from spkid_dist.trained import load_trained
+from spkid_dist.weights.file import name_in_weights
 
 
 @pytest.fixture
