@@ -28,7 +28,8 @@ from spkid_dist.score import score_utterances
 from spkid_dist.scoring.calibration import Scale, log_likelihood_ratios
 from spkid_dist.scoring.detection import exact_curve
 from spkid_dist.scoring.reliability import reliability
-from spkid_dist.scoring.scorefile import Scores, read_scores
+from spkid_dist.scoring.scorefile import read_scores
+from spkid_dist.scoring.scores import Scores
 from spkid_dist.scoring.temperature import uncalibrated_scores
 from spkid_dist.train import train_model
 

@@ -16,6 +16,7 @@ Shapes: T frames of an utterance, D features, C frames of a window, N windows, K
 
 import argparse
 import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -162,7 +163,11 @@ def open_onnx(folder, model):
     """The network as a function: windows (N, C*D) to logarithms of probabilities (N, K)."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(f"{folder}/{model['files']['onnx']}")
+    name = model["files"]["onnx"]
+    data = Path(folder, name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != model["sha256"][name]:
+        raise ValueError(f"{folder}/{name}: not the file that model.json was written with")
+    session = onnxruntime.InferenceSession(data)
     return lambda x: session.run([model["output"]["name"]], {model["input"]["name"]: x})[0]
 
 
@@ -195,6 +200,8 @@ def identify(model, network, db_path, key):
             x = network(x)
         elif step["step"] == "decide":
             score = x.astype(step["sum_dtype"]).sum(axis=0) / len(x)
+            if not np.isfinite(score.max()):  # NaN if any is
+                raise ValueError(f"{key}: its frames have values that are too large to compute with")
         elif step["step"] == "calibrate":
             confidence, is_known = calibrate(step, score, len(x), score.argmax())
         else:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from spkid_dist.scoring.identification import Model as Model
     from spkid_dist.scoring.identification import load_model as load_model
     from spkid_dist.scoring.outcome import ScoreResult as ScoreResult
-    from spkid_dist.scoring.scorefile import Scores as Scores
     from spkid_dist.scoring.scorefile import read_scores as read_scores
+    from spkid_dist.scoring.scores import Scores as Scores
     from spkid_dist.streaming.selection import Selection as Selection
     from spkid_dist.train import TrainResult as TrainResult
     from spkid_dist.train import train_model as train_model
@@ -52,7 +52,7 @@ _MODULES = {
     "Model": "scoring.identification",
     "ScoreConfig": "config",
     "ScoreResult": "scoring.outcome",
-    "Scores": "scoring.scorefile",
+    "Scores": "scoring.scores",
     "Selection": "streaming.selection",
     "TrainConfig": "config",
     "TrainResult": "train",

@@ -4,6 +4,7 @@ The folder holds the network in the formats asked for, and `model.json`, which s
 the network's inputs, and its outputs a speaker (`spkid_dist.scoring.modeljson`). The folder appears whole, or not at all.
 """
 
+import hashlib
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from shards.files import staging_folder, write_atomic, write_json
 from spkid_dist.config import ExportConfig
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.scoring.calibrationfile import read_calibration
-from spkid_dist.scoring.modeljson import INPUT, OUTPUT, describe_export, normalization
+from spkid_dist.scoring.modeljson import INPUT, OUTPUT, ExportedFile, describe_export, normalization
 from spkid_dist.scoring.models import find_models, load_models
 from spkid_dist.trained import TrainedModel
 
@@ -40,14 +41,15 @@ def export_model(config: ExportConfig) -> Path:
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise InputError(f"{config.out}: exists and is not an empty folder; give --out a new one")
     (chosen,) = find_models(config.models, config.weights, config.train_cfg)
-    model = load_models([chosen], config.spk2idx)
+    log, model = RunLog(shown=True), load_models([chosen], config.spk2idx)
     calibration = read_calibration([chosen.weights])
-    files: dict[str, str] = {}
+    files: dict[str, ExportedFile] = {}
     with staging_folder(config.out.absolute()) as staging:
         for name in config.formats:
             file_name, write = WRITERS[name]
-            write_atomic(staging / file_name, write(model))
-            files[name] = file_name
+            data = write(model)
+            write_atomic(staging / file_name, data)
+            files[name] = ExportedFile(file_name, hashlib.sha256(data).hexdigest())
         opset = ONNX_OPSET if "onnx" in files else None
         facts = describe_export(model, files, chosen.weights.name, opset, calibration)
         write_json(staging / MODEL_JSON, facts)
@@ -55,7 +57,9 @@ def export_model(config: ExportConfig) -> Path:
             staging.replace(config.out)
         except OSError as error:
             raise InputError(f"{config.out}: can't be written: {error.strerror}; choose another --out") from error
-    RunLog(shown=True).line(f"{config.out}: {', '.join((MODEL_JSON, *files.values()))}")
+    for line in model.remarks:
+        log.line(line)
+    log.line(f"{config.out}: {', '.join((MODEL_JSON, *(file.name for file in files.values())))}")
     return config.out / MODEL_JSON
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from shards.jsontext import parse_json
 from spkid_dist.bench.command import open_workbench
 from spkid_dist.bench.train import measure_streamed
 from spkid_dist.config.bench import BenchConfig
@@ -15,7 +16,7 @@ from spkid_dist.config.bench import BenchConfig
 
 def main(options: str) -> None:
     """Print the rate."""
-    given = json.loads(options)
+    given = parse_json(options)
     config = BenchConfig(what="train", **given | {"folder": Path(given["folder"])})
     with open_workbench(config) as (bench, _):
         rate = measure_streamed(bench)

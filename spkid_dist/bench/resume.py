@@ -3,13 +3,13 @@
 The arithmetic of the order says that they are equal: a resume reads the pools in hand, and nothing of what was consumed.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
 
 from shards.errors import InputError
+from shards.jsontext import parse_json
 from spkid_dist.bench.children import run_alone
 from spkid_dist.bench.rows import RESUME, Findings, make_row
 from spkid_dist.bench.workbench import Workbench
@@ -64,5 +64,5 @@ def seconds_by_place(
         progress(number / (len(PLACES) * repeats))
         arguments = (shards, place, str(in_frames), str(batch_size))
         printed = run_alone("spkid_dist.bench.first_batch", *arguments, work=work)
-        seconds[name].append(float(json.loads(printed)))
+        seconds[name].append(float(parse_json(printed)))
     return seconds

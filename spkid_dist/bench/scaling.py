@@ -10,6 +10,7 @@ import json
 import torch
 
 from shards.errors import UsageError
+from shards.jsontext import parse_json
 from shards.resources import available_cpus
 from spkid_dist.bench.children import run_alone
 from spkid_dist.bench.rows import SCALING, Findings, make_row
@@ -80,4 +81,4 @@ def _train(bench: Workbench, number: int, threads: int) -> float:
     if bench.device.type == "cpu":
         variables["ACCELERATE_USE_CPU"] = "true"
     printed = run_alone(TRAINING, json.dumps(options), work=bench.corpus.work, launcher=launcher, **variables)
-    return float(json.loads(printed.splitlines()[-1]))
+    return float(parse_json(printed.splitlines()[-1]))

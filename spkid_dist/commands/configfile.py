@@ -6,12 +6,13 @@ words of a command line, so each value is checked as a flag is. Words that a use
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
+from reprlib import Repr
 from typing import Any, ClassVar
 
 import yaml
 
 from shards.errors import InputError, UsageError
-from shards.files import read_regular
+from shards.files import read_text
 from shards.plaintext import is_masked
 from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
 from spkid_dist.commands.help import near_flag
@@ -20,7 +21,8 @@ from spkid_dist.commands.help import near_flag
 NO_OPTIONS = frozenset({"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "tr_keys", "training_id"})
 # What train.opts says of its own run: the permission to delete a folder, and the checkpoint it went on from, end with that run.
 OF_ONE_RUN = frozenset({"overwrite", "resume"})
-MOST_BYTES = 64_000_000  # train.opts names all speakers
+MOST_BYTES = 64_000_000  # a train.opts has the names of all speakers
+EXPECTED = "expected lines such as `lr: 0.001`"
 WITH_MEANING = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:bool", "tag:yaml.org,2002:merge")
 
 
@@ -103,12 +105,10 @@ def _words_of(path: Path, command: str, flags: Sequence[Flag], given: set[str]) 
 
 def _read(path: Path, command: str) -> Mapping[Any, Any]:
     try:
-        found = yaml.load(read_regular(path, MOST_BYTES).decode(), _Loader)  # noqa: S506 - a safe loader
-    except OSError as error:
-        raise InputError(f"{path}: can't read this --config file: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        found = yaml.load(read_text(path, "this --config file", EXPECTED, MOST_BYTES), _Loader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, RecursionError) as error:
         what = " ".join(str(error).split())
-        raise InputError(f"{path}: not YAML: {what}; expected lines such as `lr: 0.001`") from None
+        raise InputError(f"{path}: not YAML: {what}; {EXPECTED}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds {_kind(found)}, expected flags by their names, such as `lr: 0.001`")
     if command == "train" and NO_OPTIONS & found.keys():
@@ -125,7 +125,9 @@ def _entries(path: Path, found: Mapping[Any, Any], groups: Set[str], prefix: str
         elif isinstance(value, dict):
             yield from _entries(path, value, set(), f"{name}.")
         elif value is not None:
-            raise UsageError(f"{path}: {name}: {value!r}: expected flags below it, as in `{name}: {{NAME: VALUE}}`")
+            raise UsageError(
+                f"{path}: {name}: {_shown(value)}: expected flags below it, as in `{name}: {{NAME: VALUE}}`"
+            )
 
 
 def _words(path: Path, flag: Flag, value: Any) -> list[str]:
@@ -133,12 +135,12 @@ def _words(path: Path, flag: Flag, value: Any) -> list[str]:
         return []
     if not flag.placeholder:
         if not isinstance(value, bool):
-            raise UsageError(f"{path}: {flag.name}: {value!r}: expected true or false")
+            raise UsageError(f"{path}: {flag.name}: {_shown(value)}: expected true or false")
         return [f"--{flag.name}"] if value else []
     takes_several = flag.repeated or flag.placeholder.endswith("...")
     values = value if isinstance(value, list) and takes_several else [value]
     if not values or not all(isinstance(one, str) for one in values):
-        raise UsageError(f"{path}: {flag.name}: {value!r}: expected {flag.placeholder}")
+        raise UsageError(f"{path}: {flag.name}: {_shown(value)}: expected {flag.placeholder}")
     if any(map(is_masked, values)):
         raise UsageError(
             f"{path}: {flag.name}: {value!r}: a training writes no passwords, keys and queries of URLs and commands; give the "
@@ -147,8 +149,15 @@ def _words(path: Path, flag: Flag, value: Any) -> list[str]:
     if len(values) == 1 or flag.repeated:
         return [f"--{flag.name}={one}" for one in values]
     if any(one.startswith("-") for one in values):  # it would be a flag itself
-        raise UsageError(f"{path}: {flag.name}: {value!r}: among several values none may begin with a dash")
+        raise UsageError(f"{path}: {flag.name}: {_shown(value)}: among several values none may begin with a dash")
     return [f"--{flag.name}", *values]
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value: aliases of YAML make values that are endless when they are written out."""
+    written = Repr()
+    written.maxstring = written.maxother = 60
+    return written.repr(value)
 
 
 def _kind(found: Any) -> str:

@@ -8,13 +8,11 @@ import contextlib
 import time
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shards.errors import InputError
 from spkid_dist.config import EmbedConfig
 from spkid_dist.scoring.embedding import Embedder
 from spkid_dist.scoring.embeddingfile import check_format, check_keys, companion, write_embeddings
+from spkid_dist.scoring.finite import check_embeddings
 from spkid_dist.scoring.opening import names_nobody, open_listed
 from spkid_dist.scoring.resultfiles import results_held
 from spkid_dist.scoring.rowfile import RowFile, rows_beside, rows_of_all
@@ -72,7 +70,7 @@ def _fill(rows: RowFile, embedder: Embedder, utterances: Utterances, config: Emb
         for embedded in embedder.embed(utterances.groups(rank, world_size, config.workers)):
             group = embedded.group
             check_keys(config.out, group.keys)
-            _check_numbers(group.keys, embedded.vectors)
+            check_embeddings(group, embedded.vectors)
             rows.add(group.positions, embedded.vectors)
             keys += zip(group.positions.tolist(), group.keys, strict=True)
             bar.advance(len(group.keys))
@@ -83,13 +81,3 @@ def _fill(rows: RowFile, embedder: Embedder, utterances: Utterances, config: Emb
             "build the table again: spkid index"
         )
     return [key for _, key in found]
-
-
-def _check_numbers(keys: list[str], vectors: NDArray[np.float32]) -> None:
-    """Raise InputError where an embedding has a value that is not finite."""
-    wrong = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(wrong):
-        raise InputError(
-            f"utterance {keys[wrong[0]]!r}: the network's activations are not finite; the weights are those of a training that "
-            "diverged, or too large for --mixed_precision fp16: give others, or --mixed_precision no"
-        )

@@ -38,6 +38,8 @@ def identify(config: IdentifyConfig) -> None:
         raise UsageError(f"{what}, and standard input is a terminal; give files, or pipe a recording in")
     _check_places(config)
     model = load_model(config.model, max_frames=config.max_frames)
+    for line in model.remarks:
+        _say(line)
     if model.calibration is None:
         _say(
             f"{model.weights}: no calibration lies beside these weights, so there are scores and no confidence; run spkid "

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 from shards.errors import InputError
 from shards.files import write_atomic
+from shards.jsontext import read_json
 from spkid_dist.config import ReportConfig, TrainConfig
 from spkid_dist.process.versions import installed_version
 from spkid_dist.ranks.console import RunLog
@@ -35,6 +36,7 @@ OPEN_SET_RATES = ("false_acceptances", "false_rejections", "misidentifications",
 SHOWN_SPEAKERS = 20
 RATE = ("errors", "total", "rate", "low", "high")  # of an error rate
 UNKNOWN = "not known"
+MOST_NUMBER = 1e15  # of a count, or of seconds; a damaged file may have any
 BEST_WEIGHTS = re.compile(r"(?:bestval|averaged)_e(\d+)_weights\.ckpt")
 
 
@@ -62,7 +64,7 @@ def report(config: ReportConfig) -> Path:
     score = config.score or _scoring_in(folder)
     page = _render(folder, options, statistics, summary, (score, None if score is None else _read(score)))
     out = config.out or folder / REPORT_NAME
-    write_atomic(out, page.encode())
+    write_atomic(out, page.encode(errors="backslashreplace"))
     RunLog(shown=True).line(f"{out}: open it in a browser")
     return out
 
@@ -229,7 +231,7 @@ def _plain(value: Any) -> Any:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_NUMBER
 
 
 def _text(value: Any, form: str) -> str:
@@ -242,12 +244,7 @@ def _uri(picture: bytes) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}; the file is damaged") from None
+    found = read_json(path, "this file", "the file is damaged", undecodable=True)
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds a {type(found).__name__}, expected an object; the file is damaged")
     return found

@@ -10,17 +10,17 @@ DIGEST is one of the digests of all, so that each set of models has a calibratio
 paths they are given. A link is followed to the weights themselves.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from sys import float_info
 from typing import Any
 
 import xxhash
 
 from shards.errors import InputError
-from shards.files import read_text, write_json
+from shards.files import write_json
+from shards.jsontext import from_json, read_json, shown
+from shards.plaintext import printable
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.weightsdigest import NUM_DIGITS, is_digest, weights_digest
 
@@ -41,6 +41,29 @@ class Calibration:
     scale: Scale
     threshold: float | None
     path: Path
+
+
+@dataclass(frozen=True)
+class _WeightsFile:
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Other:
+    """What is read of a calibration of other weights."""
+
+    weights: list[_WeightsFile]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What is read of a calibration."""
+
+    temperature: float
+    length_exponent: float
+    weights: list[_WeightsFile]
+    threshold: float | None = None
 
 
 def calibration_path(weights: Sequence[Path]) -> Path:
@@ -68,10 +91,10 @@ def other_calibration(weights: Sequence[Path]) -> tuple[Path, list[str]] | None:
     for folder in dict.fromkeys(path.parent for path in (own, *weights)):
         for path in sorted((*folder.glob(f"*{ENDING}"), *folder.glob(f"*{OTHER_ENDING}"))):
             try:
-                entries = json.loads(path.read_bytes())["weights"]
-                names = [str(entry["name"]) for entry in entries]
-            except (OSError, ValueError, KeyError, TypeError):
+                found: _Other = from_json(_Other, read_json(path, "the calibration", REMEDY))
+            except (InputError, ValueError):
                 continue  # it is damaged, which its own weights will tell
+            names = [printable(one.name) for one in found.weights]
             if names and path != own:
                 return path, names
     return None
@@ -96,22 +119,19 @@ def read_calibration(weights: Sequence[Path]) -> Calibration | None:
     path = calibration_path(weights)
     if not path.exists():
         return None
+    value = read_json(path, "the calibration", REMEDY)
     try:
-        found = json.loads(read_text(path, "the calibration", REMEDY))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: the calibration is not JSON: {error.msg}; {REMEDY}") from None
-    entries: dict[str, Any] = found if isinstance(found, dict) else {}
-    numbers: dict[str, Any] = {name: entries.get(name) for name in ("temperature", "length_exponent")}
-    try:
-        scale = Scale(**numbers)
-        threshold = _threshold_of(entries.get("threshold"))
-        digests = _digests_of(entries.get("weights"))
+        found: _Kept = from_json(_Kept, value)
+        scale = Scale(temperature=found.temperature, length_exponent=found.length_exponent)
+        digests = sorted(one.digest for one in found.weights)
+        if not digests or not all(map(is_digest, digests)):
+            raise ValueError(f"weights have the digests {shown(digests)}, expected {NUM_DIGITS} digits for each")
     except ValueError as error:
-        raise InputError(f"{path}: {error}; {REMEDY}") from None
+        raise InputError(f"{path}: the calibration: {error}; {REMEDY}") from None
     if digests != sorted(weights_digest(one) for one in weights):
         names = ", ".join(map(str, weights))
         raise InputError(f"{path}: this calibration was made for other weights than {names} holds now; {REMEDY}")
-    return Calibration(scale=scale, threshold=threshold, path=path)
+    return Calibration(scale=scale, threshold=found.threshold, path=path)
 
 
 def use_calibration(weights: Sequence[Path], say: Callable[[str], None]) -> Calibration | None:
@@ -130,20 +150,3 @@ def use_calibration(weights: Sequence[Path], say: Callable[[str], None]) -> Cali
             f"or score with {those}"
         )
     return None
-
-
-def _threshold_of(value: Any) -> float | None:
-    """Raises ValueError where it is neither a finite number nor null."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (value is None or (is_number and abs(value) <= float_info.max)):
-        raise ValueError(f"threshold is {value!r}, expected a number or null")
-    return None if value is None else float(value)
-
-
-def _digests_of(value: Any) -> list[str]:
-    """The digests of the weights that a calibration names, sorted. Raises ValueError where it names none."""
-    entries = value if isinstance(value, list) else []
-    digests = [str(entry.get("digest")) for entry in entries if isinstance(entry, dict)]
-    if not digests or len(digests) < len(entries) or not all(map(is_digest, digests)):
-        raise ValueError(f"weights are {value!r}, expected a list of name and digest, which has {NUM_DIGITS} digits")
-    return sorted(digests)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spkid_dist.scoring.finite import check_all_speakers
 from spkid_dist.scoring.run import ScoringRun
 from spkid_dist.scoring.utterances import Utterances
 
@@ -35,13 +36,14 @@ def collect_scores(run: ScoringRun, utterances: Utterances) -> CollectedScores:
     float32, so that their sum over processes is exact.
 
     Raises:
-        InputError: an utterance can't be read.
+        InputError: an utterance can't be read, or has a log-probability that is not finite.
     """
     width = len(run.model.speakers)
     step = max(1, -(-utterances.count * width // MOST_SCORES))
     count = -(-utterances.count // step)
     means, facts = np.zeros((count, width), np.float32), np.zeros((count, 2))
     for scores in run.score(utterances):
+        check_all_speakers(scores)  # the posterior of an impossible speaker has no logarithm that a fit could improve
         kept = scores.group.positions % step == 0
         rows = scores.group.positions[kept] // step
         means[rows] = scores.means[kept]

@@ -69,7 +69,8 @@ class Embedder:
         ends = np.cumsum(group.lengths)
         vectors = np.empty((len(ends), self.size), np.float32)
         for row, (end, length) in enumerate(zip(ends, group.lengths, strict=True)):
-            vectors[row] = self._embed_one(group.frames[end - length : end])
+            with np.errstate(over="ignore"):  # found as not finite
+                vectors[row] = self._embed_one(group.frames[end - length : end])
         return GroupEmbeddings(group, vectors)
 
     @torch.inference_mode()

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError, UsageError
 from shards.extras import import_extra
-from shards.files import atomic_writer, read_text
+from shards.files import atomic_writer, read_regular, read_text
 from spkid_dist.config.places import BESIDE_EMBEDDINGS
-from spkid_dist.scoring.scorefile import write_array, write_text
+from spkid_dist.scoring.arrayfile import open_npz, read_npy
+from spkid_dist.scoring.scorefile import MOST_SAID, write_array, write_text
 
 DAMAGED = "write it again: spkid embed"
 
@@ -150,7 +151,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
             f"{path}: can't read these embeddings: {error.strerror or error}; give a file of spkid embed"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        what = " ".join(str(error).split())
+        what = " ".join(str(error).split())[:MOST_SAID]
         raise InputError(f"{path}: not a sound file of embeddings: {what}; {DAMAGED}") from None
     seen: set[str] = set()
     for key in keys:
@@ -164,15 +165,14 @@ def read_embeddings(path: str | Path) -> Embeddings:
 
 
 def _read_npz(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        keys, vectors = arrays["keys"], arrays["embeddings"]
-        if keys.ndim != 1 or keys.dtype.kind != "U":
-            raise ValueError(f"keys are {keys.dtype} of shape {keys.shape}, expected a list of text")
-        return keys.tolist(), _checked(vectors, len(keys))
+    with open_npz(path) as arrays:
+        vectors = arrays.array("embeddings")
+        keys = arrays.texts("keys", len(vectors) if vectors.ndim else 0)
+        return keys, _checked(vectors, len(keys))
 
 
 def _read_npy(path: Path) -> tuple[list[str], NDArray[np.float32]]:
-    vectors = np.load(path, allow_pickle=False)
+    vectors = read_npy(path)
     beside = path.with_suffix(".keys")
     keys = read_text(beside, "the keys of these embeddings", DAMAGED).split("\n")
     if keys.pop():
@@ -185,12 +185,13 @@ def _checked(vectors: Any, count: int) -> NDArray[np.float32]:
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != count:
         shape = getattr(vectors, "shape", None)
         raise ValueError(f"embeddings are of shape {shape}, expected {count} rows of floating numbers")
-    return vectors.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # found as not finite
+        return vectors.astype(np.float32, copy=False)
 
 
 def _read_ark(path: Path) -> tuple[list[str], NDArray[np.float32]]:
     """Vectors only: kaldiio would unpickle what an archive holds."""
-    data, keys, rows, at = path.read_bytes(), [], [], 0
+    data, keys, rows, at = read_regular(path, path.stat().st_size), [], [], 0
     while at < len(data):
         key, blank, _ = data[at : at + 4096].partition(b" ")
         start = at + len(key) + 1

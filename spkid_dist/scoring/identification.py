@@ -23,6 +23,7 @@ from shards.sources.limits import DEFAULT_LIMIT, MAX_FRAMES, UtteranceLimit
 from spkid_dist.process.threads import torch_threads
 from spkid_dist.scoring.calibration import log_likelihood_ratios, log_posteriors
 from spkid_dist.scoring.calibrationfile import Calibration, read_calibration
+from spkid_dist.scoring.finite import answer_errors
 from spkid_dist.scoring.recordings import Recording, RecordingReader, name_of
 from spkid_dist.scoring.scorer import GroupScores, Scorer
 from spkid_dist.scoring.utterances import UNKNOWN, Group
@@ -82,6 +83,7 @@ class Model:
         speakers: names in class order, K.
         weights: the weights file.
         calibration: what the scores are calibrated with; None where there is none beside the weights.
+        remarks: lines on what of the weights could not be checked.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Model:
         self.speakers = trained.speakers
         self.weights = weights
         self.calibration = calibration
+        self.remarks = trained.remarks
         self._in_frames = trained.in_frames
         self._reader = RecordingReader(trained, limit)
         self._scorer = Scorer(trained, _open_device(device))
@@ -111,7 +114,8 @@ class Model:
             top: most candidates of an answer.
 
         Raises:
-            InputError: a recording is missing, damaged, too short, of another kind or sample rate, or has no signal.
+            InputError: a recording is missing, damaged, too short, of another kind or sample rate, has no signal, or has values
+                that are too large to compute with.
             UsageError: an array is neither samples nor frames.
         """
         answers = list(self.answers(_as_list(recordings), sample_rate=sample_rate, top=top))
@@ -139,15 +143,15 @@ class Model:
     def _scored(
         self, recordings: Sequence[Recording], sample_rate: int | None
     ) -> Iterator[tuple[int, GroupScores | InputError, int]]:
-        """Position, scores and the row in them of each recording, in order; an error for one that can't be read."""
+        """Position, scores and the row in them of each recording, in order; an error for one without an answer."""
         failed: dict[int, InputError] = {}
         expected = 0
         with torch_threads():
             for scores in self._scorer.score(self._groups(recordings, sample_rate, failed)):
-                self._check_numbers(scores.means)
+                without = answer_errors(scores)
                 for row, position in enumerate(scores.group.positions.tolist()):
                     yield from ((at, failed[at], 0) for at in range(expected, position))
-                    yield position, scores, row
+                    yield position, without[row] or scores, row
                     expected = position + 1
         yield from ((at, failed[at], 0) for at in range(expected, len(recordings)))
 
@@ -168,14 +172,6 @@ class Model:
                 continue
             lengths, unknown = np.array([len(frames)], np.int32), np.array([UNKNOWN], np.int64)
             yield Group([name_of(recordings[position])], frames, lengths, np.array([position], np.int64), unknown)
-
-    def _check_numbers(self, means: NDArray[np.float64]) -> None:
-        """Raise InputError where a mean log-probability is NaN."""
-        if np.isnan(means).any():
-            raise InputError(
-                f"{self.weights}: the network's log-probabilities are no numbers (NaN); these are the weights of a training "
-                "that diverged: train again"
-            )
 
     def _answer(self, scores: GroupScores, row: int, top: int) -> Identification:
         means, windows = scores.means[row : row + 1], scores.windows[row : row + 1]

@@ -6,6 +6,8 @@ they are listed, gets the same decisions; `examples/onnx_caller.py` is such a ca
 Shapes: T frames of an utterance, D features, C frames of a window, N windows, K speakers.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -35,9 +37,17 @@ FRAME_FILES = {
 }
 
 
+@dataclass(frozen=True)
+class ExportedFile:
+    """A file of an export: its name, and the SHA-256 of its bytes as hexadecimal, for programs in any language."""
+
+    name: str
+    sha256: str
+
+
 def describe_export(
     model: TrainedModel,
-    files: dict[str, str],
+    files: Mapping[str, ExportedFile],
     weights: str,
     onnx_opset: int | None,
     calibration: Calibration | None = None,
@@ -46,7 +56,7 @@ def describe_export(
 
     Args:
         model: what is exported.
-        files: format -> name of its file.
+        files: format -> its file.
         weights: name of the weights file that it was made of.
         onnx_opset: of the ONNX file, if there is one.
         calibration: of these weights, if there is one.
@@ -59,7 +69,8 @@ def describe_export(
     return {
         "format": "spkid-model",
         "format_version": FORMAT_VERSION,
-        "files": files,
+        "files": {one: file.name for one, file in files.items()},
+        "sha256": {file.name: file.sha256 for file in files.values()},
         "in_frames": model.in_frames,
         "num_features": model.num_features,
         "edge": model.edge,
@@ -183,6 +194,7 @@ def _decide_step() -> dict[str, Any]:
         "sum_dtype": "float64",
         "speaker": "argmax",
         "ties": "first",
+        "no_answer": "if the largest score is not a finite number: the frames have values that are too large",
     }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.errors import InputError
 from spkid_dist.scoring.confusion import ErrorRate, error_rate
 
 
@@ -96,7 +97,7 @@ def open_set_curve(
     if known.all() or not known.any():
         return None
     order = np.argsort(-ratios, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(ratios[order]) != 0, True))  # the last of equal ratios
+    ends = np.flatnonzero(np.append(ratios[order[1:]] != ratios[order[:-1]], True))  # the last of equal ratios
     start, num_known = np.zeros(1), known.sum()
     counts = {
         name: np.concatenate((start, np.cumsum(which[order])[ends]))
@@ -114,6 +115,9 @@ def equal_error_threshold(curve: OpenSetCurve) -> float:
     """The threshold at which false acceptances and false rejections are as near to equal as these utterances let them be.
 
     It lies half way between the lowest ratio that it accepts and the highest one that it rejects.
+
+    Raises:
+        InputError: one of them is infinite.
     """
     distance = np.abs(curve.false_acceptances - curve.false_rejections)
     nearest = np.flatnonzero(distance == distance.min())
@@ -122,4 +126,9 @@ def equal_error_threshold(curve: OpenSetCurve) -> float:
     at = min(max(at, 1), len(curve.thresholds) - 1)  # accepting nothing has no finite threshold
     lowest = curve.thresholds[at]
     highest_rejected = curve.thresholds[at + 1] if at + 1 < len(curve.thresholds) else lowest
+    if not np.isfinite([lowest, highest_rejected]).all():
+        raise InputError(
+            f"the threshold would lie between the log-likelihood ratios {highest_rejected} and {lowest}, so there is none; "
+            "look at the features of the utterances"
+        )
     return float((lowest + highest_rejected) / 2)

@@ -17,7 +17,7 @@ def margins_of(means: NDArray[np.float64], best: NDArray[np.int64]) -> NDArray[n
     means[rows, best] = -np.inf
     second = means.max(axis=1)
     means[rows, best] = highest
-    margins: NDArray[np.float64] = highest - second
+    margins: NDArray[np.float64] = highest - second  # infinite where no other speaker is possible
     return margins
 
 

@@ -3,9 +3,8 @@
 They belong together: what an earlier scoring left is removed before the first of them gets its name.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from numpy.typing import NDArray
 from shards.errors import InputError
 from shards.files import atomic_writer, write_atomic, write_json
 from shards.holding import HOLD_NAME, FolderHold
+from shards.jsontext import from_json, read_json
+from shards.plaintext import printable
 from spkid_dist.config import ScoreConfig
 from spkid_dist.config.places import BESIDE_SCORES
 from spkid_dist.scoring.decisionpictures import draw_decisions
@@ -22,8 +23,9 @@ from spkid_dist.scoring.decisions import UNKNOWN_WORD
 from spkid_dist.scoring.models import ModelFiles
 from spkid_dist.scoring.outcome import ScoreResult
 from spkid_dist.scoring.pictures import draw_pictures
-from spkid_dist.scoring.scorefile import Scores, write_scores
+from spkid_dist.scoring.scorefile import write_scores
 from spkid_dist.scoring.scoreorigin import origin_of
+from spkid_dist.scoring.scores import Scores
 
 Say = Callable[[str], None]
 
@@ -102,6 +104,12 @@ def scores_of(result: ScoreResult) -> Scores:
     """The result as a file of scores has it, without the means of all speakers."""
     decisions = result.decisions
     threshold = None if decisions is None else decisions.threshold
+    with np.errstate(over="ignore"):  # a margin beyond float32 is infinite in the file
+        return _scores_of(result, threshold)
+
+
+def _scores_of(result: ScoreResult, threshold: float | None) -> Scores:
+    decisions = result.decisions
     return Scores(
         keys=result.keys,
         speakers=result.speakers,
@@ -119,18 +127,27 @@ def scores_of(result: ScoreResult) -> Scores:
     )
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is read of the figures of an earlier scoring."""
+
+    scores: str
+
+
 def _say_earlier_scores(config: ScoreConfig, say: Say) -> None:
     """Say that the file of scores which the earlier results beside `config.log_file` name stays, where it does."""
     try:
-        earlier = json.loads(config.log_file.with_suffix(".json").read_bytes())["scores"]
+        path = config.log_file.with_suffix(".json")
+        earlier = from_json(_Facts, read_json(path, "the figures", "score again", undecodable=True)).scores
         stays = Path(earlier).is_file() and (
             config.scores is None or Path(earlier).resolve() != config.scores.resolve()
         )
-    except (OSError, ValueError, KeyError, TypeError):  # there are none, or what is there is nobody's results
+    except (InputError, OSError, ValueError):  # there are none, or what is there is nobody's results
         return
     if stays:
         say(
-            f"{earlier}: these scores of an earlier scoring are kept; the file says which weights and utterances they are of"
+            f"{printable(earlier)}: these scores of an earlier scoring are kept; the file says which weights and utterances "
+            "they are of"
         )
 
 

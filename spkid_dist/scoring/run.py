@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from shards.errors import InputError, UsageError
+from shards.errors import UsageError
 from shards.sources.kaldidir import say_unused
 from spkid_dist.config.places import check_places
 from spkid_dist.config.scoring import ScoringFlags
@@ -21,6 +18,7 @@ from spkid_dist.ranks.console import RunLog
 from spkid_dist.ranks.lostdevice import explain_lost_device
 from spkid_dist.ranks.sharing import Processes
 from spkid_dist.scoring.calibrationfile import calibration_path
+from spkid_dist.scoring.finite import check_answers
 from spkid_dist.scoring.models import ModelFiles, find_models, load_models, say_models
 from spkid_dist.scoring.opening import reads_kaldi
 from spkid_dist.scoring.scorer import GroupScores, Scorer
@@ -50,7 +48,7 @@ class ScoringRun:
         """Score this process's share of the utterances, and show how far it is.
 
         Raises:
-            InputError: an utterance can't be read, or the network's outputs are no numbers.
+            InputError: an utterance can't be read, or no speaker of it has a finite log-probability.
         """
         config, processes, log = self.config, self.processes, self.log
         rank, world_size = processes.rank, processes.world_size
@@ -60,7 +58,7 @@ class ScoringRun:
         done = 0
         with log.bar(utterances.share_size(rank, world_size), "utterances") as bar:
             for scores in scorer.score(utterances.groups(rank, world_size, config.workers)):
-                _check_numbers(scores.group.keys, scores.means)
+                check_answers(scores)
                 yield scores
                 bar.advance(len(scores.means))
                 done += len(scores.means)
@@ -88,7 +86,7 @@ def scoring_run(config: ScoringFlags, command: str) -> Iterator[ScoringRun]:
         files = find_models(config.models, config.weights, config.train_cfg)
         check_places(config.outputs, _files_of(files))
         model = load_models(files, config.spk2idx)
-        for line in say_models(files) if config.models or len(files) > 1 else ():
+        for line in (*(say_models(files) if config.models or len(files) > 1 else ()), *model.remarks):
             log.line(line)
         for line in say_unused(config.db_path) if reads_kaldi(config, model) else ():
             log.line(line)
@@ -104,13 +102,3 @@ def _files_of(models: list[ModelFiles]) -> Iterator[tuple[str, Path]]:
         yield "the training's options", one.options
         yield "the training's statistics", one.options.with_name(STATISTICS_NAME)
     yield "the weights' calibration", calibration_path([one.weights for one in models])
-
-
-def _check_numbers(keys: list[str], means: NDArray[np.float64]) -> None:
-    """Raise InputError where the best log-probability of an utterance is NaN, as its largest value is if any is."""
-    wrong = np.flatnonzero(np.isnan(means.max(axis=1)))
-    if len(wrong):
-        raise InputError(
-            f"utterance {keys[wrong[0]]!r}: the network's log-probabilities are no numbers (NaN); the weights are those of a "
-            "training that diverged, or too large for --mixed_precision fp16: give others, or --mixed_precision no"
-        )

@@ -7,11 +7,12 @@ describes both files.
 Shapes: U utterances, K speakers, N of them in a file of the best ones.
 """
 
+import io
 import json
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError, UsageError
 from shards.extras import import_extra
-from shards.files import atomic_writer, make_folder
+from shards.files import atomic_writer, make_folder, open_regular
+from shards.jsontext import from_json, parse_json
+from spkid_dist.process.memory import free_memory, gigabytes
+from spkid_dist.scoring.arrayfile import ArrayArchive, open_npz
 from spkid_dist.scoring.calibration import Scale
-from spkid_dist.scoring.scoreorigin import Origin, origin_from_text, origin_to_text
+from spkid_dist.scoring.scoreorigin import origin_from_text, origin_to_text
+from spkid_dist.scoring.scores import Scores, check_scores
 
 FORMAT_VERSION = 1
 NPZ, PARQUET = ".npz", ".parquet"
@@ -33,46 +38,9 @@ METADATA_KEYS = ("format_version", "speakers")  # of a table in Parquet
 THRESHOLD = "threshold"
 ORIGIN = "origin"
 SCALE_KEYS = tuple(field.name for field in fields_of(Scale))
+LEAST_VALUE_BYTES = 4
+MOST_SAID = 300  # characters of what a library says of a file
 DAMAGED = "give a file that spkid score --scores wrote"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Scores of U utterances, in the order of the results.
-
-    Attributes:
-        keys: of the utterances, U.
-        speakers: the model's, in class order, K.
-        found: the class found, (U,) int64.
-        true: the true class, (U,) int64; -1 where it is not known.
-        margins: by how much the mean log-probability of the class found exceeds the second best, (U,) float32.
-        windows: of each utterance, (U,) int64.
-        means: mean log-probabilities of all speakers, (U, K) float32; None where only the best are kept.
-        top_classes: the N best classes, best first, (U, N) int32; None where all speakers are kept.
-        top_means: their mean log-probabilities, (U, N) float32; None where all speakers are kept.
-        scale: how means become calibrated scores; None where they are not calibrated, and the next two are None then.
-        ratios: calibrated log-likelihood ratio of the found speaker against the others, (U,) float32.
-        posteriors: calibrated posterior of the found speaker, (U,) float32.
-        threshold: of the ratios, below which utterances are called unknown; None where there was none.
-        accepted: whether the ratio, in float64, is at least the threshold, (U,) bool; None where there was none.
-        origin: the weights and the utterances; None where the file does not say.
-    """
-
-    keys: list[str]
-    speakers: list[str]
-    found: NDArray[np.int64]
-    true: NDArray[np.int64]
-    margins: NDArray[np.float32]
-    windows: NDArray[np.int64]
-    means: NDArray[np.float32] | None = None
-    top_classes: NDArray[np.int32] | None = None
-    top_means: NDArray[np.float32] | None = None
-    scale: Scale | None = None
-    ratios: NDArray[np.float32] | None = None
-    posteriors: NDArray[np.float32] | None = None
-    threshold: float | None = None
-    accepted: NDArray[np.bool_] | None = None
-    origin: Origin | None = None
 
 
 def pieces(num_rows: int, width: int) -> Iterator[tuple[int, int]]:
@@ -152,13 +120,13 @@ def read_scores(path: str | Path) -> Scores:
     _check_library(path)
     try:
         scores = READERS[path.suffix](path)
-        _check(scores)
+        check_scores(scores)
     except OSError as error:
         raise InputError(f"{path}: can't read these scores: {error.strerror or error}; {DAMAGED}") from None
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - the libraries raise whatever the damaged bytes lead them to
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:MOST_SAID]
         raise InputError(f"{path}: no file of scores, or a damaged one ({reason}); {DAMAGED}") from None
     return scores
 
@@ -220,31 +188,33 @@ def write_text(archive: zipfile.ZipFile, name: str, texts: list[str]) -> None:
 
 
 def _read_npz(path: Path) -> Scores:
-    with path.open("rb") as file:
-        arrays = np.load(file, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("it holds one array")
-        version = arrays["format_version"].item()
+    with open_npz(path) as arrays:
+        version = arrays.number("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(f"format_version is {version}, expected {FORMAT_VERSION}")
         is_whole = "scores" in arrays
+        found = arrays.array("found")  # first, as it is not packed: no more keys are read than there are utterances
         return Scores(
-            keys=arrays["keys"].tolist(),
-            speakers=arrays["speakers"].tolist(),
-            found=arrays["found"],
-            true=arrays["true"],
-            margins=arrays["margins"],
-            windows=arrays["windows"],
-            means=arrays["scores"] if is_whole else None,
-            top_classes=None if is_whole else arrays["top_classes"],
-            top_means=None if is_whole else arrays["top_scores"],
-            scale=_scale_of({name: arrays[name].item() for name in SCALE_KEYS if name in arrays}),
-            ratios=arrays.get("log_likelihood_ratios"),
-            posteriors=arrays.get("posteriors"),
-            threshold=arrays[THRESHOLD].item() if THRESHOLD in arrays else None,
-            accepted=arrays.get("accepted"),
-            origin=origin_from_text(arrays[ORIGIN].item() if ORIGIN in arrays else None),
+            keys=arrays.texts("keys", found.size),
+            speakers=arrays.texts("speakers"),
+            found=found,
+            true=arrays.array("true"),
+            margins=arrays.array("margins"),
+            windows=arrays.array("windows"),
+            means=arrays.array("scores") if is_whole else None,
+            top_classes=None if is_whole else arrays.array("top_classes"),
+            top_means=None if is_whole else arrays.array("top_scores"),
+            scale=_scale_of({name: arrays.number(name) for name in SCALE_KEYS if name in arrays}),
+            ratios=_optional(arrays, "log_likelihood_ratios"),
+            posteriors=_optional(arrays, "posteriors"),
+            threshold=arrays.number(THRESHOLD) if THRESHOLD in arrays else None,
+            accepted=_optional(arrays, "accepted"),
+            origin=origin_from_text(arrays.text(ORIGIN) if ORIGIN in arrays else None),
         )
+
+
+def _optional(arrays: ArrayArchive, name: str) -> NDArray[Any] | None:
+    return arrays.array(name) if name in arrays else None
 
 
 def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32]] | None) -> None:
@@ -309,13 +279,15 @@ def _batch(arrow: Any, schema: Any, names: Any, scores: Scores, first: int, last
 
 def _read_parquet(path: Path) -> Scores:
     _, parquet = _pyarrow()
-    with path.open("rb") as file:
+    with open_regular(path) as raw, io.BufferedReader(raw) as file:
+        _check_table_size(parquet.read_metadata(file))
+        file.seek(0)
         table = parquet.read_table(file)
     metadata = table.schema.metadata or {}
     version, speakers = (metadata[name.encode()].decode() for name in METADATA_KEYS)
     if version != str(FORMAT_VERSION):
         raise ValueError(f"format_version is {version}, expected {FORMAT_VERSION}")
-    names: list[str] = json.loads(speakers)
+    names: list[str] = from_json(list[str], parse_json(speakers), "speakers")
     classes = {name: index for index, name in enumerate(names)}
     is_whole = "scores" in table.column_names
     width = len(names) if is_whole else len(table["top_scores"][0])
@@ -340,6 +312,15 @@ def _read_parquet(path: Path) -> Scores:
     )
 
 
+def _check_table_size(metadata: Any) -> None:
+    """Raise ValueError where a table is said to be larger than this machine's memory: what it is packed to may be a page."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+    needed = max(sum(group.total_byte_size for group in groups), LEAST_VALUE_BYTES * values)
+    if needed > free_memory():
+        raise ValueError(f"it is said to hold {values} values, {gigabytes(needed)}, more than there is memory")
+
+
 def _column(table: Any, name: str) -> NDArray[Any] | None:
     return table[name].to_numpy() if name in table.column_names else None
 
@@ -351,38 +332,6 @@ def _scale_of(values: dict[str, float]) -> Scale | None:
 def _pyarrow() -> tuple[Any, Any]:
     needed_by = "a file of scores in Parquet"
     return import_extra("pyarrow", "parquet", needed_by), import_extra("pyarrow.parquet", "parquet", needed_by)
-
-
-def _check(scores: Scores) -> None:
-    """Raise ValueError where the arrays do not fit together, or are of other types than they should be."""
-    count = (len(scores.keys),)
-    width = (len(scores.keys), len(scores.speakers))
-    kept = width if scores.top_means is None else scores.top_means.shape
-    for name, kind, shape in (
-        ("found", "i", count),
-        ("true", "i", count),
-        ("margins", "f", count),
-        ("windows", "i", count),
-        ("means", "f", width),
-        ("top_classes", "i", kept),
-        ("top_means", "f", kept),
-        ("ratios", "f", count),
-        ("posteriors", "f", count),
-        ("accepted", "b", count),
-    ):
-        array = getattr(scores, name)
-        if array is not None and (array.dtype.kind != kind or array.shape != shape):
-            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
-    for name, least in (("found", 0), ("true", -1), ("top_classes", 0)):
-        classes = getattr(scores, name)
-        if classes is not None and len(classes) and not least <= classes.min() <= classes.max() < width[1]:
-            raise ValueError(
-                f"{name} has classes {classes.min()} to {classes.max()}, expected {least} to {width[1] - 1}"
-            )
-    if (scores.threshold is None) != (scores.accepted is None):
-        raise ValueError("of accepted and threshold it has one only")
-    if kept[:1] != count or not 1 <= kept[1] <= width[1]:
-        raise ValueError(f"it keeps {kept} scores of {width[0]} utterances and {width[1]} speakers")
 
 
 WRITERS: dict[str, Callable[[Any, Scores, Iterable[NDArray[np.float32]] | None], None]] = {

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.plaintext import shown_place
+from shards.jsontext import from_json, parse_json, shown
+from shards.plaintext import printable, shown_place
 from spkid_dist.scoring.models import ModelFiles
 from spkid_dist.scoring.weightsdigest import is_digest
 
@@ -27,7 +28,7 @@ class Origin:
         listed = "" if self.te_list_file is None else f"the list {self.te_list_file}"
         dataset = "" if self.te_shards is None else f"the dataset {self.te_shards}"
         names = ", ".join(name for name in self.weights.values())
-        return f"by {names}, on {' of '.join(filter(None, (listed, dataset))) or 'the default list'}"
+        return printable(f"by {names}, on {' of '.join(filter(None, (listed, dataset))) or 'the default list'}")
 
     def check(self, models: Sequence[ModelFiles], scores: Path) -> None:
         """Raise InputError where the scores in the file `scores` are not by these models."""
@@ -54,10 +55,7 @@ def origin_from_text(text: str | None) -> Origin | None:
     """The origin in JSON; None where there is no text. Raises ValueError where it is damaged."""
     if text is None:
         return None
-    value = json.loads(text)
-    names = {"weights", "te_list_file", "te_shards"}
-    if not isinstance(value, dict) or set(value) != names or not isinstance(value["weights"], dict):
-        raise ValueError(f"its origin is {value!r}, expected an object with {', '.join(sorted(names))}")
-    if not value["weights"] or not all(map(is_digest, value["weights"])):
-        raise ValueError(f"its origin names the weights {value['weights']!r}, expected names by their digests")
-    return Origin(**value)
+    origin: Origin = from_json(Origin, parse_json(text, undecodable=True), "its origin")  # names of files stand in it
+    if not origin.weights or not all(map(is_digest, origin.weights)):
+        raise ValueError(f"its origin names the weights {shown(origin.weights)}, expected names by their digests")
+    return origin

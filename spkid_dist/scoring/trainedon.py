@@ -116,7 +116,7 @@ def _dataset_of(options: Mapping[str, Any]) -> tuple[ShardDataset | None, str]:
     for folder in [Path(str(place))] if place else _cached(options):
         try:
             dataset = ShardDataset(str(folder)) if (folder / MANIFEST_NAME).is_file() else None
-        except SpkidError:
+        except (SpkidError, ValueError):
             continue
         if dataset is not None and fingerprint is not None and dataset.fingerprint == fingerprint:
             return dataset, ""
@@ -132,7 +132,7 @@ def _cached(options: Mapping[str, Any]) -> Iterator[Path]:
     if cache and listed:
         try:
             yield from sorted(expand_home(Path(str(cache)), "--cache_dir").glob(f"{escape(Path(str(listed)).name)}-*"))
-        except (SpkidError, OSError):
+        except (SpkidError, OSError, ValueError):
             return
 
 
@@ -148,7 +148,7 @@ def _list_of(options: Mapping[str, Any], dataset: ShardDataset | None) -> tuple[
     try:
         rule = kept_rule(source) or speaker_by_component(options.get("speaker_component") or DEFAULT_COMPONENT)
         listed = read_list(Path(str(place)), rule=rule, speakers_known=False, are_paths=False)
-    except SpkidError:
+    except (SpkidError, ValueError):  # the latter where the path is none
         return None, f"the training's list {place} can't be read any more"
     if dataset is not None:
         hashes = np.array([key_hash(one.key) for one in listed], np.uint64)

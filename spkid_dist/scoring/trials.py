@@ -44,7 +44,8 @@ class TrialCounts:
 
 def bins_of(scores: NDArray[np.float64]) -> NDArray[np.int32]:
     """The bin of each score, 0 for the best; of the same shape. -0 is counted as 0."""
-    patterns = (scores + 0.0).astype(np.float32).view(np.int32)
+    with np.errstate(over="ignore"):  # what float32 can't hold is in the bin of the infinite ones
+        patterns = (scores + 0.0).astype(np.float32).view(np.int32)
     patterns ^= (patterns >> 31) & MAGNITUDE  # of numbers below 0 all other bits turn: now in the order of all numbers
     bins: NDArray[np.int32] = BINS_OF_A_SIGN - 1 - (patterns >> DROPPED_BITS)
     return bins
@@ -81,7 +82,7 @@ class DetCurve:
         before = after - 1
         part = float(difference[before] / (difference[before] - difference[after]))
         rate = self.false_alarms[before] + part * (self.false_alarms[after] - self.false_alarms[before])
-        if before == 0:  # accepting nothing has no finite threshold
+        if not np.isfinite(self.thresholds[[before, after]]).all():  # accepting nothing has no finite threshold
             return float(rate), float(self.thresholds[after])
         threshold = self.thresholds[before] + part * (self.thresholds[after] - self.thresholds[before])
         return float(rate), float(threshold)

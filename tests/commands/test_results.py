@@ -66,13 +66,11 @@ def test_a_trainings_own_folder_is_one_line_and_gets_no_file(tmp_path):
 
 
 def test_an_unknown_result_goes_last_in_whatever_order_the_folders_come(tmp_path):
-    losses = {"a": [float("nan")], "b": [0.5, None], "c": [float("nan"), 0.25], "d": [None], "e": [float("inf"), 0.5]}
+    losses = {"a": [None], "b": [0.5, None], "c": [None, 0.25], "d": [None], "e": [None, 0.5]}
     for name, va_loss in losses.items():
         write_training(tmp_path / name, 10, [0.0] * len(va_loss))
         path = tmp_path / name / "train_stats.json"
-        path.write_text(
-            json.dumps(json.loads(path.read_text()) | {"va_loss": va_loss})
-        )  # of an older version: bare NaN
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"va_loss": va_loss}))
     found = results(ResultsConfig(folder=tmp_path))
     assert [(result.training, result.best_epoch, result.va_loss) for result in found] == [
         ("c", 1, 0.25), ("b", 0, 0.5), ("e", 1, 0.5), ("a", None, None), ("d", None, None),
@@ -87,5 +85,5 @@ def test_a_folder_without_trainings_is_an_error(tmp_path):
 def test_damaged_statistics_are_named(tmp_path):
     write_training(tmp_path / "a", 10, [0.5])
     (tmp_path / "a/train_stats.json").write_text('{"va_loss": [1]}')
-    with pytest.raises(InputError, match=r"a/train_stats\.json: not the statistics of a training: 'tr_loss'"):
+    with pytest.raises(InputError, match=r"a/train_stats\.json: not the statistics of a training: tr_loss is missing"):
         results(ResultsConfig(folder=tmp_path))

@@ -189,7 +189,7 @@ def test_a_speaker_with_the_name_of_unknown_ones_is_refused_where_there_is_a_thr
 def test_a_damaged_calibration_stops_a_scoring(calibrated, files):
     path = calibrated.weights.with_name(f"{calibrated.weights.stem}.calibration.json")
     path.write_text("{}")
-    with pytest.raises(InputError, match=r"calibration\.json: temperature None"):
+    with pytest.raises(InputError, match=r"calibration\.json: the calibration: temperature is missing"):
         score_utterances(ScoreConfig(**calibrated.shards("test"), **files))
     assert not files["log_file"].exists()
 

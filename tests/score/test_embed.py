@@ -177,12 +177,12 @@ DAMAGED = {
     "objects": (
         "a.npz",
         lambda p: np.savez(p, keys=np.array([{}]), embeddings=ROWS),
-        r"a\.npz: not a sound .*allow_pickle",
+        r"a\.npz: not a sound .*object of shape \(1,\), expected numbers or text",
     ),
     "numbers as keys": (
         "a.npz",
         lambda p: np.savez(p, keys=[1, 2], embeddings=ROWS),
-        r"keys are int64 of shape \(2,\)",
+        r"keys is int64 of shape \(2,\), expected a list of text",
     ),
     "fewer keys": ("a.npz", lambda p: np.savez(p, keys=["a"], embeddings=ROWS), r"of shape \(2, 3\), expected 1 rows"),
     "a key twice": ("a.npz", lambda p: np.savez(p, keys=["a", "a"], embeddings=ROWS), r"utterance 'a' occurs twice"),
@@ -262,9 +262,9 @@ def test_weights_of_a_training_that_diverged_give_no_embeddings(tmp_path, corpus
     place = training(tmp_path)
     state = torch.load(place / "bestval_e0_weights.ckpt")
     state["0.weight"][:] = np.nan
-    torch.save(state, place / "bestval_e0_weights.ckpt")
+    torch.save(dict(state), place / "bestval_e0_weights.ckpt")  # without its digest
     with pytest.raises(
-        InputError, match=r"utterance '.*': the network's activations are not finite; the weights are those of"
+        InputError, match=r"bestval_e0_weights\.ckpt: 0\.weight is not finite in all its values: .*; give others"
     ):
         embed(EmbedConfig(**options_of(corpus, place, out=tmp_path / "out.npz")))
     assert not (tmp_path / "out.npz").exists()

@@ -19,8 +19,9 @@ from shards.unfinished import TEMPORARY_MARK
 from spkid_dist.scoring import scorefile
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.rowfile import RowFile
-from spkid_dist.scoring.scorefile import Scores, check_place, pieces, read_scores, write_scores
+from spkid_dist.scoring.scorefile import check_place, pieces, read_scores, write_scores
 from spkid_dist.scoring.scoreorigin import Origin
+from spkid_dist.scoring.scores import Scores
 
 pytestmark = pytest.mark.fast
 
@@ -171,7 +172,7 @@ def test_other_files_are_refused(tmp_path):
         read_scores(tmp_path / "x.npz")
     with (tmp_path / "x.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(InputError, match=r"no file of scores, or a damaged one \(it holds one array\)"):
+    with pytest.raises(InputError, match=r"no file of scores, or a damaged one \(not a sound \.npz"):
         read_scores(tmp_path / "x.npz")
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(InputError, match="no file of scores, or a damaged one"):

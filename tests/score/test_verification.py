@@ -13,7 +13,8 @@ from shards.sources.kaldi import ArkEntry, KaldiSource
 from spkid_dist import CalibrateConfig, ScoreConfig, TrialsConfig, calibrate_model, read_scores, score_trials
 from spkid_dist import score_utterances as score
 from spkid_dist.scoring.detection import detection_figures
-from spkid_dist.scoring.scorefile import Scores, write_scores
+from spkid_dist.scoring.scorefile import write_scores
+from spkid_dist.scoring.scores import Scores
 from spkid_dist.scoring.trialscores import _is_there
 
 
@@ -284,7 +285,7 @@ def test_scores_that_are_no_numbers_are_refused(voices, trials, outputs, tmp_pat
         held = dict(arrays)
     held["scores"][:, 1] = np.nan
     np.savez(tmp_path / "nan.npz", **held)
-    with pytest.raises(InputError, match=r"trials:\d+: the score of this trial is nan, expected a finite number"):
+    with pytest.raises(InputError, match=r"nan\.npz: .*the scores of utterance 'SYN/.*' are not finite"):
         score_trials(TrialsConfig(trials=trials, scores=tmp_path / "nan.npz", **outputs))
     assert not outputs["out"].exists()
 
