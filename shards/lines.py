@@ -4,6 +4,7 @@ A line ends with LF, CR or CRLF. ASCII white space around it is no part of it, a
 """
 
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,7 +61,11 @@ def _whole_lines(path: Path, what: str, remedy: str) -> Iterator[bytes]:
 
 def _is_no_file(path: Path) -> bool:
     """Whether this is a pipe or a device, such as a shell's ``<(command)``."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # it is not there, or its name is too long for one
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def numbered_lines(path: Path, what: str = LIST, remedy: str = REMEDY) -> Iterator[tuple[int, str]]:
