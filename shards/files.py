@@ -341,6 +341,11 @@ def unreadable_feature_file(path: str, error: OSError) -> InputError:
     )
 
 
+def real_path(path: Path) -> Path:
+    """The path without links, so that two can be compared; of a circle of links a part stays, which is no error here."""
+    return Path(os.path.realpath(path))  # `Path.resolve` raises RuntimeError for a circle
+
+
 def expand_home(path: Path, flag: str) -> Path:
     """`path` with the user's home folder for "~". Raises InputError, which names `flag`, where no home folder is known."""
     try:

@@ -22,6 +22,7 @@ import json
 import os
 import secrets
 import shlex
+import stat
 import sys
 import threading
 import time
@@ -299,13 +300,15 @@ def _wait_for_claim(claim: Path) -> None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Any:
-    """A descriptor of the file, None where there is none."""
+    """A descriptor of the file, None where there is none. Raises InputError where it is no regular file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is not waited for
     except FileNotFoundError:
         yield None
         return
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _no_record(path)
         yield descriptor
     finally:
         os.close(descriptor)
@@ -315,9 +318,13 @@ def _parse(descriptor: int, path: Path) -> Holder:
     try:
         return Holder.parse(os.pread(descriptor, 2**16, 0))
     except ValueError:
-        raise InputError(
-            f"{path}: not the record of a process that holds this folder; delete it if no process writes here"
-        ) from None
+        raise _no_record(path) from None
+
+
+def _no_record(path: Path) -> InputError:
+    return InputError(
+        f"{path}: not the record of a process that holds this folder; delete it if no process writes here"
+    )
 
 
 def _lives(descriptor: int, path: Path, holder: Holder, say: Say) -> bool:

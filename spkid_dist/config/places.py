@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UsageError
+from shards.files import real_path
 
 REMEDY = "give another name"
 DEFAULT_LIST = Path("spk_rec.test")
@@ -38,17 +39,17 @@ def check_flags(config: Any, outputs: Outputs) -> None:
     check_places(outputs, _read(config, outputs))
     dataset = getattr(config, "te_shards", None)
     for flag, paths in outputs.items():
-        for path in (one.resolve() for one in paths):
-            if dataset and path.parent == Path(dataset).resolve() and DATASET_FILES.fullmatch(path.name):
+        for path in (real_path(one) for one in paths):
+            if dataset and path.parent == real_path(Path(dataset)) and DATASET_FILES.fullmatch(path.name):
                 raise UsageError(f"--{flag} {paths[0]}: {path.name} is a file of the dataset {dataset}; {REMEDY}")
 
 
 def check_places(outputs: Outputs, inputs: Iterable[tuple[str, Path]]) -> None:
     """Raise UsageError where a file of `outputs` is one of `inputs`, each with what names it."""
-    read = {path.resolve(): what for what, path in inputs}
+    read = {real_path(path): what for what, path in inputs}
     for flag, paths in outputs.items():
         for path in paths:
-            what = read.get(path.resolve())
+            what = read.get(real_path(path))
             if what is not None:
                 beside = "" if path == paths[0] else f"beside it {path.name} is written, which "
                 raise UsageError(f"--{flag} {paths[0]}: {beside}is the file of {what}; {REMEDY}")

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from shards.errors import UsageError
+from shards.files import real_path
 from shards.sources.limits import MAX_FRAMES, UtteranceLimit
 from shards.stores.store import StoreOptions
 from spkid_dist.config.checks import Options, at_least, check_fingerprints
@@ -186,7 +187,7 @@ def check_models(folders: Sequence[Path], weights: Sequence[Path]) -> None:
     for name, paths in (("model", folders), ("weights_ckpt", weights)):
         seen: dict[Path, Path] = {}
         for path in paths:
-            before = seen.setdefault(path.resolve(), path)
+            before = seen.setdefault(real_path(path), path)
             if before is not path:
                 as_what = "" if before == path else f", before as {before}"
                 raise UsageError(f"--{name} {path} is given twice{as_what}; give each model once")
@@ -196,7 +197,7 @@ def _check_scores(scores: Path, log_file: Path) -> None:
     """Raise UsageError where the file of scores is of no known kind, or is the file of the results."""
     if scores.suffix not in SCORE_FORMATS:
         raise UsageError(f"--scores {scores}: expected a file name that ends in {' or '.join(SCORE_FORMATS)}")
-    if scores.resolve() == log_file.resolve():
+    if real_path(scores) == real_path(log_file):
         raise UsageError(f"--scores {scores}: is the file of --log_file; give another name")
 
 

@@ -23,7 +23,15 @@ from shards.conversion.job import Progress, convert
 from shards.conversion.plan import job_identity, make_plan
 from shards.corpus import Utterance
 from shards.errors import InputError, SpkidError
-from shards.files import expand_home, make_folder, read_regular, staging_folder, unreadable_feature_file, write_json
+from shards.files import (
+    expand_home,
+    make_folder,
+    read_regular,
+    real_path,
+    staging_folder,
+    unreadable_feature_file,
+    write_json,
+)
 from shards.hashing import sum_utterances
 from shards.jsontext import parse_json
 from shards.layout import FORMAT_VERSION, Layout
@@ -150,7 +158,7 @@ def _look_at_files(corpus: ListedCorpus) -> _Listed:
     description = source.describe()
     description |= describe_rule(corpus.rule, description["kind"])
     digest = xxhash.xxh3_64(
-        repr((FORMAT_VERSION, description, str(source.db_path.resolve()), corpus.speakers)).encode()
+        repr((FORMAT_VERSION, description, str(real_path(source.db_path)), corpus.speakers)).encode()
     )
     num_bytes = 0
     for utterance in corpus.utterances:

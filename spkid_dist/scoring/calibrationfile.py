@@ -18,7 +18,7 @@ from typing import Any
 import xxhash
 
 from shards.errors import InputError
-from shards.files import write_json
+from shards.files import real_path, write_json
 from shards.jsontext import from_json, read_json, shown
 from shards.plaintext import printable
 from spkid_dist.scoring.calibration import Scale
@@ -68,7 +68,7 @@ class _Kept:
 
 def calibration_path(weights: Sequence[Path]) -> Path:
     """Where the calibration of these weights lies, one file or several together. Raises InputError where one can't be read."""
-    files = [path.resolve() if path.is_symlink() else path for path in weights]
+    files = [real_path(path) if path.is_symlink() else path for path in weights]
     if len(files) == 1:
         return files[0].with_name(_name(files[0].name))
     digests = [weights_digest(path) for path in files]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import InputError
-from shards.files import atomic_writer, write_atomic, write_json
+from shards.files import atomic_writer, real_path, write_atomic, write_json
 from shards.holding import HOLD_NAME, FolderHold
 from shards.jsontext import from_json, read_json
 from shards.plaintext import printable
@@ -140,7 +140,7 @@ def _say_earlier_scores(config: ScoreConfig, say: Say) -> None:
         path = config.log_file.with_suffix(".json")
         earlier = from_json(_Facts, read_json(path, "the figures", "score again", undecodable=True)).scores
         stays = Path(earlier).is_file() and (
-            config.scores is None or Path(earlier).resolve() != config.scores.resolve()
+            config.scores is None or real_path(Path(earlier)) != real_path(config.scores)
         )
     except (InputError, OSError, ValueError):  # there are none, or what is there is nobody's results
         return

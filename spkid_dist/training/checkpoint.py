@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from shards.errors import InputError
-from shards.files import fsync_folder, json_bytes, make_folder, read_regular, write_atomic, write_json
+from shards.files import fsync_folder, json_bytes, make_folder, read_regular, real_path, write_atomic, write_json
 from shards.jsontext import from_json, parse_json, shown
 from shards.unfinished import TEMPORARY_MARK, unfinished_path
 from spkid_dist.trainedfolder import MOST_STATISTICS_BYTES
@@ -231,7 +231,7 @@ class CheckpointFolder:
                     f"{FOLDER_NAME}/, or --resume never"
                 )
             checkpoint = found
-        if checkpoint.path.parent.resolve() == self.folder.resolve():  # what came after it does not count any more
+        if real_path(checkpoint.path.parent) == real_path(self.folder):  # what came after it does not count any more
             self._read_chain(say)
             before = [name for name in self._chain if _serial(name) < _serial(checkpoint.path.name)]
             self._chain = [*before, checkpoint.path.name]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from shards.errors import InputError, UsageError
-from shards.files import write_json
+from shards.files import real_path, write_json
 from shards.holding import FolderHold
 from spkid_dist.config import TrainConfig
 from spkid_dist.ranks.console import RunLog
@@ -80,7 +80,7 @@ class TrainingFolder:
     def _check_unused(self) -> None:
         config = self._config
         origin = None if config.resume in ("never", "auto") else folder_of_checkpoint(Path(config.resume))
-        goes_on_here = config.resume == "auto" or (origin is not None and origin.resolve() == self.path.resolve())
+        goes_on_here = config.resume == "auto" or (origin is not None and real_path(origin) == real_path(self.path))
         if config.overwrite and goes_on_here:
             raise UsageError(
                 f"--overwrite, --resume {config.resume}: --overwrite would delete the checkpoints that --resume continues "
@@ -110,7 +110,7 @@ class TrainingFolder:
             self._begin_anew()
             return
         origin, name = checkpoint.path.parent.parent, options[ID_NAME]
-        is_elsewhere = origin.resolve() != self.path.resolve()
+        is_elsewhere = real_path(origin) != real_path(self.path)
         if is_elsewhere:
             self._remove_outputs()
             bring_weights(origin, self.path, statistics, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import InputError
-from shards.files import atomic_writer, read_regular, write_json
+from shards.files import atomic_writer, read_regular, real_path, write_json
 from shards.jsontext import MOST_BYTES, parse_json
 from shards.unfinished import TEMPORARY_MARK
 from spkid_dist.trained import OPTIONS_NAME
@@ -132,7 +132,7 @@ def bring_summary(origin: Path, folder: Path, epochs: int) -> None:
     summary = _json_object(origin / SUMMARY_NAME)
     if summary.get("epochs") != epochs:
         (folder / SUMMARY_NAME).unlink(missing_ok=True)
-    elif origin.resolve() != folder.resolve():
+    elif real_path(origin) != real_path(folder):
         write_json(folder / SUMMARY_NAME, summary | {"save_path": str(folder)})
 
 

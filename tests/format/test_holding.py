@@ -294,6 +294,13 @@ def test_a_file_of_that_name_that_is_no_record_is_an_error(tmp_path):
         with pytest.raises(InputError, match=r"held-by\.json: not the record of a process"):
             hold(tmp_path)
         assert names(tmp_path) == [HOLD_NAME]
+    (tmp_path / HOLD_NAME).unlink()
+    for make in (os.mkfifo, os.mkdir):  # neither is waited for
+        make(tmp_path / HOLD_NAME)
+        with pytest.raises(InputError, match=r"held-by\.json: not the record of a process"):
+            hold(tmp_path)
+        assert names(tmp_path) == [HOLD_NAME]
+        (tmp_path / HOLD_NAME).rmdir() if make is os.mkdir else (tmp_path / HOLD_NAME).unlink()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another namespace of processes needs root")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import InputError
-from shards.files import open_regular, read_regular
+from shards.files import open_regular, read_regular, real_path
 from shards.jsontext import from_json, parse_json, read_json
 from shards.plaintext import printable, unsafe_character
 
@@ -117,3 +117,12 @@ def test_printable_text_is_one_line_and_stays_as_it_is(text: str) -> None:
 
 def test_errors_quote_what_they_name_in_printable_characters() -> None:
     assert str(InputError("a\x1b[31m\nb\tc")) == "a\\x1b[31m\\nb\\tc"
+
+
+def test_a_circle_of_links_is_compared_as_any_path(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert real_path(tmp_path / "a").parent == real_path(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert real_path(tmp_path / "link") == real_path(tmp_path / "file")
