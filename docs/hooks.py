@@ -19,6 +19,7 @@ OUTSIDE = (
     "DESIGN.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
 )
 
 
