@@ -6,6 +6,7 @@
 # make test-frameworks  Lightning, the Trainer of transformers and ignite over the stream; installs them
 # make test-lowest  the fast tests with the lowest versions that are promised
 # make fuzz   all readers of files by coverage-guided fuzzing, FUZZ_SECONDS=60 each
+# make faults attack all commands: bad inputs, bit flips, kills, races, full disks, lying servers; FAULTS='--only kills --seed 1'
 # make bench  the benchmarks: against other systems, and each stage against this machine's limits
 # make bench-peers  streaming by other systems, installed into .venv-peers (benchmarks/peers/README.md)
 # make recipes  utterance errors of training recipes, on a synthetic corpus
@@ -16,7 +17,7 @@ BIN := .venv/bin
 USER_STAMP := .venv/.user-installed
 STAMP := .venv/.installed
 
-.PHONY: demo check test test-long test-cluster test-frameworks test-lowest fuzz bench bench-peers recipes docs lint format clean
+.PHONY: demo check test test-long test-cluster test-frameworks test-lowest fuzz faults bench bench-peers recipes docs lint format clean
 
 demo: $(USER_STAMP)
 	$(BIN)/spkid demo
@@ -60,6 +61,11 @@ test-lowest: .venv-lowest/.installed
 fuzz: $(STAMP)
 	$(BIN)/python -m pip install --quiet -r requirements/fuzz.txt
 	$(BIN)/python tests/helpers/fuzz.py --seconds $(FUZZ_SECONDS)
+
+FAULTS ?= --out benchmarks/results/faults.json
+
+faults: $(STAMP)
+	$(BIN)/python -W ignore tests/faults/campaign.py $(FAULTS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/figures.py

@@ -26,9 +26,12 @@ import gpu_results
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs/explanation/measurements.md"
+THREATS = HERE.parent / "docs/explanation/threat-model.md"
 README = HERE.parent / "README.md"
 PICTURE = HERE.parent / "docs/pictures/speed.svg"
 BEGIN, END = "<!-- figures: written by benchmarks/figures.py -->", "<!-- end of figures -->"
+BEGIN_FAULTS, END_FAULTS = "<!-- faults: written by benchmarks/figures.py -->", "<!-- end of faults -->"
+FAULTS = "faults"  # by tests/faults/campaign.py
 PEERS = "peers"
 PEERS_PYTHON = HERE.parent / ".venv-peers/bin/python"
 BATCH = 1000  # windows, of bench_peers.py
@@ -178,6 +181,14 @@ FIGURES = (
     Figure("simulate", "Time to the first batch (times the prediction)", ratio("first batch, s, 1"), None),
     Figure("simulate", "Memory of the stream (times the prediction)", ratio("stream, bytes, 1"), None),
 )
+FAULT_PARTS = {
+    "inputs": "bad inputs",
+    "flips": "flipped bits",
+    "kills": "kills at random moments",
+    "races": "races",
+    "disks": "full disks",
+    "servers": "lying servers",
+}
 IN_README = {
     ("shard", "Sharding rate, 2 workers (share of `tar cf`)"),
     ("stream", "Streaming rate, dataset in memory (times the best other)"),
@@ -202,17 +213,19 @@ def main() -> None:
     failed = [] if options.render else [name for name in options.only if not run(name)]
     write_between_marks(PAGE, f"{table(FIGURES)}\n{peers_table()}{gpu_table()}")
     write_between_marks(README, table([figure for figure in FIGURES if (figure.benchmark, figure.what) in IN_README]))
+    write_between_marks(README, faults_sentence(), BEGIN_FAULTS, END_FAULTS)
+    write_between_marks(THREATS, faults_table(), BEGIN_FAULTS, END_FAULTS)
     draw_speed()
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
-def write_between_marks(path: Path, text: str) -> None:
+def write_between_marks(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Put `text` between the marks of a page. Ends with 1 where it has no marks."""
-    head, _, rest = path.read_text().partition(BEGIN)
-    _, mark, tail = rest.partition(END)
+    head, _, rest = path.read_text().partition(begin)
+    _, mark, tail = rest.partition(end)
     if not mark:
-        sys.exit(f"{path}: has no marks {BEGIN} and {END} in this order")
-    path.write_text(f"{head}{BEGIN}\n{text}{END}{tail}")
+        sys.exit(f"{path}: has no marks {begin} and {end} in this order")
+    path.write_text(f"{head}{begin}\n{text}{end}{tail}")
 
 
 def run(name: str) -> bool:
@@ -266,6 +279,36 @@ def gpu_table() -> str:
     if not path.exists():
         return f"{BEFORE_GPU_RESULTS}\n\n"
     return f"On a GPU (`benchmarks/gpu.sh`):\n\n{gpu_results.table(json.loads(path.read_text()))}\n"
+
+
+def faults_sentence() -> str:
+    """What `make faults` found, in two lines; nothing where it has not run."""
+    path = RESULTS / f"{FAULTS}.json"
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text())
+    counts = ", ".join(f"{part['cases']:,} {FAULT_PARTS[name]}" for name, part in result["parts"].items())
+    fell = sum(part["fell"] for part in result["parts"].values())
+    memory = max(part["peak_megabytes"] for part in result["parts"].values())
+    return (
+        f"Under attack by {counts} (`make faults`; {result['date']}): {fell} cases fell, at most {memory} MB of memory.\n"
+        "A case falls by a traceback, a signal, a hang, a wrong result or files left behind: [how it is tested]"
+        "(docs/explanation/threat-model.md#how-it-is-tested).\n"
+    )
+
+
+def faults_table() -> str:
+    """What `make faults` found: cases of each part, and how many fell; nothing where it has not run."""
+    path = RESULTS / f"{FAULTS}.json"
+    if not path.exists():
+        return ""
+    result = json.loads(path.read_text())
+    lines = ["", "| attack | cases | fell | longest | most memory |", "|---|---|---|---|---|"]
+    for name, part in result["parts"].items():
+        fell = f"**{part['fell']}**" if part["fell"] else "0"
+        longest, memory = f"{part['longest_seconds']:.0f} s", f"{part['peak_megabytes']} MB"
+        lines.append(f"| {FAULT_PARTS[name]} | {part['cases']:,} | {fell} | {longest} | {memory} |")
+    return "\n".join([*lines, "", f"(`make faults`, seed {result['seed']}; {result['date']}.)", ""])
 
 
 def peers_table() -> str:
