@@ -10,6 +10,7 @@ import flips
 import inputs
 import kills
 import races
+import servers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,4 +44,5 @@ PARTS = {
     "kills": _part(kills, 312),  # 12 of each command
     "races": _part(races, 104),  # 4 of each
     "disks": _part(disks, 104),  # 4 of each command
+    "servers": _part(servers, 114, at_once=4),  # all lies
 }
