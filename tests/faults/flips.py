@@ -18,7 +18,7 @@ from table import COMMANDS, KINDS, place_of
 from world import copy_world
 
 # Kinds without a checksum of ours, whose flips are found, too: by zip's own checksum, or by what the values must be.
-ALSO = ("task's shard", "options", "checkpoint chain", "calibration", "scores", "scores table", "embeddings")
+ALSO = ("options", "checkpoint chain", "calibration", "scores", "scores table", "embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)

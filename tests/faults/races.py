@@ -11,7 +11,7 @@ from typing import Any
 from judging import Snapshot, common_faults, error_faults
 from reference import Reference, reference_of, row_of, words_in
 from running import Outcome, Process, run, start, wait
-from table import COMMANDS, Command, _command
+from table import COMMANDS, Command, command_of
 from world import SETS, SHARD, TRAIN, copy_world
 from writing import WRITING
 
@@ -39,7 +39,7 @@ def _same(command: Command, count: int = 2, **more: Any) -> Race:
 
 
 def _shard(words: str) -> Command:
-    return _command(f"{words} {INTO}", "out", before=SHARD)
+    return command_of(f"{words} {INTO}", "out", before=SHARD)
 
 
 def _training(*more: str) -> Command:
@@ -47,13 +47,13 @@ def _training(*more: str) -> Command:
 
 
 TASKS = tuple(_shard(f"--list cfg/all.train --task {number}/3") for number in range(3))
-VERIFY = _command("verify out", prints=True)
+VERIFY = command_of("verify out", prints=True)
 RACES: dict[str, Race] = {
     "the same sharding": _same(WRITING["shard"]),
     "the same sharding, three times": _same(WRITING["shard"], 3),
     "the same sharding, with workers": _same(WRITING["shard, 2 workers"]),
     "tasks": Race(
-        commands=TASKS, then=(_command("merge out", "out"),), whole=(_shard("--list cfg/all.train"),), strict_names=False
+        commands=TASKS, then=(command_of("merge out", "out"),), whole=(_shard("--list cfg/all.train"),), strict_names=False
     ),
     "a task and the whole": Race(commands=(TASKS[0], _shard("--list cfg/all.train")), whole=(_shard("--list cfg/all.train"),),
                                  strict_names=False),
@@ -67,20 +67,20 @@ RACES: dict[str, Race] = {
     ),
     "the same append": _same(WRITING["append"]),
     "two appends": Race(
-        commands=(_command("--append --db_path mcp --list cfg/all.train --out data/grown", before=SHARD),
-                  _command("--append --db_path mcp --list cfg/some --out data/grown", before=SHARD)),
-        succeed=ONE_OR_MORE, then=(_command("verify data/grown", prints=True),),
+        commands=(command_of("--append --db_path mcp --list cfg/all.train --out data/grown", before=SHARD),
+                  command_of("--append --db_path mcp --list cfg/some --out data/grown", before=SHARD)),
+        succeed=ONE_OR_MORE, then=(command_of("verify data/grown", prints=True),),
     ),
     "an append and readers": Race(
-        commands=(WRITING["append"], _command("verify data/grown", prints=True),
-                  _command("score --no_pictures --log_file r.log --te_shards data/grown --model ckpt")),
+        commands=(WRITING["append"], command_of("verify data/grown", prints=True),
+                  command_of("score --no_pictures --log_file r.log --te_shards data/grown --model ckpt")),
         whole=(WRITING["append"],), strict_names=False,
     ),
     "the same merge": _same(WRITING["merge"]),
     "the same index": _same(WRITING["index"]),
     "an index and readers": Race(
-        commands=(WRITING["index"], WRITING["index"], _command("verify data/tars", prints=True)), succeed=ONE_OR_MORE,
-        then=(_command("verify data/tars", prints=True),), whole=(WRITING["index"],),
+        commands=(WRITING["index"], WRITING["index"], command_of("verify data/tars", prints=True)), succeed=ONE_OR_MORE,
+        then=(command_of("verify data/tars", prints=True),), whole=(WRITING["index"],),
     ),
     "the same training": _same(COMMANDS["train"], succeed=ONE_OR_MORE),
     "two trainings in one folder": Race(
@@ -90,11 +90,11 @@ RACES: dict[str, Race] = {
     ),
     "the same resume": _same(WRITING["resume"], succeed=ONE_OR_MORE),
     "two makers of a cache": Race(
-        commands=tuple(_command(f"train --cache_dir made --save_path {name} --epoch 1 {' '.join(TRAIN)}", name)
+        commands=tuple(command_of(f"train --cache_dir made --save_path {name} --epoch 1 {' '.join(TRAIN)}", name)
                        for name in ("new", "newer")),
     ),
     "two downloads": Race(
-        commands=tuple(_command(f"train --tr_shards file://{{world}}/data/train --va_shards data/test --shard_cache kept "
+        commands=tuple(command_of(f"train --tr_shards file://{{world}}/data/train --va_shards data/test --shard_cache kept "
                                 f"--save_path {name} --epoch 1 {' '.join(TRAIN)}", name) for name in ("new", "newer")),
     ),
     "the same scoring": _same(WRITING["score"], succeed=ONE_OR_MORE),

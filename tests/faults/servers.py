@@ -15,7 +15,7 @@ from judging import Snapshot, common_faults, error_faults
 from lying_server import LIES, lying
 from reference import Reference, references_of, row_of
 from running import Process, run
-from table import Command, _command
+from table import Command, command_of
 from world import copy_world
 
 SERVED = "data/test"
@@ -66,7 +66,7 @@ def run_case(case: ServerCase, world: Path, scratch: Path, references: dict[str,
     before = Snapshot.of(folder)
     with _server(world / SERVED, case.lie) as url:
         text = (words + (CACHED if case.cached else "")).replace("{url}", url)
-        command = _command(text, *(("r.log", "r.json", "r.npz") if like else ()))
+        command = command_of(text, *(("r.log", "r.json", "r.npz") if like else ()))
         outcome = run(Process(words=command.words, folder=folder, most_seconds=MOST_SECONDS))
     faults = common_faults(outcome)
     if outcome.code:

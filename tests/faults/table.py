@@ -13,7 +13,7 @@ from world import AUDIO, MAP, SETS, SHARD, TRAIN
 
 ONE_KEY = "SYN/spk0000/spk0000_0000"
 VOLATILE = re.compile(
-    r"date|spkid-dist|environment|\w*per_second|\w*_share|\w*seconds\w*|cache_dir|ranks|host\w*|versions|started|command"
+    r"date|spkid-dist|environment|\w*per_second|\w*_share|\w*seconds\w*|cache_dir|ranks|host\w*|versions|started|ended|command"
 )
 
 
@@ -31,7 +31,7 @@ class Command:
     ignored: tuple[str, ...] = ()
 
 
-def _command(words: str, *outputs: str, before: tuple[str, ...] = (), **more: Any) -> Command:
+def command_of(words: str, *outputs: str, before: tuple[str, ...] = (), **more: Any) -> Command:
     return Command(words=(*before, *words.split()), outputs=outputs, **more)
 
 
@@ -41,59 +41,59 @@ R = ("r.log", "r.json", "r.npz")
 TRIALS = "trials --trials cfg/trials --no_pictures --out t.txt"
 T = ("t.txt", "t.json")
 COMMANDS: dict[str, Command] = {
-    "shard": _command(f"--db_path mcp {LIST}", "out", before=SHARD),
-    "shard_npy": _command(f"--source npy --db_path npy {LIST}", "out", before=SHARD),
-    "shard_npz": _command(f"--source npy --ext npz --db_path npz {LIST}", "out", before=SHARD),
-    "shard_wav": _command(f"--db_path wav {LIST}", "out", before=(*SHARD, *AUDIO)),
-    "shard_flac": _command(f"--ext flac --db_path flac {LIST}", "out", before=(*SHARD, *AUDIO)),
-    "shard_kaldi": _command("--source kaldi --db_path kaldi --out out", "out", before=SHARD),
-    "shard_skip": _command(f"--skip_bad --db_path mcp {LIST}", "out", before=SHARD),
-    "shard_skip_wav": _command(f"--skip_bad --db_path wav {LIST}", "out", before=(*SHARD, *AUDIO)),
-    "shard_tsv": _command(f"--speaker_tsv cfg/speakers.tsv --db_path mcp {LIST}", "out", before=SHARD),
-    "shard_utt2spk": _command(f"--utt2spk cfg/utt2spk --db_path mcp {LIST}", "out", before=SHARD),
-    "shard_config": _command("shard --config cfg/shard.yaml", "out"),
-    "append": _command("--append --db_path mcp --list cfg/all.train --out data/grown", "data/grown", before=SHARD),
-    "task": _command("--task 1/2 --db_path mcp --list cfg/all.train --out data/half", "data/half", before=SHARD),
-    "again": _command("--task 0/2 --db_path mcp --list cfg/all.train --out data/half", "data/half", before=SHARD),
-    "merge": _command("merge data/tasks", "data/tasks"),
-    "index": _command("index data/tars", "data/tars"),
-    "verify": _command("verify data/train", prints=True),
-    "verify_quick": _command("verify --quick data/train", prints=True),
-    "info": _command("info --json data/train", prints=True),
-    "simulate": _command("simulate --shards data/train --device h100 --json", prints=True),
-    "train": _command("--epoch 1 --save_path new", "new", before=("train", *SETS, *TRAIN)),
-    "train_some": _command(
+    "shard": command_of(f"--db_path mcp {LIST}", "out", before=SHARD),
+    "shard_npy": command_of(f"--source npy --db_path npy {LIST}", "out", before=SHARD),
+    "shard_npz": command_of(f"--source npy --ext npz --db_path npz {LIST}", "out", before=SHARD),
+    "shard_wav": command_of(f"--db_path wav {LIST}", "out", before=(*SHARD, *AUDIO)),
+    "shard_flac": command_of(f"--ext flac --db_path flac {LIST}", "out", before=(*SHARD, *AUDIO)),
+    "shard_kaldi": command_of("--source kaldi --db_path kaldi --out out", "out", before=SHARD),
+    "shard_skip": command_of(f"--skip_bad --db_path mcp {LIST}", "out", before=SHARD),
+    "shard_skip_wav": command_of(f"--skip_bad --db_path wav {LIST}", "out", before=(*SHARD, *AUDIO)),
+    "shard_tsv": command_of(f"--speaker_tsv cfg/speakers.tsv --db_path mcp {LIST}", "out", before=SHARD),
+    "shard_utt2spk": command_of(f"--utt2spk cfg/utt2spk --db_path mcp {LIST}", "out", before=SHARD),
+    "shard_config": command_of("shard --config cfg/shard.yaml", "out"),
+    "append": command_of("--append --db_path mcp --list cfg/all.train --out data/grown", "data/grown", before=SHARD),
+    "task": command_of("--task 1/2 --db_path mcp --list cfg/all.train --out data/half", "data/half", before=SHARD),
+    "again": command_of("--task 0/2 --db_path mcp --list cfg/all.train --out data/half", "data/half", before=SHARD),
+    "merge": command_of("merge data/tasks", "data/tasks"),
+    "index": command_of("index data/tars", "data/tars"),
+    "verify": command_of("verify data/train", prints=True),
+    "verify_quick": command_of("verify --quick data/train", prints=True),
+    "info": command_of("info --json data/train", prints=True),
+    "simulate": command_of("simulate --shards data/train --device h100 --json", prints=True),
+    "train": command_of("--epoch 1 --save_path new", "new", before=("train", *SETS, *TRAIN)),
+    "train_some": command_of(
         "--epoch 1 --save_path new --tr_utterances cfg/some --balance_speakers",
         "new", before=("train", *SETS, *TRAIN),
     ),
-    "train_files": _command("--epoch 1 --save_path new --cache_dir cache", "new", before=("train", *MAP, *TRAIN)),
-    "train_config": _command("train --config cfg/train.yaml", "new"),
-    "train_opts": _command("train --config ckpt/train.opts --save_path new --epoch 1", "new"),
-    "resume": _command("--epoch 3 --lr 0.01 --save_path ckpt --resume auto", "ckpt", before=("train", *SETS, *TRAIN),
+    "train_files": command_of("--epoch 1 --save_path new --cache_dir cache", "new", before=("train", *MAP, *TRAIN)),
+    "train_config": command_of("train --config cfg/train.yaml", "new"),
+    "train_opts": command_of("train --config ckpt/train.opts --save_path new --epoch 1", "new"),
+    "resume": command_of("--epoch 3 --lr 0.01 --save_path ckpt --resume auto", "ckpt", before=("train", *SETS, *TRAIN),
                        ignored=("summary.json", ".calibration.json")),
-    "score": _command(f"{SCORE} --te_shards data/test --model ckpt", *R),
-    "score_files": _command(f"{SCORE} --te_list_file cfg/all.test --model ckpt", *R),
-    "score_wav": _command(f"{SCORE} --db_path wav --te_list_file cfg/recordings --model voice", *R),
-    "score_two": _command(f"{SCORE} --te_shards data/test --model ckpt --model others/b", *R),
-    "score_config": _command("score --config cfg/score.yaml", "r.log", "r.json"),
-    "score_top": _command("score --no_pictures --te_shards data/test --model ckpt --top 2 --scores r.parquet --log_file r.log",
-                          "r.log", "r.json", "r.parquet"),
-    "calibrate": _command("calibrate --te_shards data/dev --model others/b --force",
+    "score": command_of(f"{SCORE} --te_shards data/test --model ckpt", *R),
+    "score_files": command_of(f"{SCORE} --te_list_file cfg/all.test --model ckpt", *R),
+    "score_wav": command_of(f"{SCORE} --db_path wav --te_list_file cfg/recordings --model voice", *R),
+    "score_two": command_of(f"{SCORE} --te_shards data/test --model ckpt --model others/b", *R),
+    "score_config": command_of("score --config cfg/score.yaml", "r.log", "r.json"),
+    "score_top": command_of("--te_shards data/test --model ckpt --top 2 --scores r.parquet --log_file r.log",
+                            "r.log", "r.json", "r.parquet", before=("score", "--no_pictures")),
+    "calibrate": command_of("calibrate --te_shards data/dev --model others/b --force",
                           "others/b/averaged_e3_weights.calibration.json", "others/b/bestval_e3_weights.calibration.json"),
-    "trials": _command(f"{TRIALS} --te_shards data/test --model ckpt", *T),
-    "trials_npz": _command(f"{TRIALS} --scores scores.npz --model ckpt", *T),
-    "trials_parquet": _command(f"{TRIALS} --scores scores.parquet", *T),
-    "trials_cosine": _command(f"{TRIALS} --embeddings embeddings.npz --enrol cfg/enrol", *T),
-    "trials_npy": _command(f"{TRIALS} --embeddings embeddings.npy --enrol cfg/enrol", *T),
-    "trials_ark": _command(f"{TRIALS} --embeddings embeddings.ark --enrol cfg/enrol --center embeddings.npz", *T),
-    "identify": _command(f"identify ckpt mcp/{ONE_KEY}.mcp --json", prints=True),
-    "identify_wav": _command(f"identify voice wav/{ONE_KEY}.wav --json", prints=True),
-    "identify_flac": _command(f"identify voice flac/{ONE_KEY}.flac --json", prints=True),
-    "embed": _command("embed --te_shards data/test --model ckpt --out e.npz", "e.npz"),
-    "export": _command("export --model ckpt --out exported --format safetensors", "exported"),
-    "report": _command("report ckpt --out page.html", "page.html"),
-    "results": _command("results others --json", prints=True),
-    "doctor": _command("doctor --shards data/train --save_path new --json", prints=True),
+    "trials": command_of(f"{TRIALS} --te_shards data/test --model ckpt", *T),
+    "trials_npz": command_of(f"{TRIALS} --scores scores.npz --model ckpt", *T),
+    "trials_parquet": command_of(f"{TRIALS} --scores scores.parquet", *T),
+    "trials_cosine": command_of(f"{TRIALS} --embeddings embeddings.npz --enrol cfg/enrol", *T),
+    "trials_npy": command_of(f"{TRIALS} --embeddings embeddings.npy --enrol cfg/enrol", *T),
+    "trials_ark": command_of(f"{TRIALS} --embeddings embeddings.ark --enrol cfg/enrol --center embeddings.npz", *T),
+    "identify": command_of(f"identify ckpt mcp/{ONE_KEY}.mcp --json", prints=True),
+    "identify_wav": command_of(f"identify voice wav/{ONE_KEY}.wav --json", prints=True),
+    "identify_flac": command_of(f"identify voice flac/{ONE_KEY}.flac --json", prints=True),
+    "embed": command_of("embed --te_shards data/test --model ckpt --out e.npz", "e.npz"),
+    "export": command_of("export --model ckpt --out exported --format safetensors", "exported"),
+    "report": command_of("report ckpt --out page.html", "page.html"),
+    "results": command_of("results others --json", prints=True),
+    "doctor": command_of("doctor --shards data/train --save_path new --json", prints=True),
 }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ class Kind:
     """A kind of file: where the world has one, of which `family` of formats, and who reads it.
 
     `sealed`: a checksum is over it, so that each change is noticed or means nothing. `made_by` is a command that makes the
-    file in the case's own world, as its place is part of its name.
+    file in the case's own world, as its place is part of its name. `optional`: commands say what they know without it.
     """
 
     path: str
@@ -117,10 +117,11 @@ class Kind:
     commands: tuple[str, ...]
     sealed: bool = False
     made_by: str = ""
+    optional: bool = False
 
 
-def _kind(path: str, family: str, commands: str, sealed: bool = False, made_by: str = "") -> Kind:
-    return Kind(path=path, family=family, commands=tuple(commands.split()), sealed=sealed, made_by=made_by)
+def _kind(path: str, family: str, commands: str, sealed: bool = False, **more: Any) -> Kind:
+    return Kind(path=path, family=family, commands=tuple(commands.split()), sealed=sealed, **more)
 
 
 BEST = "ckpt/bestval_e1_weights.ckpt"
@@ -146,11 +147,10 @@ KINDS: dict[str, Kind] = {
     "utterances": _kind("data/train/utterances.npy", "utterances", READ_DATA, True),
     "shard": _kind("data/train/shard-000000.tar", "tar", "verify verify_quick train train_some", True),
     "shard to score": _kind("data/test/shard-000000.tar", "tar", "score embed trials", True),
-    "shard to index": _kind("data/tars/shard-000000.tar", "tar", "index", True),
+    "shard to index": _kind("data/tars/shard-000000.tar", "tar", "index"),
     "grown manifest": _kind("data/grown/manifest.json", "manifest", "append", True),
     "grown table": _kind("data/grown/utterances.npy", "utterances", "append", True),
     "record": _kind("data/tasks/records/shard-000000.npz", "npz", "merge", True),
-    "record of half": _kind("data/half/records/shard-000000.npz", "npz", "again", True),
     "task's shard": _kind("data/tasks/shard-000000.tar", "tar", "merge"),
     "job": _kind("data/tasks/job.json", "json", "merge", True),
     "job of half": _kind("data/half/job.json", "json", "task again", True),
@@ -163,7 +163,7 @@ KINDS: dict[str, Kind] = {
     "checkpoint chain": _kind("ckpt/checkpoints/checkpoints.json", "json", "resume"),
     "statistics": _kind("ckpt/train_stats.json", "json", "report score resume"),
     "statistics of others": _kind("others/b/train_stats.json", "json", "results"),
-    "summary": _kind("others/b/summary.json", "json", "results"),
+    "summary": _kind("others/b/summary.json", "json", "results", optional=True),
     "figures": _kind("ckpt/scored.json", "json", "report"),
     "calibration": _kind("ckpt/bestval_e1_weights.calibration.json", "json", "score trials identify export"),
     "scores": _kind("scores.npz", "arrays", "trials_npz"),
@@ -178,9 +178,9 @@ KINDS: dict[str, Kind] = {
     "shard config": _kind("cfg/shard.yaml", "yaml", "shard_config"),
     "score config": _kind("cfg/score.yaml", "yaml", "score_config"),
     "hold": _kind("ckpt/.held-by.json", "json", "resume"),
-    "cached manifest": _kind("cache/{cached}/manifest.json", "manifest", "train_files", True, FILL),
-    "cached shard": _kind("cache/{cached}/shard-000000.tar", "tar", "train_files", True, FILL),
-    "cached table": _kind("cache/{cached}/utterances.npy", "utterances", "train_files", True, FILL),
+    "cached manifest": _kind("cache/{cached}/manifest.json", "manifest", "train_files", True, made_by=FILL),
+    "cached shard": _kind("cache/{cached}/shard-000000.tar", "tar", "train_files", True, made_by=FILL),
+    "cached table": _kind("cache/{cached}/utterances.npy", "utterances", "train_files", True, made_by=FILL),
 }
 
 

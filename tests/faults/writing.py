@@ -1,14 +1,14 @@
 """The commands that write, for the parts that disturb them: kills, races, full disks."""
 
-from table import COMMANDS, Command, _command
+from table import COMMANDS, Command, command_of
 from world import SETS, SHARD, TRAIN
 
 LIST = "--db_path mcp --list cfg/all.train --out out"
 GOING = ("--resume", "auto", "--save_path", "new", "--epoch", "2")
 SUMMARY = ("summary.json",)  # of the last run alone
 OWN: dict[str, Command] = {
-    "shard, 2 workers": _command(f"--workers 2 {LIST}", "out", before=SHARD),
-    "append, 2 workers": _command(
+    "shard, 2 workers": command_of(f"--workers 2 {LIST}", "out", before=SHARD),
+    "append, 2 workers": command_of(
         "--append --workers 2 --db_path mcp --list cfg/all.train --out data/grown", "data/grown", before=SHARD
     ),
     "train": Command(words=("train", *SETS, *TRAIN, *GOING), outputs=("new",), ignored=SUMMARY),
@@ -27,13 +27,13 @@ OWN: dict[str, Command] = {
                "--shard_cache", "kept", *GOING),
         outputs=("new",), ignored=SUMMARY,
     ),
-    "score from a URL": _command(
+    "score from a URL": command_of(
         "--te_shards file://{world}/data/test --shard_cache kept --model ckpt", "r.log",
         before=("score", "--no_pictures", "--log_file", "r.log", "--scores", "r.npz"), ignored=("r.npz",),
     ),
-    "embed npy": _command("embed --te_shards data/test --model ckpt --out e.npy", "e.npy", "e.keys"),
-    "embed ark": _command("embed --te_shards data/test --model ckpt --out e.ark", "e.ark", "e.scp"),
-    "results": _command("results others", "others/results.tsv"),
+    "embed npy": command_of("embed --te_shards data/test --model ckpt --out e.npy", "e.npy", "e.keys"),
+    "embed ark": command_of("embed --te_shards data/test --model ckpt --out e.ark", "e.ark", "e.scp"),
+    "results": command_of("results others", "others/results.tsv"),
 }  # fmt: skip
 SHARED = (
     "shard", "shard_wav", "shard_skip", "append", "task", "merge", "index", "resume", "score", "score_top", "calibrate",
