@@ -1,6 +1,7 @@
 """Damage files of numbers: fmatrix, npy, npz, recordings, Kaldi archives, Parquet."""
 
 import io
+import os
 import random
 import struct
 import zipfile
@@ -11,7 +12,7 @@ import numpy as np
 from damage import Damage, Place, of_bytes
 from numpy.lib import format as npy_format
 
-BOMB_BYTES = 3 << 30
+BOMB_BYTES = 3 << 29
 CHUNK = bytes(1 << 20)
 SHAPES = ("(0, 4611686018427387904)", "(2147483647, 2147483647)", "(-1, 5)", "(1.5, 5)", "()", "(3,)", "(2, 3, 4)",
           "(True, 5)", "(10, 0)", "(0, 5)", "[10, 5]", "__import__('os').system('touch pwned')", "(" * 500)  # fmt: skip
@@ -115,13 +116,13 @@ def _bomb(place: Place) -> None:
         name = archive.namelist()[0]
     kept = place.kept / f"bomb-{name}"
     if not kept.exists():
-        with (
-            zipfile.ZipFile(kept, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-            archive.open(name, "w") as file,
-        ):
-            file.write(npy_bytes(_header(shape=f"({BOMB_BYTES // 20}, 5)"), b""))
-            for _ in range(BOMB_BYTES // len(CHUNK)):
-                file.write(CHUNK)
+        making = place.kept / f"{os.getpid()}.bomb"
+        with zipfile.ZipFile(making, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(npy_bytes(_header(shape=f"({BOMB_BYTES // 20}, 5)"), b""))
+                for _ in range(BOMB_BYTES // len(CHUNK)):
+                    file.write(CHUNK)
+        making.rename(kept)  # of two that make it at once, either
     place.path.write_bytes(kept.read_bytes())
 
 
@@ -222,9 +223,11 @@ def _flac_bomb(place: Place) -> None:
 
     kept = place.kept / "bomb.flac"
     if not kept.exists():
-        with soundfile.SoundFile(kept, "w", 8000, 1, format="FLAC") as file:
+        making = place.kept / f"{os.getpid()}.flac"
+        with soundfile.SoundFile(making, "w", 8000, 1, format="FLAC") as file:
             for _ in range(300):
                 file.write(np.zeros(1 << 20, np.int16))
+        making.rename(kept)
     place.path.write_bytes(kept.read_bytes())
 
 

@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,9 @@ def run_part(name: str, cases: list[Any], world: Path, scratch: Path, options: a
     folder = scratch / name
     folder.mkdir()
     prepared = part.prepare(cases, world, folder)
+    processes = options.processes * part.at_once
     rows = []
-    for row in spread(
-        lambda case: part.run_case(case, world, folder, prepared), cases, options.processes * part.at_once
-    ):
+    for row in spread(lambda case: attempt(part, case, world, folder, prepared), cases, processes):
         rows.append(row)
         if row["faults"]:
             say(name, row, options.seed, options.scale)
@@ -117,6 +117,16 @@ def run_part(name: str, cases: list[Any], world: Path, scratch: Path, options: a
     groups = Counter(row["group"] for row in rows)
     fallen = Counter(row["group"] for row in rows if row["faults"])
     return counted | {"groups": {group: [groups[group], fallen[group]] for group in sorted(groups)}}
+
+
+def attempt(part: parts.Part, case: Any, world: Path, folder: Path, prepared: Any) -> dict[str, Any]:
+    """The row of a case; where the campaign itself fails, that is what fell."""
+    try:
+        return part.run_case(case, world, folder, prepared)
+    except Exception as error:  # noqa: BLE001 - the other cases go on
+        print(traceback.format_exc(), file=sys.stderr, flush=True)
+        row = {"name": case.name, "group": "the campaign", "what": str(case), "command": "", "error": "", "code": None}
+        return row | {"faults": [f"the campaign itself failed: {error!r}"], "seconds": 0.0, "peak": 0}
 
 
 def say(part: str, row: dict[str, Any], seed: int, scale: float) -> None:
