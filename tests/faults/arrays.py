@@ -117,11 +117,13 @@ def _bomb(place: Place) -> None:
     kept = place.kept / f"bomb-{name}"
     if not kept.exists():
         making = place.kept / f"{os.getpid()}.bomb"
-        with zipfile.ZipFile(making, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            with archive.open(name, "w", force_zip64=True) as file:
-                file.write(npy_bytes(_header(shape=f"({BOMB_BYTES // 20}, 5)"), b""))
-                for _ in range(BOMB_BYTES // len(CHUNK)):
-                    file.write(CHUNK)
+        with (
+            zipfile.ZipFile(making, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            archive.open(name, "w", force_zip64=True) as file,
+        ):
+            file.write(npy_bytes(_header(shape=f"({BOMB_BYTES // 20}, 5)"), b""))
+            for _ in range(BOMB_BYTES // len(CHUNK)):
+                file.write(CHUNK)
         making.rename(kept)  # of two that make it at once, either
     place.path.write_bytes(kept.read_bytes())
 
