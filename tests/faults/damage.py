@@ -80,11 +80,13 @@ def _sparse(path: Path) -> None:
 
 
 def _grown(place: Place) -> None:
+    place.path.touch()
     with place.path.open("r+b") as file:
         file.truncate(HUGE)
 
 
 def _forbidden(place: Place) -> None:
+    place.path.touch()
     place.path.chmod(0)
 
 

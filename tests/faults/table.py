@@ -110,6 +110,7 @@ class Kind:
 
     `sealed`: a checksum is over it, so that each change is noticed or means nothing. `made_by` is a command that makes the
     file in the case's own world, as its place is part of its name. `optional`: commands say what they know without it.
+    `by_size`: the command compares its size alone, and readers of the result its bytes.
     """
 
     path: str
@@ -118,6 +119,7 @@ class Kind:
     sealed: bool = False
     made_by: str = ""
     optional: bool = False
+    by_size: bool = False
 
 
 def _kind(path: str, family: str, commands: str, sealed: bool = False, **more: Any) -> Kind:
@@ -151,7 +153,7 @@ KINDS: dict[str, Kind] = {
     "grown manifest": _kind("data/grown/manifest.json", "manifest", "append", True),
     "grown table": _kind("data/grown/utterances.npy", "utterances", "append", True),
     "record": _kind("data/tasks/records/shard-000000.npz", "npz", "merge", True),
-    "task's shard": _kind("data/tasks/shard-000000.tar", "tar", "merge"),
+    "task's shard": _kind("data/tasks/shard-000000.tar", "tar", "merge", by_size=True),
     "job": _kind("data/tasks/job.json", "json", "merge", True),
     "job of half": _kind("data/half/job.json", "json", "task again", True),
     "options": _kind("ckpt/train.opts", "json", "score embed export report train_opts identify resume"),
