@@ -129,7 +129,7 @@ def run_case(case: InputCase, world: Path, scratch: Path, references: dict[str, 
 def _values(words: Sequence[str]) -> set[str]:
     """What a message may quote of a bad command line: the ends of places, the values of flags."""
     return {
-        part for word in words[1:] if not word.startswith("--") for part in (word, Path(word).name) if len(part) > 1
+        part for word in words[1:] if not word.startswith("--") for part in (word, str(Path(word))) if len(part) > 1
     }
 
 
