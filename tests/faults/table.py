@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from world import AUDIO, MAP, SETS, SHARD, TRAIN
 
 ONE_KEY = "SYN/spk0000/spk0000_0000"
@@ -218,13 +219,17 @@ def results_of(command: Command, folder: Path, output: str) -> dict[str, Any]:
 
 def _content(path: Path, folder: Path) -> Any:
     """What must be equal of a file; None for files that differ from run to run."""
-    if path.suffix in (".log", ".png", ".html", ".parquet") and path.name != "r.log":
-        return None
+    if path.name in ("state.pt", "job.json") or (
+        path.suffix in (".log", ".png", ".html", ".parquet") and path.name != "r.log"
+    ):
+        return None  # a job says who began it, and when
     if path.suffix in (".json", ".opts"):
-        return (
-            None if path.parent.name[:3] == "000" else plain(json.loads(path.read_bytes().replace(bytes(folder), b"")))
-        )
-    return None if path.name == "state.pt" else path.read_bytes()
+        checkpoint = path.parent.name.startswith("000")
+        return None if checkpoint else plain(json.loads(path.read_bytes().replace(bytes(folder), b"")))
+    if path.name == "r.npz":
+        with np.load(path) as arrays:  # whose origin has the digests of whole files
+            return {name: arrays[name].tobytes() for name in arrays.files if name != "origin"}
+    return path.read_bytes()
 
 
 def _said(output: str) -> Any:
