@@ -15,6 +15,7 @@ CHUNK_BYTES = 2**22  # also the longest line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows begin a file with it
 LINE_END = re.compile(r"\r\n|\r|\n")
 WHITE_SPACE = " \t\n\v\f\r"
+COLUMN_GAP = re.compile(r"[ \t]+")
 LIST = "the utterance list"
 REMEDY = "give a file with one utterance per line"
 
@@ -78,3 +79,13 @@ def numbered_lines(path: Path, what: str = LIST, remedy: str = REMEDY) -> Iterat
             if key:
                 yield number + index, key
         number += len(lines) - 1  # what follows the last line's end is the next chunk's
+
+
+def split_columns(line: str, most: int = 0) -> list[str]:
+    """The columns of a line that spaces and tabs separate, at most `most` of them if that is not 0; none of a blank line.
+
+    Other white space, such as the no-break space and the ideographic space, is part of a column, as in Kaldi: `str.split` would
+    cut a name in two.
+    """
+    stripped = line.strip(WHITE_SPACE)
+    return COLUMN_GAP.split(stripped, maxsplit=max(most - 1, 0)) if stripped else []

@@ -15,6 +15,7 @@ from typing import Any
 
 from shards.errors import InputError, UsageError
 from shards.files import read_text
+from shards.lines import LINE_END, WHITE_SPACE, split_columns
 from shards.names import check_name
 
 SpeakerRule = Callable[[str], str]
@@ -141,10 +142,11 @@ def speaker_by_utt2spk(path: Path) -> SpeakerRule:
 def _read_table(path: Path, text: str, separator: str | None, expected: str) -> dict[str, str]:
     """The two columns of each line as a dictionary; blank lines are ignored."""
     speakers: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+    for number, line in enumerate(LINE_END.split(text), start=1):
+        if not line.strip(WHITE_SPACE):
             continue
-        columns = [column.strip() for column in line.split(separator)]
+        columns = split_columns(line) if separator is None else line.split(separator)
+        columns = [column.strip(WHITE_SPACE) for column in columns]
         if len(columns) != 2 or not all(columns):
             raise InputError(
                 f"{path}:{number}: {len(columns)} columns in {line!r}; expected {expected}, both not empty: correct the line"

@@ -6,7 +6,7 @@ The formats: kaldi-asr.org/doc/data_prep.html.
 from pathlib import Path
 
 from shards.errors import InputError
-from shards.lines import numbered_lines
+from shards.lines import numbered_lines, split_columns
 
 NUM_FRAMES_NAME = "utt2num_frames"
 # Files that change what features mean, and what is done instead of using them.
@@ -37,7 +37,7 @@ def read_num_frames(folder: Path) -> dict[str, int]:
         return {}
     frames: dict[str, int] = {}
     for number, line in numbered_lines(path, "the frames of each utterance", "correct it, or remove it"):
-        columns = line.split()
+        columns = split_columns(line)
         if len(columns) != 2 or not columns[1].isdecimal() or len(columns[1]) > 18:
             raise InputError(f"{path}:{number}: {line!r}; expected KEY FRAMES: correct the line, or remove the file")
         if columns[0] in frames:

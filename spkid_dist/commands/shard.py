@@ -24,8 +24,9 @@ from shards.listing import ListFile, Listing, MemoryListing
 from shards.manifest import Manifest
 from shards.plaintext import shown_place
 from shards.sources import Source
-from shards.sources.kaldi import SCP_NAME, UTT2SPK_NAME, read_kaldi_folder
+from shards.sources.kaldi import UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.kaldidir import say_unused
+from shards.sources.kaldiscp import SCP_NAME
 from shards.sources.limits import UtteranceLimit
 from shards.sources.registry import source_from_description
 from shards.speakers import (

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.files import read_text
+from shards.lines import split_columns
 from spkid_dist.scoring.embeddingfile import Embeddings, read_embeddings
 from spkid_dist.scoring.triallist import TrialList
 
@@ -100,7 +101,7 @@ def read_enrolments(path: Path) -> dict[str, dict[str, int]]:
     """
     speakers: dict[str, dict[str, int]] = {}
     lines = read_text(path, "the enrolments", ENROL_REMEDY).split("\n")
-    for number, words in enumerate((line.split() for line in lines), start=1):
+    for number, words in enumerate((split_columns(line) for line in lines), start=1):
         if len(words) == 1:
             raise InputError(f"{path}:{number}: {words[0]!r} stands alone; {ENROL_REMEDY}")
         for key in words[1:]:

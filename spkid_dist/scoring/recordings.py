@@ -26,7 +26,9 @@ from shards.sources.audio import AudioRemedies, decode_audio
 from shards.sources.features import FeatureComputer, FeatureOptions, make_extractor
 from shards.sources.featuresteps import whole_samples
 from shards.sources.fmatrix import parse_fmatrix
-from shards.sources.kaldi import ENTRY, parse_matrix, read_matrix_at
+from shards.sources.kaldi import read_matrix_at
+from shards.sources.kaldimatrix import parse_matrix
+from shards.sources.kaldiscp import ENTRY
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 from shards.sources.npy import parse_numpy
 from spkid_dist.trained import TrainedModel

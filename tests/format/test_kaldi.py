@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from source_checks import error_of, kaldi_folder, only_input_errors, utterance
 
 from shards import InputError, KaldiSource, Utterance, read_kaldi_folder
-from shards.sources.kaldi import parse_matrix, read_scp
+from shards.sources.kaldimatrix import parse_matrix
+from shards.sources.kaldiscp import read_scp
 
 pytestmark = pytest.mark.fast
 
@@ -40,9 +41,104 @@ def test_kaldi_row_range_includes_its_last_row(tmp_path: Path) -> None:
     scp = tmp_path / "feats.scp"
     scp.write_text(scp.read_text().splitlines()[0] + "[2:5]\n")
     np.testing.assert_array_equal(KaldiSource.open(tmp_path).load(utterance("spk0-utt0")), frames[2:6])
-    scp.write_text(scp.read_text().replace("[2:5]", "[2:9]"))
+
+
+@pytest.mark.parametrize("span", ["2:12", "9:9", "5:4"])
+def test_kaldi_row_range_that_is_not_in_the_matrix_is_an_error(tmp_path: Path, span: str) -> None:
+    kaldi_folder(tmp_path)
+    scp = tmp_path / "feats.scp"
+    scp.write_text(scp.read_text().splitlines()[0] + f"[{span}]\n")
     assert error_of(KaldiSource.open(tmp_path).load, utterance("spk0-utt0")) == (
-        f"{tmp_path}/feats.ark:10: rows [2:9] of a matrix of 9; expected both below that, in order: correct {scp}"
+        f"{tmp_path}/feats.ark:10: rows [{span}] of a matrix of 9; expected the first below that, and the last at most 3 "
+        f"beyond the last row: correct {scp}"
+    )
+
+
+@pytest.mark.parametrize("last", [9, 10, 11])
+def test_kaldi_row_range_is_cut_as_kaldi_does_and_a_line_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    monkeypatch.setattr("shards.sources.kaldiscp._said", set())
+    frames = kaldi_folder(tmp_path)["spk0-utt0"]
+    scp = tmp_path / "feats.scp"
+    scp.write_text(scp.read_text().splitlines()[0] + f"[2:{last}]\n")
+    source = KaldiSource.open(tmp_path)
+    for _ in range(2):
+        np.testing.assert_array_equal(source.load(utterance("spk0-utt0")), frames[2:])
+    assert caplog.messages == [
+        f"{tmp_path}/feats.ark:10: rows [2:{last}] of a matrix of 9: cut at its end, as Kaldi does; further ranges that end up "
+        "to 3 rows beyond are cut alike, without a line"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("span", "rows", "columns"),
+    [
+        ("2:5,1:2", slice(2, 6), slice(1, 3)),
+        (":,1:2", slice(None), slice(1, 3)),
+        ("2:5,:", slice(2, 6), slice(None)),
+        (":", slice(None), slice(None)),
+        ("2:10,3:3", slice(2, None), slice(3, 4)),
+    ],
+)
+def test_kaldi_column_range_is_cut_out(tmp_path: Path, span: str, rows: slice, columns: slice) -> None:
+    frames = kaldi_folder(tmp_path)["spk0-utt0"]
+    scp = tmp_path / "feats.scp"
+    scp.write_text(scp.read_text().splitlines()[0] + f"[{span}]\n")
+    found = KaldiSource.open(tmp_path).load(utterance("spk0-utt0"))
+    np.testing.assert_array_equal(found, frames[rows, columns])
+    assert found.flags.c_contiguous
+
+
+def test_kaldi_column_range_beyond_the_matrix_is_an_error(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    scp = tmp_path / "feats.scp"
+    scp.write_text(scp.read_text().splitlines()[0] + "[0:3,1:4]\n")
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("spk0-utt0")) == (
+        f"{tmp_path}/feats.ark:10: columns [1:4] of a matrix of 4; expected both below that, in order: correct {scp}"
+    )
+
+
+def test_ranges_give_what_kaldi_itself_reads(tmp_path: Path) -> None:
+    kaldi_native_io = pytest.importorskip("kaldi_native_io", reason="kaldi_native_io is not installed")
+    kaldi_folder(tmp_path)
+    place = (tmp_path / "feats.scp").read_text().split()[1]
+    for span in ("0:3", "2:10", "2:11", "0:3,1:2", ":,0:0", "7:8,:"):
+        (tmp_path / "feats.scp").write_text(f"a {place}[{span}]\n")
+        with kaldi_native_io.SequentialFloatMatrixReader(f"scp:{tmp_path}/feats.scp") as reader:
+            (expected,) = [np.array(value) for _, value in reader]  # of memory that goes with the reader
+        np.testing.assert_array_equal(KaldiSource.open(tmp_path).load(utterance("a")), expected)
+
+
+ODD_SPACES = ["\u00a0", "\u3000", "\u2003", "\u1680"]
+
+
+@pytest.mark.parametrize("space", ODD_SPACES)
+def test_keys_are_cut_at_spaces_and_tabs_alone(tmp_path: Path, space: str) -> None:
+    expected = kaldi_folder(tmp_path)["spk0-utt0"]
+    key = f"a{space}b"
+    place = (tmp_path / "feats.scp").read_text().split()[1]
+    (tmp_path / "feats.scp").write_text(f"{key}\t {place}\n", encoding="utf-8")
+    (tmp_path / "utt2spk").write_text(f"{key} \tada{space}l\n", encoding="utf-8")
+    (tmp_path / "utt2num_frames").write_text(f"{key} 9\n", encoding="utf-8")
+    assert read_kaldi_folder(tmp_path) == [Utterance(key, f"ada{space}l")]
+    np.testing.assert_array_equal(KaldiSource.open(tmp_path).load(utterance(key)), expected)
+
+
+def test_a_next_line_character_ends_no_line_of_utt2spk(tmp_path: Path) -> None:
+    kaldi_folder(tmp_path)
+    (tmp_path / "utt2spk").write_text("a\u0085b ada\n", encoding="utf-8")
+    with pytest.raises(InputError, match="is not among the 1 of"):  # the lines of one name are not two
+        read_kaldi_folder(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_a_big_endian_archive_is_named_as_such(tmp_path: Path, dtype: str) -> None:
+    frames = {"a": np.ones((9, 4), dtype)}
+    kaldiio.save_ark(str(tmp_path / "x.ark"), frames, scp=str(tmp_path / "feats.scp"), endian=">")
+    assert error_of(KaldiSource.open(tmp_path).load, utterance("a")) == (
+        f"{tmp_path}/x.ark:2: the archive is big-endian, of another kind of machine: read so, its header says 9 frames x 4 "
+        "features; expected little-endian numbers: write it again, with kaldiio.load_scp(SCP, endian='>') and kaldiio.save_ark"
     )
 
 
@@ -79,11 +175,13 @@ def test_utterance_that_feats_scp_lacks_is_an_error(tmp_path: Path) -> None:
         ("", ": no utterances; expected a line KEY ARCHIVE:OFFSET each"),
         (
             "a x.ark:1\nb\n",
-            ":2: 'b'; expected KEY ARCHIVE:OFFSET, or KEY ARCHIVE:OFFSET[FIRST:LAST] for some rows",
+            ":2: 'b'; expected KEY ARCHIVE:OFFSET, or KEY ARCHIVE:OFFSET[FIRST:LAST] for some rows, or KEY "
+            "ARCHIVE:OFFSET[FIRST:LAST,FIRST:LAST] for some rows and columns",
         ),
         (
-            "a x.ark:1[0:3,1:2]\n",
-            ":1: 'a x.ark:1[0:3,1:2]'; expected KEY ARCHIVE:OFFSET, or KEY ARCHIVE:OFFSET[FIRST:LAST] for some rows",
+            "a x.ark:1[0:3,1]\n",
+            ":1: 'a x.ark:1[0:3,1]'; expected KEY ARCHIVE:OFFSET, or KEY ARCHIVE:OFFSET[FIRST:LAST] for some rows, or KEY "
+            "ARCHIVE:OFFSET[FIRST:LAST,FIRST:LAST] for some rows and columns",
         ),
         (
             "a touch ran; cat x.ark |\n",

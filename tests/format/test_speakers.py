@@ -1,6 +1,7 @@
 """Speaker rules, and lists read with them."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,24 @@ def test_tsv_names_speakers_that_may_hold_spaces(tmp_path: Path) -> None:
     assert (rule("a 1"), rule("b")) == ("Ada Lovelace", "Bob")
 
 
-def test_utt2spk_is_separated_by_any_white_space(tmp_path: Path) -> None:
+def test_utt2spk_is_separated_by_spaces_and_tabs(tmp_path: Path) -> None:
     rule = speaker_by_utt2spk(write(tmp_path / "utt2spk", "a  ada\nb\tbob\n"))
     assert (rule("a"), rule("b")) == ("ada", "bob")
+
+
+@pytest.mark.parametrize("reader", [speaker_by_utt2spk, speaker_by_tsv])
+@pytest.mark.parametrize("space", ["\u00a0", "\u3000"])
+def test_odd_spaces_are_part_of_names(tmp_path: Path, reader: Callable[[Path], SpeakerRule], space: str) -> None:
+    rule = reader(write(tmp_path / "t", f"a{space}\t{space}ada{space}l\n"))
+    assert rule(f"a{space}") == f"{space}ada{space}l"
+
+
+@pytest.mark.parametrize("reader", [speaker_by_utt2spk, speaker_by_tsv])
+def test_a_next_line_character_does_not_make_two_lines_of_one(
+    tmp_path: Path, reader: Callable[[Path], SpeakerRule]
+) -> None:
+    path = write(tmp_path / "t", "a\tada\x85b\tbob\n")
+    assert error_of(reader, path).startswith(f"{path}:1: 3 columns in ")
 
 
 def test_key_that_a_table_lacks_is_an_error(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from training import run
 
 from shards import InputError, UsageError, Utterance
-from shards.sources.kaldi import ArkEntry, KaldiSource
+from shards.sources.kaldi import KaldiSource
+from shards.sources.kaldiscp import ArkEntry
 from spkid_dist import CalibrateConfig, ScoreConfig, TrialsConfig, calibrate_model, read_scores, score_trials
 from spkid_dist import score_utterances as score
 from spkid_dist.scoring.detection import detection_figures

@@ -1,0 +1,150 @@
+"""Decode Kaldi's matrices, out of archives or as bytes: what a header says is held against what is there first.
+
+kaldiio decodes them: it would itself run commands that an scp line names, and unpickle what an archive holds, so it is given
+bytes alone. The format: kaldi-asr.org/doc/io.html, src/matrix/compressed-matrix.h.
+"""
+
+import io
+import os
+import struct
+from typing import IO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import InputError
+from shards.extras import import_extra
+from shards.files import open_regular
+from shards.sources.float32 import to_float32
+from shards.sources.kaldiscp import SCP_NAME, ArkEntry
+from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
+
+BINARY = b"\0B"
+HEAD_BYTES = 22  # of the longest header
+
+
+def read_matrix(entry: ArkEntry, limit: UtteranceLimit) -> NDArray[np.float32]:
+    """The whole matrix (T, D) at `entry`, as float32; its header must ask for what is there, and within the limit.
+
+    Raises:
+        InputError: the archive is missing or truncated, or has no matrix there; or as `parse_matrix`.
+    """
+    return parse_matrix(_matrix_data(entry, limit), entry.where, limit)
+
+
+def _matrix_data(entry: ArkEntry, limit: UtteranceLimit) -> bytes:
+    where = entry.where
+    try:
+        with open_regular(entry.ark) as file:
+            size = os.fstat(file.fileno()).st_size
+            if entry.offset >= size:
+                raise InputError(
+                    f"{where}: the offset is past the end of the archive, which has {size} bytes; "
+                    "write the archive and its scp again together"
+                )
+            file.seek(entry.offset)
+            head = file.read(HEAD_BYTES)
+            needed = _matrix_bytes(head, where, limit, size - entry.offset)
+            return (head + _read_all(file, needed - len(head)))[:needed]
+    except OSError as error:
+        raise InputError(
+            f"{where}: can't read this archive: {error.strerror}; expected the path as from the folder where the program "
+            f"runs: run it there, or write absolute paths into {SCP_NAME}"
+        ) from None
+
+
+def _read_all(file: IO[bytes], num_bytes: int) -> bytes:
+    """The next bytes of a file that has no buffer, fewer at its end: one read takes at most 2,147,479,552."""
+    data = file.read(max(num_bytes, 0))
+    while len(data) < num_bytes and (more := file.read(num_bytes - len(data))):
+        data += more
+    return data
+
+
+class _Layout(NamedTuple):
+    """How a kind of matrix lies in an archive: what follows its name, and the bytes for each column and value."""
+
+    header: struct.Struct
+    column_bytes: int
+    value_bytes: int
+
+
+_PLAIN = struct.Struct("<xixi")  # size of an integer, rows, size of an integer, columns
+_COMPRESSED = struct.Struct("<8xii")  # smallest value and range, rows, columns
+_LAYOUTS = {
+    b"FM": _Layout(_PLAIN, 0, 4),
+    b"DM": _Layout(_PLAIN, 0, 8),
+    b"CM": _Layout(_COMPRESSED, 8, 1),
+    b"CM2": _Layout(_COMPRESSED, 0, 2),
+    b"CM3": _Layout(_COMPRESSED, 0, 1),
+}
+
+
+def _matrix_bytes(head: bytes, where: str, limit: UtteranceLimit, available: int) -> int:
+    """How long the matrix is that begins with `head`, header included: of the `available` bytes, and within the limit."""
+    name = head[len(BINARY) :].split(b" ")[0]
+    layout = _LAYOUTS.get(name) if head.startswith(BINARY) else None
+    if layout is None:
+        raise InputError(
+            f"{where}: no binary matrix begins here: found {head[:8]!r}, expected one of the types "
+            f"{', '.join(kind.decode() for kind in _LAYOUTS)}; check the offset, or write the archive in binary with copy-feats"
+        )
+    start = len(BINARY) + len(name) + 1
+    values = start + layout.header.size
+    if len(head) < values:
+        raise _truncated(where, len(head), values)
+    num_frames, num_features = layout.header.unpack_from(head, start)
+    try:
+        needed = values + _value_bytes(layout, num_frames, num_features, where, limit)
+        if needed > available:
+            raise _truncated(where, available, needed)
+    except InputError:
+        other_way = struct.unpack(">ii", struct.pack("<ii", num_frames, num_features))
+        if not _would_fit(layout, other_way, limit, available - values):
+            raise
+        raise InputError(
+            f"{where}: the archive is big-endian, of another kind of machine: read so, its header says {other_way[0]} frames x "
+            f"{other_way[1]} features; expected little-endian numbers: write it again, with kaldiio.load_scp(SCP, endian='>') "
+            "and kaldiio.save_ark"
+        ) from None
+    return needed
+
+
+def _value_bytes(layout: _Layout, num_frames: int, num_features: int, where: str, limit: UtteranceLimit) -> int:
+    """How many bytes follow the header of a matrix of this shape."""
+    if num_frames < 0 or num_features < 1:
+        raise InputError(
+            f"{where}: the header says {num_frames} frames x {num_features} features; expected 0 or more x 1 or more: "
+            "compute the features again"
+        )
+    limit.check(num_frames, num_features, where)
+    return num_features * (layout.column_bytes + num_frames * layout.value_bytes)
+
+
+def _would_fit(layout: _Layout, shape: tuple[int, int], limit: UtteranceLimit, available: int) -> bool:
+    """Whether a matrix of this shape, of at least one frame, can be in the bytes that are there."""
+    try:
+        return shape[0] > 0 and _value_bytes(layout, *shape, "", limit) <= available
+    except InputError:
+        return False
+
+
+def _truncated(where: str, found: int, expected: int) -> InputError:
+    return InputError(
+        f"{where}: truncated: {found} bytes are left in the archive, but the matrix needs {expected}; "
+        "copy the archive again, or compute the features again"
+    )
+
+
+def parse_matrix(data: bytes, where: str, limit: UtteranceLimit = DEFAULT_LIMIT) -> NDArray[np.float32]:
+    """The frames (T, D) in the bytes of a binary Kaldi matrix, compressed or not, as float32; `where` is for messages.
+
+    Raises:
+        InputError: its header is of another type, exceeds the limit, or asks for another number of bytes; a value is beyond
+            float32.
+    """
+    _matrix_bytes(data[:HEAD_BYTES], where, limit, len(data))
+    # A damaged compression header: the values end up not finite, which is refused later.
+    with np.errstate(all="ignore"):
+        frames = import_extra("kaldiio.matio", "kaldi").read_kaldi(io.BytesIO(data))
+        return to_float32(frames, where)
