@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from shards.conversion.frames import check_finite, check_shape
 from shards.corpus import Utterance
 from shards.errors import InputError
-from shards.sources import Source
+from shards.sources import Source, source_of_task
 
 CHUNK_UTTERANCES = 256  # handed to a worker at a time
 
@@ -35,9 +35,14 @@ def find_bad(
     With `executor`, that does the loading. Raises InputError where none is good.
     """
     chunks = [utterances[at : at + CHUNK_UTTERANCES] for at in range(0, len(utterances), CHUNK_UTTERANCES)]
-    mapped = map if executor is None else executor.map
+    inspected: Iterator[list[int | str]]
+    if executor is None:
+        inspected = map(_Inspection(source), chunks)
+    else:
+        sources = (source_of_task(source, chunk) for chunk in chunks)
+        inspected = executor.map(_inspect_all, map(_Inspection, sources), chunks)
     features: list[int | str] = []
-    for found in mapped(_Inspection(source), chunks):
+    for found in inspected:
         features += found
         progress(len(found), 0)
     counts = Counter(found for found in features if isinstance(found, int))
@@ -58,9 +63,14 @@ def _bad(
             yield BadUtterance(utterance, f"{where}: {found} features per frame, but most have {usual}")
 
 
+def _inspect_all(inspection: "_Inspection", utterances: Sequence[Utterance]) -> list[int | str]:
+    """What a worker does."""
+    return inspection(utterances)
+
+
 @dataclass(frozen=True)
 class _Inspection:
-    """What a worker calls for a chunk: pickled with it."""
+    """What is called for a chunk, and pickled with it where there are workers."""
 
     source: Source
 

@@ -26,7 +26,7 @@ from shards.conversion.writer import ShardWriter
 from shards.errors import InputError, SpkidError
 from shards.layout import UTTERANCE_DTYPE, ShardInfo, shard_name
 from shards.manifest import Manifest
-from shards.sources import Source
+from shards.sources import Source, source_of_task
 
 TASKS_AHEAD = 2  # tasks handed out beforehand, a worker: their utterances are in memory
 
@@ -59,7 +59,8 @@ def convert(
 
     Args:
         plan: what to do.
-        source: where the frames come from; it is pickled where there are workers.
+        source: where the frames come from; where there are workers, what each task needs of it is pickled
+            (`shards.sources.DividedSource`).
         out: the dataset's folder, or its URL for fsspec; every worker must reach it under this name.
         progress: called in this process as work gets done; after each shard where there are workers.
         workers: processes; 1 works in this process. With `executor`: how many tasks it does at a time.
@@ -132,6 +133,10 @@ class _Conversion:
     source: Source
     out: Folder
 
+    def of(self, task: ShardTask) -> "_Conversion":
+        """The same, with what the task needs of the source."""
+        return _Conversion(source_of_task(self.source, task.utterances), self.out)
+
     def __call__(self, task: ShardTask) -> ConvertedShard:
         """Make the shard."""
         return convert_shard(task, self.source, self.out)
@@ -139,7 +144,7 @@ class _Conversion:
 
 def _run_tasks(
     todo: Iterator[ShardTask],
-    convert_one: _Conversion,
+    conversion: _Conversion,
     executor: Executor,
     workers: int,
     progress: Progress,
@@ -150,7 +155,7 @@ def _run_tasks(
     try:
         while True:
             while len(waiting) < TASKS_AHEAD * workers and (task := next(todo, None)) is not None:
-                waiting.add(executor.submit(convert_one, task))
+                waiting.add(executor.submit(conversion.of(task), task))
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)

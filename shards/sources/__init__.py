@@ -1,6 +1,7 @@
 """Read frames from files: one small module per kind of source, all behind `Source`; `shards.sources.registry` lists them."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,3 +27,21 @@ class Source(Protocol):
             InputError: the source is missing or damaged.
         """
         ...
+
+
+@runtime_checkable
+class DividedSource(Source, Protocol):
+    """A source that knows something of each utterance, such as where it lies: a worker is sent what its task needs alone.
+
+    A source without this method is sent whole with each task. That is right for one that knows a folder, and too slow for one
+    that holds a table of a million lines.
+    """
+
+    def for_utterances(self, utterances: Sequence[Utterance]) -> Source:
+        """A source that loads these utterances as this one does; for those that it lacks, with the same errors."""
+        ...
+
+
+def source_of_task(source: Source, utterances: Sequence[Utterance]) -> Source:
+    """What is pickled for a worker that loads these utterances."""
+    return source.for_utterances(utterances) if isinstance(source, DividedSource) else source

@@ -4,7 +4,8 @@ As in Kaldi, relative paths in ``feats.scp`` start from the folder in which the 
 the lines, `shards.sources.kaldimatrix` the matrices.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ class KaldiSource:
         """The archive and the offset in it, as feats.scp names them."""
         return self._entry(utterance).where
 
+    def for_utterances(self, utterances: Sequence[Utterance]) -> "KaldiSource":
+        """The source with the entries of these utterances alone."""
+        keys = [utterance.key for utterance in utterances]
+        entries = {key: self.entries[key] for key in keys if key in self.entries}
+        num_frames = {key: self.num_frames[key] for key in keys if key in self.num_frames}
+        return replace(self, entries=entries, num_frames=num_frames)
+
     def load(self, utterance: Utterance) -> NDArray[np.float32]:
         """The utterance's frames, (T, D) float32.
 
@@ -72,8 +80,8 @@ class KaldiSource:
     def _entry(self, utterance: Utterance) -> ArkEntry:
         if utterance.key not in self.entries:
             raise InputError(
-                f"{self.folder / SCP_NAME}: utterance {utterance.key!r} is not among its {len(self.entries)}; "
-                "add it there, or remove it from the list"
+                f"{self.folder / SCP_NAME}: it has no utterance {utterance.key!r}; add it there, or remove it from "
+                "the list"
             )
         return self.entries[utterance.key]
 

@@ -1,7 +1,8 @@
 """List all kinds of source by name: what `spkid shard --source` offers, and what a manifest's source is rebuilt from.
 
-To add a kind, HTK files for example: write one file like `shards.sources.npy` with a class that has the methods of
-`Source` and a `from_description`, and add one line to `SOURCES`. The flag, its help, the manifest and scoring follow.
+To add a kind: write one file like `shards.sources.npy` with a class that has the methods of `Source` and a
+`from_description`, and add one line to `SOURCES`. The flag, its help, the manifest and scoring follow. A kind that holds
+something of each utterance also has `for_utterances` (`shards.sources.DividedSource`).
 """
 
 from collections.abc import Callable

@@ -165,7 +165,7 @@ def test_utterance_that_utt2spk_lacks_is_an_error(tmp_path: Path) -> None:
 def test_utterance_that_feats_scp_lacks_is_an_error(tmp_path: Path) -> None:
     kaldi_folder(tmp_path)
     assert error_of(KaldiSource.open(tmp_path).load, utterance("other")) == (
-        f"{tmp_path}/feats.scp: utterance 'other' is not among its 3; add it there, or remove it from the list"
+        f"{tmp_path}/feats.scp: it has no utterance 'other'; add it there, or remove it from the list"
     )
 
 
