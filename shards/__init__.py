@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from shards.sources.audio import AudioSource as AudioSource
     from shards.sources.features import FeatureOptions as FeatureOptions
     from shards.sources.fmatrix import FmatrixSource as FmatrixSource
+    from shards.sources.htk import HtkSource as HtkSource
     from shards.sources.kaldi import KaldiSource as KaldiSource
     from shards.sources.kaldi import read_kaldi_folder as read_kaldi_folder
     from shards.sources.npy import NpySource as NpySource
@@ -47,6 +48,7 @@ _MODULES = {
     "AudioSource": "sources.audio",
     "FeatureOptions": "sources.features",
     "FmatrixSource": "sources.fmatrix",
+    "HtkSource": "sources.htk",
     "InputError": "errors",
     "KaldiSource": "sources.kaldi",
     "Layout": "layout",

@@ -34,7 +34,8 @@ BEGINNINGS: tuple[tuple[bytes, str, str | None], ...] = (
     (b"\0BCM", "a Kaldi matrix", "kaldi"),
 )
 KALDI_ARCHIVE = re.compile(rb"\S{1,50} \0B")
-HTK = struct.Struct(">iihh")  # frames, 100 ns from one to the next, bytes of a frame, kind
+HTK = struct.Struct(">iiHH")  # frames, 100 ns from one to the next, bytes of a frame, kind
+HTK_CHECKSUM = 0o10000  # a bit of the kind
 INSTEAD = {
     "an mp3 file": "convert it to wav or flac",
     "a SPHERE audio file": "convert it to wav or flac",
@@ -70,7 +71,7 @@ def content_kind(data: bytes) -> tuple[str, str | None] | None:
     if KALDI_ARCHIVE.match(data):
         return "a Kaldi archive", "kaldi"
     if _is_htk(data):
-        return "an HTK feature file", None
+        return "an HTK parameter file", "htk"
     if len(data) >= 4 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in data[:HEAD]):
         return "text", None
     return None
@@ -79,8 +80,11 @@ def content_kind(data: bytes) -> tuple[str, str | None] | None:
 def _is_htk(data: bytes) -> bool:
     if len(data) < HTK.size:
         return False
-    frames, period, frame_bytes, _ = map(int, HTK.unpack_from(data))
-    return frames > 0 and period > 0 and frame_bytes > 0 and len(data) == HTK.size + frames * frame_bytes
+    frames, period, frame_bytes, kind = map(int, HTK.unpack_from(data))
+    checksum_bytes = 2 if kind & HTK_CHECKSUM else 0
+    return (
+        frames > 0 and period > 0 and frame_bytes > 0 and len(data) == HTK.size + frames * frame_bytes + checksum_bytes
+    )
 
 
 def guess_missing_file(path: str) -> str | None:

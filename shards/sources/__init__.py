@@ -45,3 +45,17 @@ class DividedSource(Source, Protocol):
 def source_of_task(source: Source, utterances: Sequence[Utterance]) -> Source:
     """What is pickled for a worker that loads these utterances."""
     return source.for_utterances(utterances) if isinstance(source, DividedSource) else source
+
+
+@runtime_checkable
+class SettlingSource(Source, Protocol):
+    """A source that learns from files what all must be alike in, beyond the number of features."""
+
+    def settled(self, utterances: Sequence[Utterance]) -> Source:
+        """The source that expects what most of these utterances are."""
+        ...
+
+
+def settled_source(source: Source, utterances: Sequence[Utterance]) -> Source:
+    """The source as the dataset describes it, after a look at the first utterances."""
+    return source.settled(utterances) if isinstance(source, SettlingSource) else source

@@ -13,6 +13,7 @@ from shards.errors import InputError
 from shards.sources import Source
 from shards.sources.audio import AudioSource
 from shards.sources.fmatrix import FmatrixSource
+from shards.sources.htk import HtkSource
 from shards.sources.kaldi import KaldiSource
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 from shards.sources.npy import NpySource
@@ -22,6 +23,7 @@ SOURCES: dict[str, Callable[[dict[str, Any], Path, UtteranceLimit], Source]] = {
     "npy": NpySource.from_description,
     "kaldi": KaldiSource.from_description,
     "audio": AudioSource.from_description,
+    "htk": HtkSource.from_description,
 }
 """Kind of source: what makes one of its description, its folder and the largest utterance that it may read.
 

@@ -23,7 +23,7 @@ from shards.layout import Layout
 from shards.listing import ListFile, Listing, MemoryListing
 from shards.manifest import Manifest
 from shards.plaintext import shown_place
-from shards.sources import Source
+from shards.sources import Source, settled_source
 from shards.sources.kaldi import UTT2SPK_NAME, read_kaldi_folder
 from shards.sources.kaldidir import say_unused
 from shards.sources.kaldiscp import SCP_NAME
@@ -96,6 +96,7 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
     onto = ShardDataset(config.out) if config.append else None
     rule = find_rule(config, onto)
     list_path, listing = open_listing(config, rule, layout.seed)
+    source = settled_source(source, listing.first)
     if onto is None:
         speakers = find_speakers(list_path, listing.examples, config.spk2idx, OTHER_SPEAKERS)
     else:
@@ -196,9 +197,11 @@ def _summary(done: list[ConvertedShard], layout: Layout, seconds: float) -> dict
 
 def open_source(config: ShardConfig) -> Source:
     """The source that the flags describe. Raises InputError and UsageError as `source_from_description`."""
-    description = {"kind": config.source, "features": config.features.describe()}
+    description: dict[str, Any] = {"kind": config.source, "features": config.features.describe()}
     if config.ext is not None:
         description["ext"] = config.ext
+    if config.num_features is not None:
+        description["num_features"] = config.num_features
     return source_from_description(description, config.db_path, UtteranceLimit(config.max_frames))
 
 

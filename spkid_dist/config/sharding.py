@@ -9,7 +9,7 @@ import tyro
 
 from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
-from shards.sources.limits import MAX_FRAMES, UtteranceLimit
+from shards.sources.limits import MAX_FEATURES, MAX_FRAMES, UtteranceLimit
 from shards.sources.registry import SOURCES
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
 from spkid_dist.config.checks import Options, at_least, check_utf8
@@ -101,6 +101,8 @@ class ShardConfig(SpeakerFlags):
     """Speaker map (JSON): speaker name -> class index. Made from the list, sorted, if it does not exist."""
     ext: str | None = None
     """Extension of the files. Default: the usual one of the source, such as mcp, npy or wav."""
+    num_features: int | None = None
+    """Values per frame of fmatrix files without a header: float32, little-endian, as SPTK writes. Default: the header says."""
     features: FeatureOptions = field(default_factory=FeatureOptions)
     """How audio becomes features."""
     out: str
@@ -141,6 +143,13 @@ class ShardConfig(SpeakerFlags):
             raise UsageError(f"--append --out {self.out}: only a local folder is appended to; copy the dataset to one")
         if self.source not in SOURCES:
             raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
+        if self.num_features is not None:
+            at_least(1, num_features=self.num_features)
+            if self.source != "fmatrix" or self.num_features > MAX_FEATURES:
+                raise UsageError(
+                    f"--num_features {self.num_features}: expected 1 to {MAX_FEATURES}, with --source fmatrix; other kinds of "
+                    "file say their number of features"
+                )
         if self.source != "audio" and self.features != FeatureOptions():
             raise UsageError(f"--source {self.source}: the flags --features.* are for --source audio; leave them out")
 

@@ -34,6 +34,8 @@ FRAME_FILES = {
     "npy": "a NumPy array (T, D) of 2, 4 or 8-byte floats; of an .npz the only array, or the one named frames",
     "kaldi": "a binary Kaldi matrix (float, double or compressed) of T rows and D columns; where feats.scp names a range of "
     "rows, these alone; cmvn.scp, vad.scp and segments are not applied",
+    "htk": "an HTK parameter file: a big-endian header of 12 bytes, then T x D values frame by frame, as float32 or, with _C, "
+    "compressed to 16 bits",
 }
 
 

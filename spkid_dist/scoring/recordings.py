@@ -25,7 +25,8 @@ from shards.guesses import HEAD, content_kind
 from shards.sources.audio import AudioRemedies, decode_audio
 from shards.sources.features import FeatureComputer, FeatureOptions, make_extractor
 from shards.sources.featuresteps import whole_samples
-from shards.sources.fmatrix import parse_fmatrix
+from shards.sources.fmatrix import parse_fmatrix, parse_raw, raw_features
+from shards.sources.htk import HtkParameters, HtkSource, parse_htk
 from shards.sources.kaldi import read_matrix_at
 from shards.sources.kaldimatrix import parse_matrix
 from shards.sources.kaldiscp import ENTRY
@@ -43,12 +44,14 @@ KINDS = {
     "fmatrix": "fmatrix files",
     "npy": "NumPy files",
     "kaldi": "Kaldi matrices",
+    "htk": "HTK parameter files",
 }
 ONE_OF_KIND = {
     "audio": "a wav, flac or ogg file",
     "fmatrix": "an fmatrix file",
     "npy": "a NumPy file",
     "kaldi": "a Kaldi matrix",
+    "htk": "an HTK parameter file",
 }
 OF_MODEL = AudioRemedies(
     sample_rate="the model was trained on this rate; resample the recording",
@@ -75,12 +78,16 @@ class RecordingReader:
         kind = source.get("kind") if isinstance(source, dict) else None
         self.kind = str(kind)
         self.features: FeatureOptions | None = None
+        self._htk: HtkParameters | None = None
+        self._raw = raw_features(source) if self.kind == "fmatrix" else None
         self._num_features = model.num_features
         self._limit = limit
         if self.kind == "audio":
             self.features = FeatureOptions.from_description(source.get("features"))
             import_extra("soundfile", "audio", "this model")
             make_extractor(self.features)
+        elif self.kind == "htk":
+            self._htk = HtkSource.from_description(source, Path(), limit).expected
         elif self.kind == "kaldi":
             import_extra("kaldiio", "kaldi", "this model")
 
@@ -147,8 +154,12 @@ class RecordingReader:
             return self._from_audio(io.BytesIO(data), where, self.features)
         if self.kind == "kaldi":
             return parse_matrix(data, where, self._limit)
+        if self.kind == "htk":
+            return parse_htk(data, where, self._limit, expected=self._htk)
         if self.kind == "npy":
             return parse_numpy(data, where, self._limit)
+        if self._raw is not None:
+            return parse_raw(data, where, self._raw, self._limit)
         return parse_fmatrix(data, where, self._limit)
 
     def _from_audio(self, file: Any, where: str, features: FeatureOptions) -> NDArray[np.float32]:

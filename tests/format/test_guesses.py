@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, str]]:
             "seems to be a Kaldi archive: give --source kaldi, and --db_path the folder that holds its feats.scp",
         ),
         "matrix": ((folder / "kaldi/feats.ark").read_bytes()[10:], "seems to be a Kaldi matrix: give --source kaldi"),
-        "htk": (HTK, "seems to be an HTK feature file: save it as one of the kinds of --source"),
+        "htk": (HTK, "seems to be an HTK parameter file: give --source htk"),
         "gz": (gzip.compress(b"x" * 99), "seems to be a file packed by gzip: unpack it"),
         "txt": (b"1.5 2.5\n3.5 4.5\n", "seems to be text: save it as one of the kinds of --source"),
         "pickle": (pickle.dumps([1.0] * 9, protocol=4), "seems to be a Python pickle"),

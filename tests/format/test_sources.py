@@ -13,6 +13,7 @@ from source_checks import FRAMES, RATE, error_of, kaldi_folder, options, write_a
 from shards import (
     AudioSource,
     FmatrixSource,
+    HtkSource,
     KaldiSource,
     NpySource,
     ShardDataset,
@@ -21,6 +22,7 @@ from shards import (
     Utterance,
     source_from_description,
 )
+from shards.sources.htk import HtkParameters
 from shards.sources.limits import UtteranceLimit
 from shards.sources.registry import SOURCES
 from spkid_dist.commands.shard import shard
@@ -36,18 +38,19 @@ def test_every_source_is_rebuilt_from_its_description(tmp_path: Path) -> None:
         NpySource(tmp_path, "npz"),
         KaldiSource.open(tmp_path),
         AudioSource(tmp_path, "flac", options(kind="mfcc", num_ceps=12, channel=2, shift_ms=12.5)),
+        HtkSource(tmp_path, "htk", HtkParameters("PLP_0", 12.5)),
     ]
     assert [source.describe()["kind"] for source in sources] == list(SOURCES)
-    for source in sources:
+    for source in (*sources, FmatrixSource(tmp_path, "mgc", num_features=25), HtkSource(tmp_path)):
         description = json.loads(json.dumps(source.describe()))
         assert source_from_description(description, tmp_path) == source
 
 
 def test_description_of_no_known_source_is_an_error() -> None:
-    for kind in ("htk", None, []):
+    for kind in ("sphinx", None, []):
         assert error_of(source_from_description, {"kind": kind}, Path()) == (
             f"the source in train.opts or the manifest is of kind {kind!r}, expected one of fmatrix, npy, kaldi, "
-            "audio; use the program's version that wrote it"
+            "audio, htk; use the program's version that wrote it"
         )
 
 
@@ -145,8 +148,8 @@ def test_new_kind_of_source_needs_one_line_in_the_registry(tmp_path: Path, monke
 
 
 def test_unknown_source_and_features_without_audio_are_used_wrongly() -> None:
-    with pytest.raises(UsageError, match=r"^--source htk: expected one of fmatrix, npy, kaldi, audio$"):
-        ShardConfig(out=Path("o"), source="htk")
+    with pytest.raises(UsageError, match=r"^--source sphinx: expected one of fmatrix, npy, kaldi, audio, htk$"):
+        ShardConfig(out=Path("o"), source="sphinx")
     with pytest.raises(UsageError) as raised:
         ShardConfig(out=Path("o"), source="npy", features=options())
     assert str(raised.value) == "--source npy: the flags --features.* are for --source audio; leave them out"
