@@ -57,7 +57,8 @@ class EmbedConfig(ScoringFlags):
     weights_ckpt: Paths = ()
     """Weights file, such as ckpt/bestval_e19_weights.ckpt, in place of --model."""
     te_list_file: Path | None = None
-    """List of the utterances to embed: one per line, without extension. Default: spk_rec.test, or all of --te_shards."""
+    """List of the utterances to embed: one per line, without extension. Default: spk_rec.test, or all of --te_shards or of a
+    Kaldi folder."""
     out: Path = Path("embeddings.npz")
     """File to write: .npz (keys and embeddings), .npy (embeddings, beside it .keys) or .ark (Kaldi, beside it .scp)."""
 

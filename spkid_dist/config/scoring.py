@@ -112,7 +112,8 @@ class ListFlags(ScoringFlags, SpeakerFlags):
     te_shards: str | None = None
     """Score this dataset of `spkid shard` instead of files: its folder or a URL. It names the speakers."""
     te_list_file: Path | None = None
-    """List of the utterances to score: one per line, without extension. Default: spk_rec.test, or all of --te_shards."""
+    """List of the utterances to score: one per line, without extension. Default: spk_rec.test, or all of --te_shards or of a
+    Kaldi folder."""
 
     def __post_init__(self) -> None:
         """Check that the speakers are named in one way; raises UsageError."""

@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shards.corpus import read_list
+from shards.corpus import Utterance, check_key, read_list, speaker_of
 from shards.errors import InputError, UsageError
 from shards.sources import Source
 from shards.sources.audio import AudioSource
 from shards.sources.kaldi import UTT2SPK_NAME, KaldiSource
+from shards.sources.kaldiscp import SCP_NAME
 from shards.sources.limits import UtteranceLimit
 from shards.sources.registry import source_from_description
 from shards.speakers import (
@@ -32,7 +33,7 @@ GIVE_RULE = f"give {SPEAKER_FLAGS}"
 
 
 def open_utterances(config: ListFlags, model: TrainedModel) -> Utterances:
-    """What the flags name: a dataset, all of it or a list's part, or the files of a list.
+    """What the flags name: a dataset, all of it or a list's part, the files of a list, or all of a Kaldi folder.
 
     Raises:
         InputError: dataset or list missing or damaged, or not of this model's features.
@@ -46,6 +47,10 @@ def open_listed(
 ) -> Utterances:
     """As `open_utterances`, of the list at `list_path`; `speaker_rule` makes what names the speakers of its files."""
     if config.te_shards is None:
+        if list_path is None and reads_kaldi(config, model):
+            source = open_source(config, model.options)
+            assert isinstance(source, KaldiSource)
+            return ListedFiles(_all_utterances(source, speaker_rule()), source, model)
         if list_path is None and not DEFAULT_LIST.exists():
             raise UsageError(
                 f"--te_list_file is not given, and there is no {DEFAULT_LIST}: give a list of utterances, or a dataset by "
@@ -57,6 +62,16 @@ def open_listed(
         return ListedFiles(listed, source, model)
     wanted = None if list_path is None else read_list(list_path, speakers_known=False, are_paths=False)
     return ShardedUtterances(config.te_shards, model, wanted, list_path, store_options(config))
+
+
+def _all_utterances(source: KaldiSource, rule: SpeakerRule) -> list[Utterance]:
+    """All that a Kaldi folder has, in the order of its feats.scp; "" for speakers that the rule does not name."""
+    scp = str(source.folder / SCP_NAME)
+    utterances = []
+    for key in source.entries:
+        check_key(key, scp, is_path=False)
+        utterances.append(Utterance(key, speaker_of(key, rule, scp, known=False)))
+    return utterances
 
 
 def names_nobody(key: str) -> str:
