@@ -4,10 +4,12 @@ kaldiio decodes them: it would itself run commands that an scp line names, and u
 bytes alone. The format: kaldi-asr.org/doc/io.html, src/matrix/compressed-matrix.h.
 """
 
+import gzip
 import io
 import os
 import struct
-from typing import IO, NamedTuple
+import zlib
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +19,14 @@ from shards.extras import import_extra
 from shards.files import open_regular
 from shards.sources.float32 import to_float32
 from shards.sources.kaldiscp import SCP_NAME, ArkEntry
+from shards.sources.kalditext import is_text, parse_text_matrix, read_text_matrix
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 
 BINARY = b"\0B"
 HEAD_BYTES = 22  # of the longest header
+GZIP_MAGIC = b"\x1f\x8b"
+READ_BYTES = 2**24
+MOST_BYTES = 2**62
 
 
 def read_matrix(entry: ArkEntry, limit: UtteranceLimit) -> NDArray[np.float32]:
@@ -37,15 +43,14 @@ def _matrix_data(entry: ArkEntry, limit: UtteranceLimit) -> bytes:
     try:
         with open_regular(entry.ark) as file:
             size = os.fstat(file.fileno()).st_size
-            if entry.offset >= size:
-                raise InputError(
-                    f"{where}: the offset is past the end of the archive, which has {size} bytes; "
-                    "write the archive and its scp again together"
-                )
-            file.seek(entry.offset)
-            head = file.read(HEAD_BYTES)
-            needed = _matrix_bytes(head, where, limit, size - entry.offset)
-            return (head + _read_all(file, needed - len(head)))[:needed]
+            if file.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
+                return _data_at(file, entry.offset, size, where, limit)
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                # How much it holds is not known before all was unpacked; the limit bounds what a header may ask for.
+                return _data_at(unpacked, entry.offset, None, where, limit)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{where}: the archive is packed by gzip, and damaged: {error}; copy it again") from None
     except OSError as error:
         raise InputError(
             f"{where}: can't read this archive: {error.strerror}; expected the path as from the folder where the program "
@@ -53,12 +58,34 @@ def _matrix_data(entry: ArkEntry, limit: UtteranceLimit) -> bytes:
         ) from None
 
 
-def _read_all(file: IO[bytes], num_bytes: int) -> bytes:
-    """The next bytes of a file that has no buffer, fewer at its end: one read takes at most 2,147,479,552."""
-    data = file.read(max(num_bytes, 0))
-    while len(data) < num_bytes and (more := file.read(num_bytes - len(data))):
-        data += more
+def _data_at(
+    file: io.FileIO | gzip.GzipFile, offset: int, size: int | None, where: str, limit: UtteranceLimit
+) -> bytes:
+    """The bytes of the matrix at `offset` of an archive of `size` bytes, None where that is not known."""
+    file.seek(offset)
+    head = _read_all(file, HEAD_BYTES)
+    if not head:
+        length = file.tell() if size is None else size  # where the packed ones end
+        raise InputError(
+            f"{where}: the offset is past the end of the archive, which has {length} bytes; "
+            "write the archive and its scp again together"
+        )
+    if is_text(head):
+        return read_text_matrix(head, file, limit.max_file_bytes, where)
+    needed = _matrix_bytes(head, where, limit, MOST_BYTES if size is None else size - offset)
+    data = (head + _read_all(file, needed - len(head)))[:needed]
+    if len(data) < needed:
+        raise _truncated(where, len(data), needed)
     return data
+
+
+def _read_all(file: io.FileIO | gzip.GzipFile, num_bytes: int) -> bytes:
+    """The next bytes of a file, fewer at its end: one read of a file without a buffer takes at most 2,147,479,552."""
+    parts, left = [], num_bytes
+    while left > 0 and (part := file.read(min(left, READ_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 class _Layout(NamedTuple):
@@ -86,8 +113,9 @@ def _matrix_bytes(head: bytes, where: str, limit: UtteranceLimit, available: int
     layout = _LAYOUTS.get(name) if head.startswith(BINARY) else None
     if layout is None:
         raise InputError(
-            f"{where}: no binary matrix begins here: found {head[:8]!r}, expected one of the types "
-            f"{', '.join(kind.decode() for kind in _LAYOUTS)}; check the offset, or write the archive in binary with copy-feats"
+            f"{where}: no matrix begins here: found {head[:8]!r}, expected one of the types "
+            f"{', '.join(kind.decode() for kind in _LAYOUTS)}, or text in brackets; check the offset, or write the archive "
+            "again with copy-feats"
         )
     start = len(BINARY) + len(name) + 1
     values = start + layout.header.size
@@ -137,12 +165,14 @@ def _truncated(where: str, found: int, expected: int) -> InputError:
 
 
 def parse_matrix(data: bytes, where: str, limit: UtteranceLimit = DEFAULT_LIMIT) -> NDArray[np.float32]:
-    """The frames (T, D) in the bytes of a binary Kaldi matrix, compressed or not, as float32; `where` is for messages.
+    """The frames (T, D) in the bytes of a Kaldi matrix, binary, compressed or text, as float32; `where` is for messages.
 
     Raises:
         InputError: its header is of another type, exceeds the limit, or asks for another number of bytes; a value is beyond
             float32.
     """
+    if is_text(data[:HEAD_BYTES]):
+        return parse_text_matrix(data, where, limit)
     _matrix_bytes(data[:HEAD_BYTES], where, limit, len(data))
     # A damaged compression header: the values end up not finite, which is refused later.
     with np.errstate(all="ignore"):

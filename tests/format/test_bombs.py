@@ -147,7 +147,7 @@ def kaldi_bombs(folder):
             "2147483647 frames; expected at most 1000000",
         ),
         ("packed", b"\0BCM " + struct.pack("<8xii", 10**6, 64), "truncated"),
-        ("text", b"key [\n 1 2 3 ]\n", "no binary matrix begins here"),
+        ("text", b"key [\n 1 2 3 ]\n", "no matrix begins here"),
     ):
         (folder / f"{name}.ark").write_bytes(data)
         lines.append(f"B-{name} {folder}/{name}.ark:0")

@@ -1,5 +1,6 @@
 """Kaldi data folders as a source."""
 
+import gzip
 from pathlib import Path
 
 import kaldiio
@@ -12,6 +13,7 @@ from source_checks import error_of, kaldi_folder, only_input_errors, utterance
 from shards import InputError, KaldiSource, Utterance, read_kaldi_folder
 from shards.sources.kaldimatrix import parse_matrix
 from shards.sources.kaldiscp import read_scp
+from shards.sources.limits import UtteranceLimit
 
 pytestmark = pytest.mark.fast
 
@@ -231,8 +233,8 @@ def test_wrong_offset_is_an_error(tmp_path: Path) -> None:
     ark = tmp_path / "feats.ark"
     (tmp_path / "feats.scp").write_text(f"a {ark}\n")
     assert error_of(KaldiSource.open(tmp_path).load, utterance("a")) == (
-        f"{ark}:0: no binary matrix begins here: found b'spk0-utt', expected one of the types FM, DM, CM, CM2, CM3; check "
-        "the offset, or write the archive in binary with copy-feats"
+        f"{ark}:0: no matrix begins here: found b'spk0-utt', expected one of the types FM, DM, CM, CM2, CM3, or text "
+        "in brackets; check the offset, or write the archive again with copy-feats"
     )
 
 
@@ -266,9 +268,7 @@ def test_kaldi_value_beyond_float32_is_an_error(tmp_path: Path) -> None:
 def test_kaldi_archives_are_never_unpickled(tmp_path: Path) -> None:
     (tmp_path / "x.ark").write_bytes(b"PKLcposix\nsystem\n(S'touch ran'\ntR.")
     (tmp_path / "feats.scp").write_text(f"a {tmp_path}/x.ark:0\n")
-    assert "no binary matrix begins here: found b'PKLcposi'" in error_of(
-        KaldiSource.open(tmp_path).load, utterance("a")
-    )
+    assert "no matrix begins here: found b'PKLcposi'" in error_of(KaldiSource.open(tmp_path).load, utterance("a"))
 
 
 HEADS = st.sampled_from([b"", b"\0B", *(b"\0B" + name + b" " for name in (b"FM", b"DM", b"CM", b"CM2", b"CM3", b"FV"))])
@@ -355,3 +355,70 @@ def test_a_folder_with_a_wav_scp_alone_is_told_what_to_do(tmp_path: Path) -> Non
         "this folder has a wav.scp, which names audio and no features: compute them (make_fbank.sh, make_mfcc.sh), or give the "
         "folder of the audio files with --source audio"
     )
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("options", ["ark,scp", "ark,t,scp"], ids=["binary", "text"])
+@pytest.mark.parametrize("dtype", ["Float", "Double"])
+def test_archives_that_kaldi_writes_are_read(tmp_path: Path, packed: bool, options: str, dtype: str) -> None:
+    kaldi_native_io = pytest.importorskip("kaldi_native_io", reason="kaldi_native_io is not installed")
+    frames = {f"u{i}": np.random.default_rng(i).standard_normal((5 + i, 3)) for i in range(3)}
+    frames = {key: value.astype({"Float": "f4", "Double": "f8"}[dtype]) for key, value in frames.items()}
+    frames["u1"][0, 0] = -1.5e-12
+    with getattr(kaldi_native_io, f"{dtype}MatrixWriter")(f"{options}:{tmp_path}/x.ark,{tmp_path}/feats.scp") as writer:
+        for key, value in frames.items():
+            writer.write(key, value)
+    expected = {key: np.array(value) for key, value in kaldiio.load_scp(str(tmp_path / "feats.scp")).items()}
+    if packed:
+        ark = tmp_path / "x.ark"
+        (tmp_path / "x.ark.gz").write_bytes(gzip.compress(ark.read_bytes()))
+        ark.unlink()
+        (tmp_path / "feats.scp").write_text((tmp_path / "feats.scp").read_text().replace("x.ark:", "x.ark.gz:"))
+    source = KaldiSource.open(tmp_path)
+    for key, value in expected.items():
+        np.testing.assert_allclose(source.load(utterance(key)), value.astype(np.float32), rtol=2e-7)
+        np.testing.assert_allclose(source.load(utterance(key)), frames[key], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (" [\n 1 2\n 3 ]\n", "rows of 1 to 2 values; expected as many in each"),
+        (" [ ]\n", "no rows; expected as many in each"),
+        (" [\n 1 2\n 3 x ]\n", "holds what is no number"),
+        (" [\n 1 2_0 ]\n", "holds what is no number: a number has an underscore"),
+        (" [\n 1 2\n 3 4\n", "no ']' ends it in 13 bytes"),
+        (" [ 1e39 ]", "expected at most 3.403e+38"),
+    ],
+)
+def test_text_that_is_no_matrix_is_an_error(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "x.ark").write_text(f"a {text}")
+    (tmp_path / "feats.scp").write_text(f"a {tmp_path}/x.ark:2\n")
+    assert said in error_of(KaldiSource.open(tmp_path).load, utterance("a"))
+
+
+def test_text_beyond_the_limit_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.ark").write_text("a  [\n" + " 1 2\n" * 11 + "]\n")
+    (tmp_path / "feats.scp").write_text(f"a {tmp_path}/x.ark:2\n")
+    source = KaldiSource.open(tmp_path, UtteranceLimit(10))
+    assert "11 frames; expected at most 10" in error_of(source.load, utterance("a"))
+
+
+@pytest.mark.parametrize("cut", [-1, -9, 20])
+def test_a_packed_archive_that_is_cut_short_is_an_error(tmp_path: Path, cut: int) -> None:
+    kaldi_folder(tmp_path)
+    packed = gzip.compress((tmp_path / "feats.ark").read_bytes())
+    (tmp_path / "x.gz").write_bytes(packed[:cut])
+    (tmp_path / "feats.scp").write_text(f"a {tmp_path}/x.gz:999999\nb {tmp_path}/x.gz:10\n")
+    only_input_errors(KaldiSource.open(tmp_path).load, utterance("a"))
+    only_input_errors(KaldiSource.open(tmp_path).load, utterance("b"))
+    (tmp_path / "x.gz").write_bytes(packed)
+    assert "the offset is past the end of the archive, which has " in error_of(
+        KaldiSource.open(tmp_path).load, utterance("a")
+    )
+
+
+@given(data=st.text("[] \n;1.5e-x_na", max_size=40).map(str.encode))
+@settings(deadline=None, max_examples=300)
+def test_any_text_as_a_matrix_gives_frames_or_an_input_error(data: bytes) -> None:
+    only_input_errors(parse_matrix, b" [" + data, "x")
