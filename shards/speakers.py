@@ -129,7 +129,7 @@ def speaker_by_tsv(path: Path) -> SpeakerRule:
     return TableRule(path, "speaker_tsv", _read_table(path, text, "\t", "KEY<TAB>SPEAKER"))
 
 
-def speaker_by_utt2spk(path: Path) -> SpeakerRule:
+def speaker_by_utt2spk(path: Path) -> TableRule:
     """What a Kaldi ``utt2spk`` says: a line ``key speaker`` an utterance. It may name more utterances than a list has.
 
     Raises:

@@ -18,6 +18,7 @@ from shards.extras import import_extra
 from shards.sources.kaldidir import check_num_frames, explain_missing_scp, read_num_frames
 from shards.sources.kaldimatrix import read_matrix
 from shards.sources.kaldiscp import SCP_NAME, ArkEntry, cut_matrix, parse_scp_line, read_scp
+from shards.sources.kaldisteps import Cmvn, KaldiSteps
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 from shards.speakers import SpeakerRule, speaker_by_utt2spk
 
@@ -32,26 +33,34 @@ class KaldiSource:
     entries: dict[str, ArkEntry]
     num_frames: dict[str, int] = field(default_factory=dict)
     limit: UtteranceLimit = DEFAULT_LIMIT
+    steps: KaldiSteps = field(default_factory=KaldiSteps)
 
     @classmethod
-    def open(cls, folder: Path, limit: UtteranceLimit = DEFAULT_LIMIT) -> "KaldiSource":
-        """Read the folder's feats.scp, and its utt2num_frames where there is one.
+    def open(
+        cls, folder: Path, limit: UtteranceLimit = DEFAULT_LIMIT, *, cmvn: Cmvn | None = None, vad: bool = False
+    ) -> "KaldiSource":
+        """Read the folder's feats.scp, its utt2num_frames where there is one, and what `KaldiSteps` needs.
 
         Raises:
-            InputError: as `read_scp` and `read_num_frames`.
+            InputError: as `read_scp`, `read_num_frames` and `KaldiSteps.open`.
             UsageError: kaldiio is not installed.
         """
-        import_extra("kaldiio", "kaldi")
-        return cls(folder, read_feats(folder), read_num_frames(folder), limit)
+        return cls._open(folder, limit, {"cmvn": cmvn, "vad": vad})
 
     @classmethod
-    def from_description(cls, _description: dict[str, Any], db_path: Path, limit: UtteranceLimit) -> "KaldiSource":
-        """The source that `describe` described, on another folder."""
-        return cls.open(db_path, limit)
+    def from_description(cls, description: dict[str, Any], db_path: Path, limit: UtteranceLimit) -> "KaldiSource":
+        """The source that `describe` described, on another folder. Raises as `open`."""
+        return cls._open(db_path, limit, description.get("features"))
+
+    @classmethod
+    def _open(cls, folder: Path, limit: UtteranceLimit, steps: Any) -> "KaldiSource":
+        import_extra("kaldiio", "kaldi")
+        return cls(folder, read_feats(folder), read_num_frames(folder), limit, KaldiSteps.open(folder, steps))
 
     def describe(self) -> dict[str, Any]:
-        """Kind of source; it has no options."""
-        return {"kind": "kaldi"}
+        """Kind of source, and the steps that change its values."""
+        steps = self.steps.describe()
+        return {"kind": "kaldi"} | ({"features": steps} if steps else {})
 
     def where(self, utterance: Utterance) -> str:
         """The archive and the offset in it, as feats.scp names them."""
@@ -62,20 +71,21 @@ class KaldiSource:
         keys = [utterance.key for utterance in utterances]
         entries = {key: self.entries[key] for key in keys if key in self.entries}
         num_frames = {key: self.num_frames[key] for key in keys if key in self.num_frames}
-        return replace(self, entries=entries, num_frames=num_frames)
+        return replace(self, entries=entries, num_frames=num_frames, steps=self.steps.for_keys(keys))
 
     def load(self, utterance: Utterance) -> NDArray[np.float32]:
         """The utterance's frames, (T, D) float32.
 
         Raises:
             InputError: feats.scp lacks the utterance; the archive is missing or truncated, or has no matrix there; the
-                matrix exceeds the limit; a value is beyond float32; utt2num_frames says another number of frames.
+                matrix exceeds the limit; a value is beyond float32; utt2num_frames says another number of frames; a
+                step has not what it needs.
         """
         entry = self._entry(utterance)
         frames = _read_rows(entry, f"correct {self.folder / SCP_NAME}", self.limit)
         expected = self.num_frames.get(utterance.key, len(frames))
         check_num_frames(self.folder, utterance.key, len(frames), expected, entry.where)
-        return frames
+        return self.steps.apply(frames, utterance.key, self.folder, entry.where, self.limit)
 
     def _entry(self, utterance: Utterance) -> ArkEntry:
         if utterance.key not in self.entries:

@@ -3,6 +3,7 @@
 The formats: kaldi-asr.org/doc/data_prep.html.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.errors import InputError
@@ -11,17 +12,21 @@ from shards.lines import numbered_lines, split_columns
 NUM_FRAMES_NAME = "utt2num_frames"
 # Files that change what features mean, and what is done instead of using them.
 MATTERS = {
-    "cmvn.scp": "features are taken as they are: write normalised ones with apply-cmvn, or train with --normalize utterance",
-    "vad.scp": "frames without speech are used too: leave them out with select-voiced-frames",
+    "cmvn.scp": "features are taken as they are: give --kaldi_cmvn to `spkid shard`, or train with --normalize utterance",
+    "vad.scp": "frames without speech are used too: leave them out with --kaldi_vad of `spkid shard`",
     "segments": "a line of feats.scp is an utterance, whatever is cut here",
     "frame_shift": "give it to spkid info --frame_shift_ms, in milliseconds",
 }
 OTHERS = ("wav.scp", "text", "utt2dur", "reco2dur", "reco2file_and_channel", "spk2utt", "spk2gender", "utt2lang")
 
 
-def say_unused(folder: Path) -> list[str]:
-    """Lines on files of the data folder that this program does not use: one for each that matters, one for the others."""
-    lines = [f"{folder / name}: not used; {what}" for name, what in MATTERS.items() if (folder / name).exists()]
+def say_unused(folder: Path, used: Sequence[str] = ()) -> list[str]:
+    """Lines on files of the data folder that this program does not use: one for each that matters, one for the others.
+
+    `used` are those that a step of `shards.sources.kaldisteps` uses.
+    """
+    matter = [(name, what) for name, what in MATTERS.items() if name not in used and (folder / name).exists()]
+    lines = [f"{folder / name}: not used; {what}" for name, what in matter]
     others = [name for name in OTHERS if (folder / name).exists()]
     return [*lines, f"{folder}: not used: {', '.join(others)}"] if others else lines
 

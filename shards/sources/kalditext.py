@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.lines import WHITE_SPACE
-from shards.sources.float32 import to_float32
 from shards.sources.limits import UtteranceLimit
 
 BLANKS = WHITE_SPACE.encode()
@@ -45,11 +44,11 @@ def read_text_matrix(head: bytes, file: io.BufferedIOBase | io.RawIOBase, most_b
     return bytes(data[: end + 1])
 
 
-def parse_text_matrix(data: bytes, where: str, limit: UtteranceLimit) -> NDArray[np.float32]:
-    """The frames (T, D) in the text of a matrix, as float32.
+def parse_text_matrix(data: bytes, where: str, limit: UtteranceLimit) -> NDArray[np.float64]:
+    """The values (T, D) in the text of a matrix, or (1, T) of a vector, which stands in one line.
 
     Raises:
-        InputError: it is no such text, its rows are of several lengths, it exceeds the limit, or a value is beyond float32.
+        InputError: it is no such text, its rows are of several lengths, or it exceeds the limit.
     """
     body, end, rest = data.lstrip(BLANKS)[1:].partition(END)
     if not end or rest.strip(BLANKS):
@@ -59,11 +58,14 @@ def parse_text_matrix(data: bytes, where: str, limit: UtteranceLimit) -> NDArray
     if len(lengths) != 1:
         found = f"rows of {min(lengths)} to {max(lengths)} values" if rows else "no rows"
         raise InputError(f"{where}: the text of a matrix has {found}; expected as many in each: {REMEDY}")
-    limit.check(len(rows), lengths.pop(), where)
+    num_columns = lengths.pop()
+    if len(rows) == 1:  # of a vector it is a value for each frame
+        limit.check(num_columns, 1, where)
+    else:
+        limit.check(len(rows), num_columns, where)
     try:
         if b"_" in body:  # which Python's numbers may have
             raise ValueError("a number has an underscore")
-        values = np.array(rows, np.float64)
+        return np.array(rows, np.float64)
     except ValueError as error:
         raise InputError(f"{where}: the text of a matrix holds what is no number: {error}; {REMEDY}") from None
-    return to_float32(values, where)

@@ -57,7 +57,7 @@ TRAIN = {
     "Machine": "mixed_precision engine tf32 accumulation device_memory compile timeout_minutes",
 }
 SHARD = {
-    "Data": "db_path list source ext num_features spk2idx out append skip_bad max_frames",
+    "Data": "db_path list source ext num_features kaldi_cmvn kaldi_vad spk2idx out append skip_bad max_frames",
     "Speakers": SPEAKER_RULES,
     "Audio": (
         "features.kind features.sample_rate features.num_bins features.num_ceps features.window_ms features.shift_ms "

@@ -24,9 +24,10 @@ from shards.listing import ListFile, Listing, MemoryListing
 from shards.manifest import Manifest
 from shards.plaintext import shown_place
 from shards.sources import Source, settled_source
-from shards.sources.kaldi import UTT2SPK_NAME, read_kaldi_folder
+from shards.sources.kaldi import UTT2SPK_NAME, KaldiSource, read_kaldi_folder
 from shards.sources.kaldidir import say_unused
 from shards.sources.kaldiscp import SCP_NAME
+from shards.sources.kaldisteps import KaldiSteps
 from shards.sources.limits import UtteranceLimit
 from shards.sources.registry import source_from_description
 from shards.speakers import (
@@ -102,7 +103,7 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
     else:
         speakers = extended_speakers(onto, list_path, listing.examples, config.spk2idx)
     num_listed = listing.total.count
-    for line in say_unused(config.db_path) if config.source == "kaldi" else ():
+    for line in say_unused(config.db_path, source.steps.used) if isinstance(source, KaldiSource) else ():
         log.line(line)
     for line in say_list_speakers(str(list_path), [one.speaker for one in listing.examples], num_listed, speakers):
         log.line(line)
@@ -197,7 +198,11 @@ def _summary(done: list[ConvertedShard], layout: Layout, seconds: float) -> dict
 
 def open_source(config: ShardConfig) -> Source:
     """The source that the flags describe. Raises InputError and UsageError as `source_from_description`."""
-    description: dict[str, Any] = {"kind": config.source, "features": config.features.describe()}
+    description: dict[str, Any] = {"kind": config.source}
+    if config.source == "kaldi":
+        description["features"] = KaldiSteps(config.kaldi_cmvn, config.kaldi_vad).describe()
+    else:
+        description["features"] = config.features.describe()
     if config.ext is not None:
         description["ext"] = config.ext
     if config.num_features is not None:

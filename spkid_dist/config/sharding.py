@@ -103,6 +103,10 @@ class ShardConfig(SpeakerFlags):
     """Extension of the files. Default: the usual one of the source, such as mcp, npy or wav."""
     num_features: int | None = None
     """Values per frame of fmatrix files without a header: float32, little-endian, as SPTK writes. Default: the header says."""
+    kaldi_cmvn: Literal["mean", "variance"] | None = None
+    """Normalise by the cmvn.scp of a Kaldi folder: subtract the mean, or with variance also divide by the deviation."""
+    kaldi_vad: bool = False
+    """Keep only the frames that the vad.scp of a Kaldi folder calls speech."""
     features: FeatureOptions = field(default_factory=FeatureOptions)
     """How audio becomes features."""
     out: str
@@ -150,6 +154,8 @@ class ShardConfig(SpeakerFlags):
                     f"--num_features {self.num_features}: expected 1 to {MAX_FEATURES}, with --source fmatrix; other kinds of "
                     "file say their number of features"
                 )
+        if self.source != "kaldi" and (self.kaldi_cmvn is not None or self.kaldi_vad):
+            raise UsageError(f"--source {self.source}: the flags --kaldi_* are for --source kaldi; leave them out")
         if self.source != "audio" and self.features != FeatureOptions():
             raise UsageError(f"--source {self.source}: the flags --features.* are for --source audio; leave them out")
 

@@ -33,7 +33,7 @@ FRAME_FILES = {
     "fmatrix": "two little-endian int32, T and D, then T x D little-endian float32, frame by frame",
     "npy": "a NumPy array (T, D) of 2, 4 or 8-byte floats; of an .npz the only array, or the one named frames",
     "kaldi": "a binary Kaldi matrix (float, double or compressed) of T rows and D columns; where feats.scp names a range of "
-    "rows, these alone; cmvn.scp, vad.scp and segments are not applied",
+    "rows or columns, these alone; cmvn.scp and vad.scp are applied where `features` of `source` says so (cmvn, vad)",
     "htk": "an HTK parameter file: a big-endian header of 12 bytes, then T x D values frame by frame, as float32 or, with _C, "
     "compressed to 16 bits",
 }

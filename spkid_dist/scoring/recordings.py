@@ -30,6 +30,7 @@ from shards.sources.htk import HtkParameters, HtkSource, parse_htk
 from shards.sources.kaldi import read_matrix_at
 from shards.sources.kaldimatrix import parse_matrix
 from shards.sources.kaldiscp import ENTRY
+from shards.sources.kaldisteps import KaldiSteps
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 from shards.sources.npy import parse_numpy
 from spkid_dist.trained import TrainedModel
@@ -79,6 +80,7 @@ class RecordingReader:
         self.kind = str(kind)
         self.features: FeatureOptions | None = None
         self._htk: HtkParameters | None = None
+        self._steps = KaldiSteps.names(source) if self.kind == "kaldi" else []
         self._raw = raw_features(source) if self.kind == "fmatrix" else None
         self._num_features = model.num_features
         self._limit = limit
@@ -111,6 +113,12 @@ class RecordingReader:
             raise InputError(
                 f"{where}: the model was trained on files of the kind {self.kind!r}, which only its training could read; "
                 "compute their frames, and give these in Python: load_model(FOLDER).identify([frames])"
+            )
+        if self._steps:
+            raise InputError(
+                f"{where}: the model was trained on frames after {' and '.join(self._steps)}, which a file alone does not "
+                "have; give frames after these in Python: load_model(FOLDER).identify([frames]), or score a Kaldi folder (spkid "
+                "score)"
             )
         if self.kind == "kaldi" and _is_place_in_archive(path):
             return read_matrix_at(path, self._limit)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from shards.errors import UsageError
 from shards.sources.kaldidir import say_unused
+from shards.sources.kaldisteps import KaldiSteps
 from spkid_dist.config.places import check_places
 from spkid_dist.config.scoring import ScoringFlags
 from spkid_dist.process.allocator import keep_freed_memory
@@ -88,7 +89,8 @@ def scoring_run(config: ScoringFlags, command: str) -> Iterator[ScoringRun]:
         model = load_models(files, config.spk2idx)
         for line in (*(say_models(files) if config.models or len(files) > 1 else ()), *model.remarks):
             log.line(line)
-        for line in say_unused(config.db_path) if reads_kaldi(config, model) else ():
+        used = KaldiSteps.names(model.options["source"]) if reads_kaldi(config, model) else []
+        for line in say_unused(config.db_path, used) if reads_kaldi(config, model) else ():
             log.line(line)
         if processes.device.type == "cpu":
             leave_cpus_to_others(free_cpus, log.line)

@@ -143,8 +143,9 @@ def test_files_of_a_kaldi_folder_that_are_not_used_are_named(tmp_path: Path) -> 
     for name in ("cmvn.scp", "segments", "text", "spk2utt", "utt2num_frames"):
         write(tmp_path / name, "")
     assert say_unused(tmp_path) == [
-        f"{tmp_path}/cmvn.scp: not used; features are taken as they are: write normalised ones with apply-cmvn, or train with "
+        f"{tmp_path}/cmvn.scp: not used; features are taken as they are: give --kaldi_cmvn to `spkid shard`, or train with "
         "--normalize utterance",
         f"{tmp_path}/segments: not used; a line of feats.scp is an utterance, whatever is cut here",
         f"{tmp_path}: not used: text, spk2utt",
     ]
+    assert f"{tmp_path}/cmvn.scp" not in "".join(say_unused(tmp_path, ["cmvn.scp"]))
