@@ -117,8 +117,8 @@ class RecordingReader:
         if self._steps:
             raise InputError(
                 f"{where}: the model was trained on frames after {' and '.join(self._steps)}, which a file alone does not "
-                "have; give frames after these in Python: load_model(FOLDER).identify([frames]), or score a Kaldi folder (spkid "
-                "score)"
+                "have; give frames after these in Python: load_model(FOLDER).identify([frames]), or score a folder with "
+                "spkid score"
             )
         if self.kind == "kaldi" and _is_place_in_archive(path):
             return read_matrix_at(path, self._limit)
