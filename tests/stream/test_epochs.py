@@ -157,6 +157,23 @@ def test_workers_learn_what_the_dataset_is_told(corpus, persistent):
     assert first_values(data) == expected[2]
 
 
+@KINDS
+@pytest.mark.parametrize("batches", [1, 2, 5])
+def test_an_iteration_left_in_mid_epoch_costs_persistent_workers_no_window_of_the_next(corpus, make, batches):
+    expected = epochs_of(make(corpus), 6)
+    data = make(corpus)
+    loader = DataLoader(data, batch_size=None, num_workers=2, persistent_workers=True)
+    assert first_values(itertools.islice(loader, batches)) == expected[0][:batches]
+    assert epochs_of(loader, 2) == expected[1:3]
+    assert first_values(itertools.islice(loader, batches)) == expected[3][:batches]
+    data.set_epoch(5)
+    assert first_values(loader) == expected[5]
+    first_values(itertools.islice(loader, batches))
+    data.load_state_dict(make(corpus).state_dict(batches=3))
+    assert first_values(loader) == expected[0][3:]
+    assert first_values(loader) == expected[1]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("epochs", "batches"), [(0, 0), (0, 1), (0, 8), (0, 9), (1, 0), (1, 3)])
 def test_torchdatas_loader_goes_on_for_two_more_epochs(corpus, workers, epochs, batches):
