@@ -13,7 +13,7 @@ from shards.errors import InputError
 from shards.files import make_folder, write_json
 from shards.jsontext import read_json, shown
 from shards.lines import numbered_lines
-from shards.names import check_name, check_speakers_names
+from shards.names import check_name, check_speakers_names, classes_of, one_form
 from shards.speakers import SpeakerRule, speaker_by_component
 
 SPEAKER_MAP = 'a JSON file of speaker names and class indices, such as {"SES000": 0, "SES001": 1}'
@@ -105,10 +105,11 @@ def speaker_of(key: str, rule: SpeakerRule, where: str, *, known: bool = True) -
 
 
 def read_speakers(path: Path) -> list[str]:
-    """Read a speaker map (JSON: speaker name -> class index) as names in class order.
+    """Read a speaker map (JSON: speaker name -> class index) as names in class order, each in one form (`shards.names`).
 
     Raises:
-        InputError: it is missing, not JSON, not such an object, names a speaker twice, or its indices are not exactly 0..n-1.
+        InputError: it is missing, not JSON, not such an object, names a speaker twice, also in two Unicode forms, or its indices
+            are not exactly 0..n-1.
     """
     classes = read_json(path, "the speaker map", f"give {SPEAKER_MAP}", undecodable=True)
     if not isinstance(classes, dict) or not all(_is_index(value) for value in classes.values()):
@@ -126,7 +127,20 @@ def read_speakers(path: Path) -> list[str]:
                 f"{path}: class indices must be exactly 0..{len(speakers) - 1}, each once; {name!r} has {shown(classes[name])} "
                 f"where {expected} was expected: number the speakers again"
             )
-    return speakers
+    return _in_one_form(speakers, path)
+
+
+def _in_one_form(speakers: Sequence[str], path: Path) -> list[str]:
+    """The names in the form in which they are compared."""
+    classes: dict[str, int] = {}
+    for index, name in enumerate(map(one_form, speakers)):
+        if name in classes:
+            raise InputError(
+                f"{path}: the speakers of classes {classes[name]} and {index} are one name, {name!r}, in two Unicode forms; "
+                "expected each speaker once: remove one, and number the speakers again"
+            )
+        classes[name] = index
+    return list(classes)
 
 
 def _is_index(value: Any) -> bool:
@@ -148,7 +162,7 @@ def find_speakers(
         InputError: the map is damaged, or lacks a speaker of the list.
     """
     if not map_path.exists():
-        return sorted({utterance.speaker for utterance in utterances})
+        return sorted({one_form(utterance.speaker) for utterance in utterances})
     speakers = read_speakers(map_path)
     check_speakers(list_path, utterances, map_path, speakers, remedy)
     return speakers
@@ -175,10 +189,10 @@ def check_speakers(
     remedy: str = UNKNOWN_SPEAKER_REMEDY,
 ) -> None:
     """Raise InputError where an utterance's speaker is not among `speakers`; the paths and `remedy` are for the message."""
-    known = set(speakers)
+    known = classes_of(speakers)
     for utterance in utterances:
-        if utterance.speaker not in known:
+        if one_form(utterance.speaker) not in known:
             raise InputError(
                 f"{list_path}: the speaker {utterance.speaker!r} of utterance {utterance.key!r} is not among the "
-                f"{len(known)} speakers of {map_path}; {remedy}"
+                f"{len(speakers)} speakers of {map_path}; {remedy}"
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.layout import JOB_NAME, MANIFEST_NAME
+from shards.names import in_another_form
 
 HEAD = 64  # bytes that are looked at
 SHOWN = 5
@@ -90,6 +91,9 @@ def _is_htk(data: bytes) -> bool:
 def guess_missing_file(path: str) -> str | None:
     """Why a feature file ``{db_path}/{key}.{ext}`` is missing, and what to do; None where nothing near it tells."""
     file = Path(path)
+    alike = _in_another_form(file)
+    if alike is not None:
+        return f"a file of the same name in another Unicode form is there: write the list's line as its name, {str(alike)!a}"
     folder, name = file.parent, file.stem
     if Path(name).suffix and (folder / name).is_file():
         return f"there is {folder / name}: the list's lines have the extension already; remove {Path(name).suffix} from them"
@@ -109,6 +113,22 @@ def guess_missing_file(path: str) -> str | None:
     except OSError:
         return found
     return found if kind in (None, "kaldi") else f"{found} and --source {kind}"
+
+
+def _in_another_form(file: Path) -> Path | None:
+    """The file that is there under a path which looks the same, but is other characters: é as one, or as e and an accent."""
+    if str(file).isascii():
+        return None
+    found = Path(file.anchor)
+    for part in file.parts[1 if file.anchor else 0 :]:
+        if not (found / part).exists():
+            names = (entry.name for entry in found.iterdir()) if found.is_dir() else ()
+            other = in_another_form(part, names)
+            if other is None:
+                return None
+            part = other
+        found /= part
+    return found
 
 
 def guess_dataset(folder: Path) -> str:

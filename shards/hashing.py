@@ -3,6 +3,7 @@
 `shards.listing` has the arithmetic. The utterance table's hashes are others: `shards.layout.key_hash`.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance
 from shards.kernels import add_unseen, find_component, hash_slices, sum_pairs
+from shards.names import one_form
 
 MASK = 2**64 - 1
 
@@ -53,6 +55,13 @@ class Slices:
         firsts, lasts = np.empty_like(self.starts), np.empty_like(self.ends)
         find_component(self.data, self.starts, self.ends, number, firsts, lasts)
         return Slices(self.data, firsts, lasts)
+
+    def in_one_form(self) -> "Slices":
+        """The strings in the form in which speakers are compared."""
+        text = self.data.tobytes()
+        if text.isascii() or unicodedata.is_normalized("NFC", text.decode()):
+            return self
+        return Slices.of(list(map(one_form, self.strings(np.arange(len(self))))))
 
 
 @dataclass(frozen=True)

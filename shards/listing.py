@@ -194,7 +194,7 @@ class ListFile:
             speakers = keys.component(self._rule.component)
             if (speakers.starts == speakers.ends).any():
                 self._name_mistake()
-            return speakers
+            return speakers.in_one_form()
         try:
             return Slices.of([self._rule(key) for key in keys.strings(np.arange(len(keys)))])
         except InputError:

@@ -1,14 +1,14 @@
 """Find an utterance's speaker: rules that derive the speaker's name from the utterance's key.
 
-A rule is a function from a key to a name. It raises InputError where it finds none; who calls it puts in front of the
-message where the key was listed, or does without a speaker.
+A rule is a function from a key to a name, which is in one form (`shards.names`). It raises InputError where it finds none;
+who calls it puts in front of the message where the key was listed, or does without a speaker.
 
 Datasets and models keep the rule that named their speakers, as a JSON object (`describe_rule`): later commands then find
 the speakers of other lists alike. A table is not kept, only that there was one.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from shards.errors import InputError, UsageError
 from shards.files import read_text
 from shards.lines import LINE_END, WHITE_SPACE, split_columns
-from shards.names import check_name
+from shards.names import check_name, classes_of, in_another_form, one_form
 
 SpeakerRule = Callable[[str], str]
 """From an utterance's key to its speaker; raises InputError where there is none."""
@@ -26,6 +26,7 @@ RULE_FIELD = "speaker_rule"  # of a source's description; where it is missing, t
 DEFAULT_COMPONENT = 2
 SPEAKER_FLAGS = "--speaker_component, --speaker_regex, --speaker_tsv or --utt2spk"
 REMEDY = "add it there, or remove the utterance from the list"
+OTHER_FORM = "one of the same name in another Unicode form is"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ComponentRule:
                 f"utterance {key!r} has no component {self.component} to name its speaker; expected a line such as "
                 f"BLOCK00/SES000/SA000S01, or say what names the speakers: {SPEAKER_FLAGS}"
             )
-        return parts[self.component - 1]
+        return one_form(parts[self.component - 1])
 
     def describe(self) -> dict[str, Any]:
         """The rule as a JSON object."""
@@ -64,7 +65,7 @@ class RegexRule:
                 f"the regular expression {self.expression.pattern!r} finds no speaker in utterance {key!r}; change "
                 "--speaker_regex, or remove the utterance from the list"
             )
-        return str(found[self.group])
+        return one_form(found[self.group])
 
     def describe(self) -> dict[str, Any]:
         """The rule as a JSON object."""
@@ -82,12 +83,36 @@ class TableRule:
     def __call__(self, key: str) -> str:
         """The speaker. Raises InputError where the table lacks the key."""
         if key not in self.speakers:
-            raise InputError(f"utterance {key!r} is not among the {len(self.speakers)} of {self.path}; {REMEDY}")
+            other = in_another_form(key, self.speakers)
+            remedy = REMEDY if other is None else f"{OTHER_FORM}: write both alike"
+            raise InputError(f"utterance {key!r} is not among the {len(self.speakers)} of {self.path}; {remedy}")
         return self.speakers[key]
 
     def describe(self) -> dict[str, Any]:
         """That it was a table, as a JSON object: of other utterances another table must tell."""
         return {"by": self.flag}
+
+
+@dataclass(frozen=True)
+class SpelledRule:
+    """What another rule says, spelled as a dataset spells it that was made when forms of names were told apart."""
+
+    rule: SpeakerRule
+    speakers: Sequence[str]
+    classes: dict[str, int]
+
+    def __call__(self, key: str) -> str:
+        """The speaker. Raises InputError as the other rule."""
+        speaker = self.rule(key)
+        index = self.classes.get(speaker)
+        return speaker if index is None else self.speakers[index]
+
+
+def spelled_as(speakers: Sequence[str], rule: SpeakerRule) -> SpeakerRule:
+    """The rule, which names those of `speakers` as they are spelled here."""
+    if all(name == one_form(name) for name in speakers):
+        return rule
+    return SpelledRule(rule, speakers, classes_of(speakers))
 
 
 def speaker_by_component(component: int = DEFAULT_COMPONENT) -> SpeakerRule:
@@ -158,7 +183,7 @@ def _read_table(path: Path, text: str, separator: str | None, expected: str) -> 
                 f"{path}:{number}: utterance {key!r} occurs a second time (it has speaker {speakers[key]!r} already); "
                 "expected one line per utterance: remove one"
             )
-        speakers[key] = speaker
+        speakers[key] = one_form(speaker)
     return speakers
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from shards.errors import InputError, UsageError
+from shards.names import one_form
 from spkid_dist.dataset import WindowDataset
 from spkid_dist.streaming.ledger import Ledger, check_epoch
 from spkid_dist.streaming.resumable import ResumableBatches
@@ -112,7 +113,7 @@ def _check_alike(datasets: Sequence[WindowDataset]) -> None:
     first = datasets[0]
     for data in datasets[1:]:
         for what, ours, theirs in (
-            ("speakers", first.data.manifest.speakers, data.data.manifest.speakers),
+            ("speakers", *(list(map(one_form, one.data.manifest.speakers)) for one in (first, data))),
             ("values of a window", first.in_features, data.in_features),
             ("rank", (first.rank, first.world_size), (data.rank, data.world_size)),
         ):

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.corpus import Utterance, check_speakers, read_speakers
+from shards.corpus import Utterance, read_speakers
 from shards.dataset import ShardDataset
 from shards.errors import InputError
+from shards.files import make_folder, write_json
 from shards.guesses import describe_difference
 from shards.layout import key_hash
+from shards.names import are_alike, classes_of, one_form
 
 TABLE_ROWS = 2**20  # of the utterance table, compared at a time
 
@@ -32,33 +34,47 @@ def check_options(dataset: ShardDataset, source: Mapping[str, Any], dtype: str) 
             raise InputError(f"{dataset.folder}: made with {flag} {there}, not {here}; append alike")
 
 
-def extended_speakers(
-    dataset: ShardDataset, list_path: Path, examples: Sequence[Utterance], map_path: Path
-) -> list[str]:
-    """The dataset's speakers and, after them, the new ones: in the order of the map, or sorted where there is none.
+def extended_speakers(dataset: ShardDataset, examples: Sequence[Utterance], map_path: Path) -> list[str]:
+    """The dataset's speakers and, after them, the new ones: those of the map in its order, then the list's others, sorted.
 
     Args:
         dataset: what is appended to.
-        list_path: where the utterances are listed, for messages.
         examples: an utterance of each of the list's speakers.
         map_path: the speaker map; it numbers the dataset's speakers as they are numbered there.
 
     Raises:
-        InputError: the map is damaged, numbers them otherwise, or lacks a speaker of the list.
+        InputError: the map is damaged, or numbers them otherwise.
     """
     old = dataset.manifest.speakers
-    if not map_path.exists():
-        return [*old, *sorted({utterance.speaker for utterance in examples} - set(old))]
-    mapped = read_speakers(map_path)
+    mapped = read_speakers(map_path) if map_path.exists() else []
     for index, (name, other) in enumerate(zip(old, mapped, strict=False)):
-        if name != other:
+        if one_form(name) != other:
             raise InputError(
                 f"{map_path}: class {index} is {other!r}, but {name!r} in {dataset.folder}; speakers keep their classes: "
                 "number new ones after the old"
             )
-    speakers = max(old, mapped, key=len)
-    check_speakers(list_path, examples, map_path, speakers)
-    return speakers
+    speakers = [*old, *mapped[len(old) :]]
+    return [*speakers, *sorted({one_form(one.speaker) for one in examples} - set(classes_of(speakers)))]
+
+
+def extend_map(map_path: Path, speakers: Sequence[str]) -> list[str]:
+    """Make the map, or add to it those of `speakers` that it lacks, behind its own; returns these.
+
+    Raises:
+        InputError: it is damaged, can't be written, or numbers these speakers otherwise: it was changed meanwhile.
+    """
+    mapped = read_speakers(map_path) if map_path.exists() else []
+    num_common = min(len(mapped), len(speakers))
+    if not are_alike(mapped[:num_common], speakers[:num_common]):
+        raise InputError(
+            f"{map_path}: it was changed while utterances were appended, and numbers the dataset's speakers otherwise now; "
+            "restore it, or delete it and run the same command again"
+        )
+    new = list(speakers[num_common:])
+    if new:
+        make_folder(map_path.parent)
+        write_json(map_path, {one_form(name): index for index, name in enumerate(speakers)})
+    return new
 
 
 def check_absent(dataset: ShardDataset, utterances: Sequence[Utterance]) -> None:

@@ -14,6 +14,7 @@ from shards.errors import InputError
 from shards.layout import block_info, key_hash
 from shards.members import MAX_MEMBER_BYTES, NPY_HEADER
 from shards.moments import BlockMoments
+from shards.names import classes_of
 from shards.sources import Source
 
 FLOAT16_NORMAL = 2.0**-14  # the least value that float16 keeps with its full precision
@@ -32,7 +33,7 @@ class BlockBuilder:
         self.rounding_error = 0.0
         self._job = job
         self._writer = writer
-        self._classes = {name: index for index, name in enumerate(job.speakers)}
+        self._classes = classes_of(job.speakers)
         self._dtype = np.dtype(job.layout.dtype)
         self._buffer = np.empty((2 * job.layout.block_frames, job.num_features), np.float32)
         self._num_frames = 0

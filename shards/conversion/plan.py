@@ -29,6 +29,7 @@ from shards.jsontext import from_json, shown
 from shards.layout import Layout
 from shards.listing import Listing, MemoryListing
 from shards.manifest import Manifest, Origin
+from shards.names import classes_of, one_form
 from shards.sources import Source
 from shards.sources.limits import MAX_FEATURES
 from shards.speakers import SpeakerRule, describe_rule
@@ -195,7 +196,7 @@ def make_plan(
         InputError: one of those few is missing or damaged, an utterance is listed twice, or in `onto` already; or D, the
             dtype or the source is not that of `onto`.
     """
-    listing = MemoryListing(listed, layout.seed) if isinstance(listed, Sequence) else listed
+    listing = MemoryListing(_spelled(listed, speakers), layout.seed) if isinstance(listed, Sequence) else listed
     if onto is not None:
         check_options(onto, source.describe(), layout.dtype)
     plan = Plan(_make_job(listing, speakers, source, layout, onto, rule), listing, onto)
@@ -205,6 +206,18 @@ def make_plan(
         if onto is not None and not plan.job.is_in(onto.manifest):
             check_absent(onto, utterances)
     return plan
+
+
+def _spelled(utterances: Sequence[Utterance], speakers: Sequence[str]) -> Sequence[Utterance]:
+    """The utterances, with the names of `speakers` as they are spelled there: both forms of a name are one speaker."""
+    if all(one.speaker.isascii() for one in utterances):
+        return utterances
+    classes = classes_of(speakers)
+    found = [classes.get(one.speaker, classes.get(one_form(one.speaker))) for one in utterances]
+    return [
+        one if index is None else Utterance(one.key, speakers[index])
+        for one, index in zip(utterances, found, strict=True)
+    ]
 
 
 def _make_job(

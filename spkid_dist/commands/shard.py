@@ -1,12 +1,13 @@
 """The commands `spkid shard` and `spkid merge`: make a dataset of a list of feature files or audio files."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.conversion.appending import extended_speakers
+from shards.conversion.appending import extend_map, extended_speakers
 from shards.conversion.check import find_bad
 from shards.conversion.claiming import claim_folder
 from shards.conversion.folder import Folder, open_folder
@@ -37,11 +38,12 @@ from shards.speakers import (
     kept_table,
     speaker_by_component,
     speaker_by_utt2spk,
+    spelled_as,
 )
 from spkid_dist.commands.slurm import run_array
 from spkid_dist.config import MergeConfig, ShardConfig
 from spkid_dist.ranks.console import RunLog, shard_progress
-from spkid_dist.streaming.speakerlines import say_list_speakers
+from spkid_dist.streaming.speakerlines import say_list_speakers, shown
 
 DEFAULT_LIST = Path("cfg/all.train")
 
@@ -83,6 +85,8 @@ def shard(config: ShardConfig) -> Manifest | None:
     else:
         manifest = manifest or merge_job(out, log.line)
         _say_done(log, config.out, manifest)
+    if config.append and manifest is not None:
+        _extend_map(config.spk2idx, manifest.speakers, log)
     if summary is not None:
         log.summary(summary, config.json)
     return manifest
@@ -96,12 +100,12 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
     source = open_source(config)
     onto = ShardDataset(config.out) if config.append else None
     rule = find_rule(config, onto)
-    list_path, listing = open_listing(config, rule, layout.seed)
+    list_path, listing = open_listing(config, rule, layout.seed, () if onto is None else onto.manifest.speakers)
     source = settled_source(source, listing.first)
     if onto is None:
         speakers = find_speakers(list_path, listing.examples, config.spk2idx, OTHER_SPEAKERS)
     else:
-        speakers = extended_speakers(onto, list_path, listing.examples, config.spk2idx)
+        speakers = extended_speakers(onto, listing.examples, config.spk2idx)
     num_listed = listing.total.count
     for line in say_unused(config.db_path, source.steps.used) if isinstance(source, KaldiSource) else ():
         log.line(line)
@@ -111,7 +115,7 @@ def _plan(config: ShardConfig, log: RunLog) -> tuple[Plan, Source, int]:
         good = _without_bad(listing.select(range(num_listed)), source, config.workers, log)
         listing = MemoryListing(good, layout.seed)
     plan = make_plan(listing, speakers, source, layout, onto, rule)
-    if write_speakers(config.spk2idx, speakers):
+    if onto is None and write_speakers(config.spk2idx, speakers):
         log.line(f"{config.spk2idx}: made from the speakers of {list_path}")
     return plan, source, num_listed - plan.job.num_utterances
 
@@ -174,6 +178,13 @@ def merge(config: MergeConfig) -> Manifest:
     return manifest
 
 
+def _extend_map(path: Path, speakers: list[str], log: RunLog) -> None:
+    """Have the map number the speakers that an append has brought: it may have been made by the dataset's first job."""
+    new = extend_map(path, speakers)
+    if new:
+        log.line(f"{path}: {len(new):,} new speakers, classes {len(speakers) - len(new)} and up: {shown(new)}")
+
+
 def _say_done(log: RunLog, out: str, manifest: Manifest) -> None:
     log.line(
         f"{shown_place(out)}: {len(manifest.shards)} shards, {manifest.num_blocks} blocks; look: spkid info {shown_place(out)}"
@@ -227,10 +238,13 @@ def find_rule(config: ShardConfig, onto: ShardDataset | None) -> SpeakerRule | N
     return kept_rule(onto.manifest.source)
 
 
-def open_listing(config: ShardConfig, rule: SpeakerRule | None, seed: int) -> tuple[Path, Listing]:
+def open_listing(
+    config: ShardConfig, rule: SpeakerRule | None, seed: int, speakers: Sequence[str] = ()
+) -> tuple[Path, Listing]:
     """The utterances to shard, and where they are listed; a Kaldi folder lists its own, with their speakers.
 
-    Without a `rule`, utt2spk names the speakers of a Kaldi folder, and the second component those of other lists.
+    Without a `rule`, utt2spk names the speakers of a Kaldi folder, and the second component those of other lists. Those of
+    `speakers` are spelled as there.
 
     A list is not read into memory.
 
@@ -238,9 +252,11 @@ def open_listing(config: ShardConfig, rule: SpeakerRule | None, seed: int) -> tu
         InputError: the list or utt2spk is missing or damaged, or an utterance has no speaker.
     """
     if config.source == "kaldi":
+        if speakers or config.list_file is not None:
+            rule = rule or speaker_by_utt2spk(config.db_path / UTT2SPK_NAME)
+            rule = spelled_as(speakers, rule)
         if config.list_file is None:
             return config.db_path / SCP_NAME, MemoryListing(read_kaldi_folder(config.db_path, rule), seed)
-        rule = rule or speaker_by_utt2spk(config.db_path / UTT2SPK_NAME)
     list_path = config.list_file or DEFAULT_LIST
-    rule = rule or speaker_by_component()
+    rule = spelled_as(speakers, rule or speaker_by_component())
     return list_path, ListFile(list_path, rule, seed, are_paths=config.source != "kaldi")

@@ -20,6 +20,7 @@ from shards.dataset import ShardDataset
 from shards.errors import InputError, SpkidError
 from shards.files import expand_home
 from shards.layout import MANIFEST_NAME, key_hash, key_sum
+from shards.names import one_form
 from shards.speakers import DEFAULT_COMPONENT, kept_rule, speaker_by_component
 
 MOST_TRAINED_ON = 0.01  # share of a list that may be in the training set by mishap
@@ -144,7 +145,7 @@ def _list_of(options: Mapping[str, Any], dataset: ShardDataset | None) -> tuple[
     place = options.get("tr_utterances") or (None if options.get("tr_shards") else options.get("tr_list_file"))
     if not place:
         return None, "" if options.get("tr_shards") else "train.opts names no training set"
-    wanted, source = options.get("tr_speakers") or (), options.get("source")
+    wanted, source = set(map(one_form, options.get("tr_speakers") or ())), options.get("source")
     try:
         rule = kept_rule(source) or speaker_by_component(options.get("speaker_component") or DEFAULT_COMPONENT)
         listed = read_list(Path(str(place)), rule=rule, speakers_known=False, are_paths=False)
@@ -164,7 +165,7 @@ def _list_of(options: Mapping[str, Any], dataset: ShardDataset | None) -> tuple[
 
 def _of_speakers(dataset: ShardDataset, options: Mapping[str, Any]) -> Hashes:
     """The hashes of the keys of the dataset's utterances whose speakers were chosen."""
-    chosen = set(options.get("tr_speakers") or ())
-    classes = [index for index, name in enumerate(dataset.manifest.speakers) if name in chosen]
+    chosen = set(map(one_form, options.get("tr_speakers") or ()))
+    classes = [index for index, name in enumerate(dataset.manifest.speakers) if one_form(name) in chosen]
     rows = dataset.utterances
     return np.array(rows["key_hash"][np.isin(rows["speaker"], classes)], np.uint64)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError
 from shards.lines import read_chunks
+from shards.names import one_form
 
 KALDI, VOXCELEB, LABEL_LAST = "kaldi", "voxceleb", "label_last"
 _WORDS, _DIGITS = {b"target": True, b"nontarget": False}, {b"1": True, b"0": False}
@@ -109,7 +110,7 @@ class TrialList:
 
 def _find(name: str, known: Mapping[str, int]) -> int:
     """The index of a name, or of the name without the ending of an audio file; -1 where there is none."""
-    found = known.get(name, -1)
+    found = known.get(name, known.get(one_form(name), -1))
     if found < 0 and name.lower().endswith(AUDIO_ENDINGS):
         found = known.get(name.rpartition(".")[0], -1)
     return found

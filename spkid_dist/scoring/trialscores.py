@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shards.corpus import Utterance, check_key
 from shards.errors import InputError
+from shards.names import classes_of
 from shards.sources import Source
 from shards.sources.kaldi import KaldiSource
 from spkid_dist.config import TrialsConfig
@@ -77,7 +78,7 @@ class ModelScores:
     def score(self, trials: TrialList) -> NDArray[np.float64]:
         """The scores of N trials, (N,)."""
         model = self._run.model
-        classes = trials.resolve_claims({name: i for i, name in enumerate(model.speakers)}, OF_MODEL, SPEAKER_REMEDY)
+        classes = trials.resolve_claims(classes_of(model.speakers), OF_MODEL, SPEAKER_REMEDY)
         utterances, positions = open_trial_utterances(self._config, model, trials)
         picked = PickedScores(trials, classes, positions, utterances.count)
         for scores in self._run.score(utterances):
@@ -124,7 +125,7 @@ class FileScores:
         held = self._held
         remedy = f"score it too, or remove the trial; {self._path} has {len(held.keys)} utterances"
         rows = trials.resolve_utterances({key: i for i, key in enumerate(held.keys)}, f"in {self._path}", remedy)
-        classes = trials.resolve_claims({name: i for i, name in enumerate(held.speakers)}, OF_MODEL, SPEAKER_REMEDY)
+        classes = trials.resolve_claims(classes_of(held.speakers), OF_MODEL, SPEAKER_REMEDY)
         picked = PickedScores(trials, classes, rows, len(held.keys))
         used = np.unique(rows)
         step = max(1, ROWS_AT_A_TIME // len(held.speakers))

@@ -18,6 +18,7 @@ from shards.dataset import ShardDataset
 from shards.errors import InputError
 from shards.guesses import describe_difference
 from shards.layout import key_hash
+from shards.names import classes_of, one_form
 from shards.parallel import in_order
 from shards.sources import Source
 from shards.stores.store import StoreOptions
@@ -86,7 +87,7 @@ class ListedFiles:
         self._listed = listed
         self._source = source
         self._num_features = model.num_features
-        self._classes = {name: index for index, name in enumerate(model.speakers)}
+        self._classes = classes_of(model.speakers)
         self.count = len(listed)
         self.fingerprint: str | None = None
         others = [utterance for utterance in listed if utterance.speaker not in self._classes]
@@ -148,9 +149,9 @@ class ShardedUtterances:
     ) -> None:
         self.data = ShardDataset(folder, store)
         self._check_features(model)
-        classes = {name: index for index, name in enumerate(model.speakers)}
+        classes = classes_of(model.speakers)
         names = self.data.manifest.speakers
-        self._class_of_label = np.array([classes.get(name, UNKNOWN) for name in names], np.int64)
+        self._class_of_label = np.array([classes.get(one_form(name), UNKNOWN) for name in names], np.int64)
         self._position: dict[str, int] | None = None
         self.fingerprint = self.data.fingerprint if listed is None else None
         if listed is None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shards.dataset import ShardDataset
 from shards.errors import InputError, UsageError
 from shards.layout import key_hash
+from shards.names import classes_of, one_form
 
 SHOWN = 3
 MOST_REPEATS = 2**31 - 1  # that int32 counts
@@ -76,14 +77,14 @@ class Selection:
 
     def _classes(self, dataset: ShardDataset) -> list[int]:
         assert self.speakers is not None
-        classes = {name: index for index, name in enumerate(dataset.manifest.speakers)}
-        unknown = [name for name in self.speakers if name not in classes]
+        classes = classes_of(dataset.manifest.speakers)
+        unknown = [name for name in self.speakers if one_form(name) not in classes]
         if unknown:
             raise InputError(
-                f"{dataset.folder}: has no speaker {', '.join(map(repr, unknown[:SHOWN]))} among its {len(classes)}; "
-                f"see them with: spkid info {dataset.folder}"
+                f"{dataset.folder}: has no speaker {', '.join(map(repr, unknown[:SHOWN]))} among its "
+                f"{len(dataset.manifest.speakers)}; see them with: spkid info {dataset.folder}"
             )
-        return [classes[name] for name in self.speakers]
+        return [classes[one_form(name)] for name in self.speakers]
 
     def _listed(self, dataset: ShardDataset) -> NDArray[np.bool_]:
         assert self.utterances is not None

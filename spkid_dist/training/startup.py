@@ -14,6 +14,7 @@ from accelerate.utils import gather_object
 from shards.corpus import Utterance, check_speakers, find_speakers, read_list, write_speakers
 from shards.errors import InputError, UsageError
 from shards.guesses import describe_difference
+from shards.names import are_alike
 from shards.sources.fmatrix import FmatrixSource
 from shards.sources.limits import UtteranceLimit
 from shards.speakers import speaker_by_component
@@ -98,7 +99,7 @@ def open_data(job: Job) -> TrainingData:
         ("speakers", "--spk2idx", tr_manifest.speakers, va_manifest.speakers),
         ("audio features", "--features.*", tr_manifest.source.get("features"), va_manifest.source.get("features")),
     ):
-        if ours != theirs:
+        if ours != theirs and not (what == "speakers" and are_alike(tr_manifest.speakers, va_manifest.speakers)):
             here, there = describe_difference(theirs, ours)
             raise InputError(
                 f"{folders[1]}: its {what} are {here}, those of the training set {folders[0]} are {there}; shard both with the "

@@ -16,13 +16,14 @@ import pytest
 from shards import FmatrixSource, InputError, Layout, ShardDataset, UsageError, make_plan, merge, read_list
 from shards.conversion import appending as appending_module
 from shards.conversion import plan as plan_module
-from shards.conversion.appending import extended_speakers
+from shards.conversion.appending import extend_map, extended_speakers
 from shards.conversion.assembly import assembling
 from shards.conversion.claiming import claim_folder
 from shards.conversion.folder import LocalFolder
 from shards.conversion.job import convert_shard, convert_tasks
 from shards.conversion.merging import JOB_NAME
 from shards.conversion.record import ShardRecord, record_name
+from shards.corpus import read_speakers
 from shards.layout import MANIFEST_NAME, key_hash, shard_name
 from shards.sources.fmatrix import read_fmatrix, write_fmatrix
 from shards.verification.index import rebuild_index
@@ -240,7 +241,7 @@ def test_an_append_killed_at_any_moment_leaves_the_old_dataset_and_is_completed(
 def plan_of(corpus, list_name, out):
     source, dataset = FmatrixSource(corpus / "mcp", "mcp"), ShardDataset(out)
     utterances = read_list(corpus / list_name)
-    speakers = extended_speakers(dataset, corpus / list_name, utterances, Path("no map"))
+    speakers = extended_speakers(dataset, utterances, Path("no map"))
     return make_plan(utterances, speakers, source, Layout(**LAYOUT), dataset), source
 
 
@@ -423,7 +424,6 @@ REFUSED = {
     "other dtype": (lambda *_: {"dtype": "float16"}, r"out: holds float32, not float16; append with --dtype float32"),
     "other source": (lambda *_: {"source": "npy"}, r"out: made with --source fmatrix, not npy; append alike"),
     "renumbered": (mapped(FIVE[::-1]), r"map: class 0 is 'spk0004', but 'spk0000' in .*speakers keep their classes"),
-    "speaker not in the map": (mapped(FIVE), r"second: the speaker 'spk0005' of utterance .* is not among the 5 speakers"),
 }  # fmt: skip
 
 
@@ -449,6 +449,50 @@ def test_a_map_may_number_more_speakers_after_the_old(corpus, out):
     assert ShardDataset(out).manifest.speakers == names
     check_holds(corpus, out, LISTS[:2])
     assert verify_dataset(out).defects == []
+
+
+def test_new_speakers_extend_the_map_that_the_first_job_made(corpus, tmp_path, grown, capsys):
+    out, path = tmp_path / "out", tmp_path / "map.json"
+    for name in LISTS:
+        shard(options(corpus, name, out, spk2idx=path))
+    nine = [f"spk{n:04d}" for n in range(9)]
+    assert ShardDataset(out).manifest.speakers == read_speakers(path) == nine
+    assert folder_bytes(out) == folder_bytes(grown["third"])
+    shown = capsys.readouterr()
+    assert f"{path}: 4 new speakers, classes 5 and up: spk0005, spk0006" in shown.out + shown.err
+
+
+def test_a_map_with_more_speakers_than_the_dataset_is_extended_behind_them(corpus, out):
+    path = mapped([*FIVE, "nobody"])(corpus, out, None)["spk2idx"]
+    append(corpus, "second", out, spk2idx=path)
+    expected = [*FIVE, "nobody", *(f"spk{n:04d}" for n in range(5, 9))]
+    assert ShardDataset(out).manifest.speakers == read_speakers(path) == expected
+
+
+def test_an_append_that_fails_or_is_unfinished_leaves_the_map(corpus, out, tmp_path):
+    path = mapped(FIVE)(corpus, out, None)["spk2idx"]
+    with pytest.raises(InputError, match="can't read"):
+        append(corpus, "second", out, spk2idx=path, db_path=tmp_path)
+    append(corpus, "second", out, spk2idx=path, task="0/2")
+    assert read_speakers(path) == FIVE
+    append(corpus, "second", out, spk2idx=path)
+    assert len(read_speakers(path)) == 9
+
+
+def test_a_map_that_was_not_extended_is_extended_by_the_same_command(corpus, grown, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(grown["second"], out)
+    path = mapped(FIVE)(corpus, out, None)["spk2idx"]
+    append(corpus, "second", out, spk2idx=path)
+    assert folder_bytes(out) == folder_bytes(grown["second"])
+    assert len(read_speakers(path)) == 9
+
+
+def test_a_map_that_was_changed_while_utterances_were_appended_is_not_written_over(tmp_path):
+    path = mapped(["a", "x"])(None, tmp_path / "out", None)["spk2idx"]
+    with pytest.raises(InputError, match=r"map: it was changed while utterances were appended.*delete it and run"):
+        extend_map(path, ["a", "b", "c"])
+    assert read_speakers(path) == ["a", "x"]
 
 
 def test_a_list_is_not_sharded_into_a_dataset_of_another_by_mistake(corpus, out):
