@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import InputError
-from shards.guesses import guess_missing_file
+from shards.guesses import guess_encoding, guess_missing_file
 from shards.unfinished import lock_maker, remove_left_behind_once, unfinished_path
 
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL}
@@ -326,7 +326,11 @@ def read_text(path: Path, what: str, remedy: str, most_bytes: int = MOST_TEXT_BY
         InputError: it is missing, unreadable, no regular file, not UTF-8, or larger than `most_bytes`.
     """
     try:
-        return read_regular(path, most_bytes).decode("utf-8-sig")  # editors on Windows begin a file with a mark
+        data = read_regular(path, most_bytes)
+        encoding = guess_encoding(data)
+        if encoding is not None:
+            raise InputError(f"{path}: {what} must be UTF-8 text; {encoding}")
+        return data.decode("utf-8-sig")  # editors on Windows begin a file with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: {what} must be UTF-8 text: {error.reason} at byte {error.start}; {remedy}") from None
     except OSError as error:

@@ -131,6 +131,16 @@ def _in_another_form(file: Path) -> Path | None:
     return found
 
 
+def guess_encoding(data: bytes) -> str | None:
+    """What is wrong with the encoding of a text that begins with `data`, and what to do; None where nothing tells.
+
+    UTF-16, as Windows and spreadsheets write, begins with a mark, or has zeros beside each Latin letter.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:HEAD].count(0) * 4 > len(data[:HEAD]):
+        return "it seems to be UTF-16: save it as UTF-8, such as by iconv -f UTF-16 -t UTF-8"
+    return None
+
+
 def guess_dataset(folder: Path) -> str:
     """What to give instead of a folder that holds no manifest, or what to do first."""
     below = sorted({path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{MANIFEST_NAME}")})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.errors import InputError
 from shards.files import open_regular
+from shards.guesses import guess_encoding
 
 CHUNK_BYTES = 2**22  # also the longest line
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # editors on Windows begin a file with it
@@ -28,6 +29,9 @@ def read_chunks(path: Path, what: str = LIST, remedy: str = REMEDY) -> Iterator[
     """
     offset = 0
     for chunk in _whole_lines(path, what, remedy):
+        encoding = None if offset else guess_encoding(chunk)
+        if encoding is not None:
+            raise InputError(f"{path}: {what} must be UTF-8 text; {encoding}")
         try:
             if not chunk.isascii():
                 chunk.decode()

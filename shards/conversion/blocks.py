@@ -15,8 +15,10 @@ from shards.layout import block_info, key_hash
 from shards.members import MAX_MEMBER_BYTES, NPY_HEADER
 from shards.moments import BlockMoments
 from shards.names import classes_of
+from shards.resources import memory_left
 from shards.sources import Source
 
+FIRST_BUFFER_FRAMES = 16384  # of the buffer of a block, which grows to what the block has
 FLOAT16_NORMAL = 2.0**-14  # the least value that float16 keeps with its full precision
 
 
@@ -35,7 +37,8 @@ class BlockBuilder:
         self._writer = writer
         self._classes = classes_of(job.speakers)
         self._dtype = np.dtype(job.layout.dtype)
-        self._buffer = np.empty((2 * job.layout.block_frames, job.num_features), np.float32)
+        first_rows = min(2 * job.layout.block_frames, FIRST_BUFFER_FRAMES)
+        self._buffer = np.empty((first_rows, job.num_features), np.float32)
         self._num_frames = 0
         self._pending: list[Utterance] = []
         self._lengths: list[int] = []
@@ -105,9 +108,20 @@ class BlockBuilder:
         self.rounding_error = max(self.rounding_error, float(errors.max()))
         return stored
 
+    def _check_memory(self, num_frames: int) -> None:
+        """Raise InputError where a buffer of so many frames is more than the memory that is left."""
+        num_bytes = num_frames * self._job.num_features * self._buffer.itemsize
+        left = memory_left()
+        if left is not None and num_bytes > left:
+            raise InputError(
+                f"a block of --block_frames {self._job.layout.block_frames} frames of {self._job.num_features} features needs "
+                f"a buffer of {num_bytes} bytes, but {left} bytes of memory are left; give a smaller --block_frames"
+            )
+
     def _room_for(self, num_frames: int) -> NDArray[Any]:
         end = self._num_frames + num_frames
         if end > len(self._buffer):
+            self._check_memory(2 * end)
             grown = np.empty((2 * end, self._buffer.shape[1]), self._buffer.dtype)
             grown[: self._num_frames] = self._buffer[: self._num_frames]
             self._buffer = grown

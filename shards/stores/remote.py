@@ -57,7 +57,7 @@ class RemoteFiles:
 
     def where(self, name: str) -> str:
         """The file's URL, for messages: without what may be secret in it."""
-        return f"{masked(self.url)}/{name}"
+        return masked(file_url(self.url, name))
 
     @property
     def may_ignore_ranges(self) -> bool:
@@ -141,7 +141,7 @@ class RemoteFiles:
     ) -> Result:
         fs, root = open_filesystem(self.url, repeats=False)
         where = self.where(name)
-        wanted = Wanted(path=f"{root}/{name}", where=where, start=start, end=end, whole=whole)
+        wanted = Wanted(path=file_url(root, name), where=where, start=start, end=end, whole=whole)
         try:
             return retry(
                 lambda attempt: request(fs, wanted, attempt), self.policy, where=where, is_final=_is_final, stop=stop
@@ -152,6 +152,19 @@ class RemoteFiles:
             raise StoreError(
                 f"{where}: the store refuses: {in_one_line(error)}; check the URL and your rights to read there"
             ) from error
+
+
+def without_slash(url: str) -> str:
+    """The URL of a folder without a slash at its end; a query may end with one that counts."""
+    return url if "?" in url else url.rstrip("/")
+
+
+def file_url(folder: str, name: str) -> str:
+    """The URL of a file in the folder at a URL: of a signed one, ``https://host/train?sig=...``, the query stays at the end."""
+    if not folder.startswith(("http://", "https://")):
+        return f"{folder}/{name}"
+    place, mark, query = folder.partition("?")
+    return f"{place.rstrip('/')}/{name}{mark}{query}"
 
 
 def open_filesystem(url: str, *, repeats: bool) -> tuple[Any, str]:
@@ -175,16 +188,17 @@ def _open_filesystem(url: str, repeats: bool, _process: int) -> tuple[Any, str]:
 
     protocol = url.partition("://")[0]
     try:
-        fs, root = fsspec.core.url_to_fs(url, **({} if repeats else _options(protocol, fsspec.config.conf)))
+        fs, root = fsspec.core.url_to_fs(url, **({} if repeats else _options(url, fsspec.config.conf)))
     except (ImportError, ValueError) as error:
         raise UsageError(f"{url}: can't be opened: {in_one_line(error).partition(': ')[2]}") from error
     if protocol in S3_NAMES and not repeats:
         fs.retries = 1  # no other way to say it; the instance is ours alone
-    return fs, str(root).rstrip("/")
+    return fs, without_slash(str(root))
 
 
-def _options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
+def _options(url: str, configured: dict[str, Any]) -> dict[str, Any]:
     """Options of a file system that leave retries and time limits to us, beside what the user configured for it."""
+    protocol = url.partition("://")[0]
     family = next((names for names in (S3_NAMES, HTTP_NAMES) if protocol in names), ())
     given = {key: value for name in family for key, value in configured.get(name, {}).items()}
     if family is S3_NAMES:
@@ -197,7 +211,9 @@ def _options(protocol: str, configured: dict[str, Any]) -> dict[str, Any]:
         headers = {**given.get("headers", {}), "Accept-Encoding": "identity"}
         # Where it is compressed all the same, a few bytes could become very many before that is noticed.
         client = {"timeout": ClientTimeout(), **given.get("client_kwargs", {}), "auto_decompress": False}
-        return {"headers": headers, "client_kwargs": client}
+        # A signature is of the very characters of the query, of which yarl would spell some otherwise.
+        signed = {"encoded": True} if "?" in url and url.isascii() and " " not in url else {}
+        return {"headers": headers, "client_kwargs": client, **signed}
     return {}
 
 

@@ -25,7 +25,7 @@ from shards.resources import memory_left
 from shards.stores.cachedir import CacheFolder, NotKeptError
 from shards.stores.pipe import PipeFiles
 from shards.stores.receiving import NoRangesError
-from shards.stores.remote import RemoteFiles
+from shards.stores.remote import RemoteFiles, without_slash
 from shards.stores.retry import WRONG_READS, WrongBytesError
 from shards.stores.store import CHECKED_TABLE_BYTES, Extent, LocalStore, Store, StoreOptions
 from shards.tables import map_file
@@ -257,5 +257,5 @@ def open_store(place: str | Path, options: StoreOptions) -> Store:
     if text.startswith(PIPE_PREFIX):
         return RemoteStore(PipeFiles(text.removeprefix(PIPE_PREFIX), options.retry), options)
     if "://" in text:
-        return RemoteStore(RemoteFiles(text.rstrip("/"), options.retry), options)
+        return RemoteStore(RemoteFiles(without_slash(text), options.retry), options)
     return LocalStore(Path(place))

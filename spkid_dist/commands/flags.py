@@ -17,15 +17,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import tyro
 
+from spkid_dist.config.checks import URLS_TOO
+
 PLACEHOLDERS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
-URLS_TOO = (
-    "tr_shards",
-    "va_shards",
-    "te_shards",
-    "shards",
-    "out",
-    "unknown",
-)  # text, because a folder here may be a URL
+PLACES = set(URLS_TOO) - {"files", "resume"}  # those may be a word
 DEFAULT_MARK = "Default: "  # what a field's text says of a default that is not one value
 LARGE = 1_000_000  # from here on digits are grouped by underscores, which the parser takes too
 
@@ -92,7 +87,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any, marks: tuple[Any, ...], text
     if default is True:  # its flag is the opposite
         name = f"{prefix}no_{name.removeprefix(prefix)}"
     text, _, worded = text.partition(DEFAULT_MARK)
-    placeholder = getattr(given, "metavar", None) or _placeholder(Path if field.name in URLS_TOO else hint)
+    placeholder = getattr(given, "metavar", None) or _placeholder(Path if field.name in PLACES else hint)
     return Flag(
         name=name,
         placeholder=field.name.upper() if positional else placeholder,

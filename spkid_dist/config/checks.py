@@ -4,13 +4,23 @@ import dataclasses
 import math
 import numbers
 import os
+import re
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import tyro
 
 from shards.errors import UsageError
+from shards.files import expand_home
+from shards.plaintext import masked
 from shards.stores.store import check_is_fingerprint
 from spkid_dist.config.choices import EDGE_CODES
+
+URLS_TOO = ("tr_shards", "va_shards", "te_shards", "shards", "out", "unknown", "folder", "files", "resume")
+"""Fields that are text, as what they name may be no path: a URL, a command, a word."""
+
+URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,15 +37,57 @@ class Options:
         Raises:
             UsageError: one is of another type, or none of its choices.
         """
-        hints = get_type_hints(type(self))
+        hints = get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            hint, marks = _without_marks(hints[field.name])
             try:
-                converted = _convert(value, hints[field.name])
+                converted = _convert(value, hint)
             except TypeError as error:
                 raise UsageError(f"--{field.name} {value!r}: expected {error}") from None
+            if converted != field_default(field):  # a default is not what a user typed
+                converted = _convert_places(converted, field.name, _flag_of(field.name, marks))
             if converted is not value:
                 object.__setattr__(self, field.name, converted)
+
+
+def field_default(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field; `dataclasses.MISSING` where it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _without_marks(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type, and what tyro is told of it."""
+    return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
+
+
+def _flag_of(name: str, marks: tuple[Any, ...]) -> str:
+    """What a user types before the value of a field, or what the help calls it."""
+    if tyro.conf.Positional in marks:
+        return name.upper()
+    return "--" + next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+
+
+def _convert_places(value: Any, name: str, flag: str) -> Any:
+    """The value with the home folder in the place of "~", if it is a path, or text that names a folder or URL."""
+    if isinstance(value, tuple):
+        return tuple(_convert_places(item, name, flag) for item in value)
+    if isinstance(value, Path):
+        _refuse_url(value, flag)
+        return expand_home(value, flag) if str(value).startswith("~") else value
+    if name in URLS_TOO and isinstance(value, str) and value.startswith("~"):
+        return str(expand_home(Path(value), flag))
+    return value
+
+
+def _refuse_url(path: Path, flag: str) -> None:
+    """Raise UsageError for a URL, of which a path has one slash; unless there is a folder of that name."""
+    if URL.match(str(path)) and not Path(path.parts[0]).exists():
+        given = masked(str(path).replace(":/", "://", 1))
+        raise UsageError(
+            f"{flag} {given}: this is a URL, and {flag} takes files and folders of this machine alone; copy it to one, or "
+            "mount it"
+        )
 
 
 def _convert(value: Any, hint: Any) -> Any:

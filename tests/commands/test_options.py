@@ -2,13 +2,13 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from training import OPTIONS
 
-from shards.errors import UsageError
+from shards.errors import InputError, UsageError
 from spkid_dist.commands.registry import COMMANDS
 from spkid_dist.config import ExportConfig, ScoreConfig, ShardConfig, TrainConfig
 from spkid_dist.train import train_model
@@ -88,3 +88,43 @@ def test_a_training_on_files_of_another_kind_says_where_the_flags_are(spkid, tmp
     assert (
         "these are flags of spkid shard: shard the files with it first, and train on --tr_shards, --va_shards" in error
     )
+
+
+def test_a_home_folder_is_put_in_the_place_of_its_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = ShardConfig(db_path="~/mcp", list_file="~/list", out="~/out")
+    assert (made.db_path, made.list_file, made.out) == (tmp_path / "mcp", tmp_path / "list", f"{tmp_path}/out")
+    assert ScoreConfig(weights_ckpt=("~/a", "b")).weights_ckpt == (tmp_path / "a", Path("b"))
+    assert TrainConfig(resume="~/ckpt").resume == f"{tmp_path}/ckpt"
+    assert TrainConfig(tr_shards="pipe:cat ~/{name}", va_shards="~/v").va_shards == f"{tmp_path}/v"
+
+
+def test_without_a_home_folder_its_sign_is_one_line(monkeypatch):
+    monkeypatch.setattr(Path, "expanduser", lambda _self: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(InputError, match=r"^--db_path ~/mcp: this user has no home folder"):
+        ShardConfig(db_path="~/mcp", out="out")
+    assert TrainConfig().cache_dir  # its default may begin with the sign, and is not looked at before it is needed
+
+
+@pytest.mark.parametrize("options", CLASSES, ids=lambda options: options.__name__)
+def test_a_url_is_refused_where_only_paths_are_read(options):
+    hints = get_type_hints(options)
+    paths = [field.name for field in fields(options) if Path in (hints[field.name], *get_args(hints[field.name]))]
+    names = {field.name for field in fields(options)}
+    needed = {name: value for name, value in NEEDED.items() if name in names}
+    needed |= MODEL if "model" in names and "weights_ckpt" not in names else {}
+    for name in paths:
+        for url in ("s3://bucket/name", "https://me:secret@host/x?sig=secret"):
+            with pytest.raises(
+                UsageError, match=r"this is a URL, and .* takes files and folders of this machine"
+            ) as error:
+                options(**needed | {name: url})
+            assert "secret" not in str(error.value)
+            assert "--list_file" not in str(error.value)
+
+
+def test_a_folder_whose_name_looks_like_a_url_is_a_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s3:").mkdir()
+    assert ShardConfig(db_path="s3:/b", out="out").db_path == Path("s3:/b")
+    assert ShardConfig(db_path="a:b", out="out").db_path == Path("a:b")

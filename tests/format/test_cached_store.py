@@ -30,6 +30,20 @@ def test_cached_blocks_are_not_downloaded_again(corpus, expected, tmp_path):
     assert (tmp_path / "cache/spkid-shard-cache/CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172")
 
 
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_signed_url_has_the_name_of_the_file_before_its_query(corpus, expected, tmp_path, slash):
+    signature = "sig=a%2Fb/&exp=1"
+    with serve(corpus.folder / "shards", query=signature) as store:
+        signed = f"{store.url}{slash}?{signature}"
+        assert_same(batches(signed, options()), expected)
+        assert_same(batches(signed, options(cache_dir=tmp_path / "cache")), expected)
+        assert all(name.endswith(f"?{signature}") for name, _ in store.requests)
+        with pytest.raises(InputError) as error:
+            ShardDataset(f"{store.url}?sig=other", options(QUICK))
+        assert f"{store.url}/manifest.json?***" in str(error.value)
+        assert "other" not in str(error.value)
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: bytes(len(data)), lambda _data: b""])
 def test_a_damaged_file_of_the_cache_is_fetched_again(corpus, expected, tmp_path, damage):
     cached = options(cache_dir=tmp_path / "cache")

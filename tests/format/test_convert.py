@@ -174,3 +174,16 @@ def test_a_full_disk_ends_in_a_clear_error_and_a_rerun_on_a_larger_one_completes
         assert folder_bytes(disk / "out") == folder_bytes(corpus.dataset.folder)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_large_block_frames_take_no_memory_that_the_corpus_does_not_need(tmp_path, monkeypatch):
+    small = make_corpus(tmp_path / "c", [7, 9, 4, 6], block_frames=2**24)
+    assert len(small.dataset.blocks) == 1
+    monkeypatch.setattr("shards.conversion.blocks.FIRST_BUFFER_FRAMES", 8)
+    again = make_corpus(tmp_path / "d", [7, 9, 4, 6], block_frames=2**24)
+    assert again.dataset.fingerprint == small.dataset.fingerprint
+    monkeypatch.setattr("shards.conversion.blocks.memory_left", lambda: 300)
+    with pytest.raises(
+        InputError, match=r"--block_frames 16777216 .* buffer of \d+ bytes, but 300 bytes of memory are left"
+    ):
+        make_corpus(tmp_path / "e", [7, 9, 4, 6], block_frames=2**24)

@@ -15,7 +15,7 @@ class HttpStore:
     """What the server does; `requests` are (file, range header or None) of all GETs so far.
 
     Shares of the requests, by a seeded generator: `failing` are answered with 500 or 503, `cut` end in the middle of the
-    body, `flipped` have one wrong bit, `slow` wait `slow_seconds`.
+    body, `flipped` have one wrong bit, `slow` wait `slow_seconds`. Those without `query` are refused.
     """
 
     folder: Path
@@ -26,6 +26,7 @@ class HttpStore:
     slow: float = 0.0
     slow_seconds: float = 0.0
     url: str = ""
+    query: str = ""
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     before_body: Any = None  # called with (file, range) after the headers
     faults: int = 0
@@ -64,6 +65,10 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         name = self.path.lstrip("/")
         store.requests.append((name, wanted))
+        name, _, query = name.partition("?")
+        if query != store.query:
+            self._answer(403, b"not signed")
+            return
         path = store.folder / name
         fault, number = store.draw()
         if fault == "failing":
