@@ -14,6 +14,7 @@ import yaml
 from shards.errors import InputError, UsageError
 from shards.files import read_text
 from shards.plaintext import is_masked
+from shards.sources.own import is_class_name
 from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
 from spkid_dist.commands.help import near_flag
 
@@ -145,6 +146,10 @@ def _words(path: Path, flag: Flag, value: Any) -> list[str]:
         raise UsageError(
             f"{path}: {flag.name}: {value!r}: a training writes no passwords, keys and queries of URLs and commands; give the "
             f"whole place by --{flag.name}"
+        )
+    if flag.name == "source" and any(map(is_class_name, values)):
+        raise UsageError(
+            f"{path}: {flag.name}: {value!r}: a file may name no class, whose code would run; give it by --{flag.name}"
         )
     if len(values) == 1 or flag.repeated:
         return [f"--{flag.name}={one}" for one in values]

@@ -69,7 +69,7 @@ SHARD = {
 }
 SCORE = {
     "Model": "model weights_ckpt train_cfg",
-    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx max_frames shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file source ext spk2idx max_frames shard_cache shard_cache_bytes",
     "Speakers": SPEAKER_RULES,
     "Results": "log_file scores top verbose no_pictures",
     "Decisions": "threshold no_calibration",
@@ -77,7 +77,9 @@ SCORE = {
 }
 CALIBRATE = {
     "Model": SCORE["Model"],
-    "Data": "te_shards fingerprint db_path te_list_file unknown force ext spk2idx max_frames shard_cache shard_cache_bytes",
+    "Data": (
+        "te_shards fingerprint db_path te_list_file unknown force source ext spk2idx max_frames shard_cache shard_cache_bytes"
+    ),
     "Speakers": SPEAKER_RULES,
     "Machine": SCORE["Machine"],
 }
@@ -85,13 +87,13 @@ TRIALS = {
     "Trials": "trials p_target",
     "Scores": "scores embeddings enrol center",
     "Model": f"{SCORE['Model']} no_calibration",
-    "Data": "te_shards fingerprint db_path ext spk2idx max_frames shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path source ext spk2idx max_frames shard_cache shard_cache_bytes",
     "Results": "out no_pictures",
     "Machine": SCORE["Machine"],
 }
 EMBED = {
     "Model": "model weights_ckpt train_cfg",
-    "Data": "te_shards fingerprint db_path te_list_file ext spk2idx max_frames shard_cache shard_cache_bytes",
+    "Data": "te_shards fingerprint db_path te_list_file source ext spk2idx max_frames shard_cache shard_cache_bytes",
     "Results": "out",
     "Machine": "batch_size workers mixed_precision",
 }

@@ -212,13 +212,13 @@ def open_source(config: ShardConfig) -> Source:
     description: dict[str, Any] = {"kind": config.source}
     if config.source == "kaldi":
         description["features"] = KaldiSteps(config.kaldi_cmvn, config.kaldi_vad).describe()
-    else:
+    elif config.source == "audio":
         description["features"] = config.features.describe()
     if config.ext is not None:
         description["ext"] = config.ext
     if config.num_features is not None:
         description["num_features"] = config.num_features
-    return source_from_description(description, config.db_path, UtteranceLimit(config.max_frames))
+    return source_from_description(description, config.db_path, UtteranceLimit(config.max_frames), named=config.source)
 
 
 def find_rule(config: ShardConfig, onto: ShardDataset | None) -> SpeakerRule | None:

@@ -53,6 +53,8 @@ class ScoringFlags(ModelFlags, Options):
 
     db_path: Path = Path("mcp")
     """Folder of the files to score, of the kind that the model was trained on (audio becomes the same features)."""
+    source: Annotated[str | None, tyro.conf.arg(metavar="MODULE:CLASS")] = None
+    """Class of your own that reads the files, if the model was trained on its frames."""
     te_shards: str | None = None
     """Score this dataset of `spkid shard` instead of files: its folder or a URL."""
     fingerprint: str | None = None
@@ -90,8 +92,9 @@ class ScoringFlags(ModelFlags, Options):
         UtteranceLimit(self.max_frames)
         if self.batch_size is not None:
             at_least(1, batch_size=self.batch_size)
-        if self.te_shards is not None and self.ext is not None:
-            raise _with_shards("ext")
+        for name in ("ext", "source"):
+            if self.te_shards is not None and getattr(self, name) is not None:
+                raise _with_shards(name)
         check_flags(self, self.outputs)
 
     @property

@@ -10,7 +10,7 @@ import tyro
 from shards.errors import UsageError
 from shards.sources.features import FeatureOptions
 from shards.sources.limits import MAX_FEATURES, MAX_FRAMES, UtteranceLimit
-from shards.sources.registry import SOURCES
+from shards.sources.registry import SOURCES, check_source
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
 from spkid_dist.config.checks import Options, at_least, check_utf8
 
@@ -93,8 +93,8 @@ class ShardConfig(SpeakerFlags):
 
     db_path: Path = Path("mcp")
     """Folder of the feature or audio files, or a Kaldi data folder."""
-    source: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(SOURCES) + "}")] = "fmatrix"
-    """Kind of the files. Audio becomes features as the flags --features.* say."""
+    source: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(SOURCES) + ",MODULE:CLASS}")] = "fmatrix"
+    """Kind of the files, or a class of your own that reads them. Audio becomes features as the flags --features.* say."""
     list_file: Annotated[Path | None, tyro.conf.arg(name="list")] = None
     """List of utterances: one per line, without extension. Default: cfg/all.train, or all of a Kaldi folder."""
     spk2idx: Path = Path("cfg/spk2idx.json")
@@ -145,8 +145,7 @@ class ShardConfig(SpeakerFlags):
         self._check_shares()
         if self.append and "://" in self.out:
             raise UsageError(f"--append --out {self.out}: only a local folder is appended to; copy the dataset to one")
-        if self.source not in SOURCES:
-            raise UsageError(f"--source {self.source}: expected one of {', '.join(SOURCES)}")
+        check_source(self.source)
         if self.num_features is not None:
             at_least(1, num_features=self.num_features)
             if self.source != "fmatrix" or self.num_features > MAX_FEATURES:

@@ -97,7 +97,9 @@ def open_source(config: ScoringFlags, options: dict[str, Any]) -> Source:
     if not isinstance(description, dict):
         raise InputError(f"train.opts: source is {description!r}, expected a JSON object; train again")
     given = {} if config.ext is None else {"ext": config.ext}
-    source = source_from_description(description | given, config.db_path, UtteranceLimit(config.max_frames))
+    source = source_from_description(
+        description | given, config.db_path, UtteranceLimit(config.max_frames), config.source
+    )
     return replace(source, remedies=OF_MODEL) if isinstance(source, AudioSource) else source
 
 
