@@ -108,8 +108,8 @@ def read_speakers(path: Path) -> list[str]:
     """Read a speaker map (JSON: speaker name -> class index) as names in class order, each in one form (`shards.names`).
 
     Raises:
-        InputError: it is missing, not JSON, not such an object, names a speaker twice, also in two Unicode forms, or its indices
-            are not exactly 0..n-1.
+        InputError: it is missing, not JSON, not such an object, names a speaker twice, also in two Unicode forms, or its
+            indices are not exactly 0..n-1.
     """
     classes = read_json(path, "the speaker map", f"give {SPEAKER_MAP}", undecodable=True)
     if not isinstance(classes, dict) or not all(_is_index(value) for value in classes.values()):

@@ -4,6 +4,7 @@ Python's own reader takes what no file of ours has: numbers that are no JSON, na
 a short text can become much larger in memory. So the text is measured before it is read. Errors are ValueErrors of one line.
 """
 
+import codecs
 import json
 import math
 import sys
@@ -16,6 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from shards.errors import InputError
 from shards.files import read_regular
+from shards.guesses import guess_encoding
 
 MOST_BYTES = 64_000_000
 MOST_ITEMS = 16_000_000  # numbers, texts, lists and objects: some 60 bytes each in memory
@@ -61,7 +63,11 @@ def read_json(path: Path, what: str, remedy: str, *, most_bytes: int = MOST_BYTE
         InputError: it is missing, unreadable, no regular file, or no JSON within the limits.
     """
     try:
-        return parse_json(read_regular(path, most_bytes), most_bytes=most_bytes, undecodable=undecodable)
+        text = read_regular(path, most_bytes).removeprefix(codecs.BOM_UTF8)  # editors on Windows begin a file with it
+        encoding = guess_encoding(text)
+        if encoding is not None:
+            raise ValueError(f"it must be UTF-8 text; {encoding}")
+        return parse_json(text, most_bytes=most_bytes, undecodable=undecodable)
     except OSError as error:
         raise InputError(f"{path}: can't read {what}: {error.strerror}; {remedy}") from None
     except ValueError as error:

@@ -29,7 +29,7 @@ def test_a_text_in_utf16_is_named_so(tmp_path: Path, read: Callable[[Path], Any]
     path = tmp_path / "text"
     path.write_text(text, encoding=encoding)
     with pytest.raises(
-        InputError, match=r"text: .* must be UTF-8 text; it seems to be UTF-16: save it as UTF-8, such as by"
+        InputError, match=r"text: .*must be UTF-8 text; it seems to be UTF-16: save it as UTF-8, such as by"
     ):
         read(path)
 
@@ -38,3 +38,5 @@ def test_a_mark_of_utf8_at_the_beginning_is_no_part_of_the_list(tmp_path: Path) 
     path = tmp_path / "list"
     path.write_text("X/ana/utt0\n", encoding="utf-8-sig")
     assert read_list(path)[0].key == "X/ana/utt0"
+    path.write_text('{"ana": 0}', encoding="utf-8-sig")
+    assert read_speakers(path) == ["ana"]

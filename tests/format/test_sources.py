@@ -148,3 +148,80 @@ def test_new_kind_of_source_needs_one_line_in_the_registry(tmp_path: Path, monke
 
 
 def test_unknown_source_and_features_without_audio_are_used_wrongly() -> None:
+    with pytest.raises(
+        UsageError,
+        match=r"^--source sphinx: expected one of fmatrix, .*audio, htk, or a class of your own as MODULE:CLASS$",
+    ):
+        ShardConfig(out=Path("o"), source="sphinx")
+    with pytest.raises(UsageError) as raised:
+        ShardConfig(out=Path("o"), source="npy", features=options())
+    assert str(raised.value) == "--source npy: the flags --features.* are for --source audio; leave them out"
+
+
+def train_and_score(folder: Path, db_path: Path, lists: dict[str, Path], **flags: Any) -> tuple[dict[str, Any], float]:
+    """Shard audio, train, score it again from the audio; train.opts and the share of wrong utterances."""
+    for name, list_file in lists.items():
+        spk2idx = folder / "spk2idx.json"
+        shard(
+            ShardConfig(
+                out=folder / name, source="audio", db_path=db_path, list_file=list_file, spk2idx=spk2idx, **flags
+            )
+        )
+    result = train_model(
+        TrainConfig(
+            tr_shards=str(folder / "train"),
+            va_shards=str(folder / "test"),
+            save_path=folder / "ckpt",
+            epoch=3,
+            in_frames=11,
+            batch_size=50,
+            lr=0.003,
+            normalize="global",
+            cache_dir=folder,
+        )
+    )
+    scores = score_utterances(
+        ScoreConfig(
+            db_path=db_path,
+            te_list_file=lists["test"],
+            weights_ckpt=result.best_weights,
+            train_cfg=folder / "ckpt/train.opts",
+            log_file=folder / "scores.log",
+            speaker_regex=flags["speaker_regex"],
+        )
+    )
+    train_options = json.loads((folder / "ckpt/train.opts").read_text())
+    return train_options, float((scores.found != scores.true).mean())
+
+
+def write_lists(folder: Path, train_keys: list[str], test_keys: list[str]) -> dict[str, Path]:
+    lists = {"train": folder / "all.train", "test": folder / "all.test"}
+    for path, keys in zip(lists.values(), (train_keys, test_keys), strict=True):
+        path.write_text("".join(f"{key}\n" for key in keys))
+    return lists
+
+
+def test_scoring_audio_computes_the_features_of_the_training(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    keys = [f"{speaker}-{index}" for index in range(4) for speaker in ("low", "high")]
+    for key in keys:
+        time = np.arange(4000) / RATE
+        tone = np.sin(2 * np.pi * (300 if key.startswith("low") else 2000) * time) * 0.3
+        write_audio(tmp_path / f"{key}.flac", tone + generator.standard_normal(4000) * 0.01)
+    lists = write_lists(tmp_path, keys[:6], keys[6:])
+    features = options(kind="mfcc", num_ceps=9, shift_ms=8)
+    saved, error_rate = train_and_score(
+        tmp_path, tmp_path, lists, speaker_regex="^(.+)-", ext="flac", features=features
+    )
+    assert saved["input_dim"] == 9
+    kept = {"by": "regex", "value": "^(.+)-"}
+    assert saved["source"] == {"kind": "audio", "ext": "flac", "features": features.describe(), "speaker_rule": kept}
+    assert error_rate == 0
+
+
+def test_digits_are_sharded_trained_and_scored_from_their_recordings(digits: Path, tmp_path: Path) -> None:
+    lists = {name: digits / f"cfg/all.{name}" for name in ("train", "test")}
+    _, error_rate = train_and_score(
+        tmp_path, digits / "wav", lists, speaker_regex="^FSDD/(.+)/", features=options(num_bins=20)
+    )
+    assert error_rate <= 0.15  # the worst of 8 seeds: 5 of 60
