@@ -35,12 +35,14 @@ BEGINNINGS: tuple[tuple[bytes, str, str | None], ...] = (
     (b"\0BCM", "a Kaldi matrix", "kaldi"),
 )
 KALDI_ARCHIVE = re.compile(rb"\S{1,50} \0B")
+TORCH_MEMBER = b"/data.pkl"  # the first in the archive
 HTK = struct.Struct(">iiHH")  # frames, 100 ns from one to the next, bytes of a frame, kind
 HTK_CHECKSUM = 0o10000  # a bit of the kind
 INSTEAD = {
     "an mp3 file": "convert it to wav or flac",
     "a SPHERE audio file": "convert it to wav or flac",
     "a file packed by gzip": "unpack it",
+    "a file of torch.save": "save the tensor by numpy.save(path, tensor.numpy()), and give --source npy",
 }
 
 
@@ -64,6 +66,8 @@ def guess_content(data: bytes, source: str) -> str | None:
 
 def content_kind(data: bytes) -> tuple[str, str | None] | None:
     """What `data` seems to be the beginning of, and the --source that reads it."""
+    if data.startswith(b"PK\x03\x04") and TORCH_MEMBER in data[: HEAD * 2]:
+        return "a file of torch.save", None
     for beginning, what, kind in BEGINNINGS:
         if data.startswith(beginning):
             return what, kind

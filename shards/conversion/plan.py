@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from shards.conversion.appending import check_absent, check_options
-from shards.conversion.frames import check_shape
+from shards.conversion.frames import check_not_transposed, check_shape
 from shards.corpus import Utterance
 from shards.dataset import ShardDataset
 from shards.jsontext import from_json, shown
@@ -235,6 +235,7 @@ def _make_job(
     loaded = [source.load(utterance) for utterance in sample]
     num_features = loaded[0].shape[1]
     first_read = source.where(sample[0])
+    check_not_transposed(loaded, first_read)
     if onto is not None:
         check_shape(loaded[0], onto.manifest.num_features, f"the dataset {onto.folder} has", first_read)
     itemsize = np.dtype(layout.dtype).itemsize

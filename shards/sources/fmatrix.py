@@ -19,6 +19,7 @@ from shards.sources.featurefile import read_feature_file
 from shards.sources.limits import DEFAULT_LIMIT, MAX_FEATURES, UtteranceLimit
 
 HEADER = struct.Struct("<ii")
+OTHER_ORDER = struct.Struct(">ii")
 VALUE_BYTES = 4
 LEAST_FEATURE, LARGEST_FEATURE = 1e-10, 1e10  # of values that are taken for features, in guesses
 
@@ -133,14 +134,14 @@ def _parse(data: bytes, path: str, limit: UtteranceLimit, size: int) -> NDArray[
     if num_frames < 0 or num_features < 1:
         raise InputError(
             f"{path}: the header says {num_frames} frames x {num_features} features; expected 0 or more x 1 or more: "
-            "is it a little-endian fmatrix file?"
+            f"{_guess_order(data, size) or 'is it a little-endian fmatrix file?'}"
         )
     expected = HEADER.size + 4 * num_frames * num_features
     if size != expected:
         state = "truncated" if size < expected else "too long"
         raise InputError(
             f"{path}: {state}: {size} bytes, but the header's {num_frames} frames x {num_features} features make "
-            f"{expected}; compute it again"
+            f"{expected}; {_guess_order(data, size) or 'compute it again'}"
         )
     limit.check(num_frames, num_features, path)
     return np.frombuffer(data, "<f4", offset=HEADER.size).reshape(num_frames, num_features)
@@ -162,6 +163,14 @@ def _guess_raw(data: bytes, path: str, size: int) -> str | None:
         f"the values of a frame, or add a header: D=25; (echo $(($(stat -c %s {quoted}) / 4 / D)) $D | x2x +ai; "
         f"cat {quoted}) > NEW"
     )
+
+
+def _guess_order(data: bytes, size: int) -> str | None:
+    """What to do where the header is right in the other byte order."""
+    num_frames, num_features = OTHER_ORDER.unpack_from(data)
+    if num_features < 1 or size != HEADER.size + 4 * num_frames * num_features:
+        return None
+    return "it seems to be a big-endian file: swap the bytes, by numpy.fromfile(path, '>i4').astype('<i4').tofile(path)"
 
 
 def write_fmatrix(path: Path, frames: NDArray[np.float32]) -> None:

@@ -91,6 +91,9 @@ def parse_npz(
     Raises:
         InputError: it is no sound zip archive of arrays, which array to read is not clear, or as `parse_npy`.
     """
+    guess = guess_content(data, "npy")  # other zip files
+    if guess is not None:
+        raise InputError(f"{path}: not a .npz file: {guess}")
     if size is not None and size > len(data):
         raise limit.too_long(path, f"{size} bytes")
     with open_array(data, path) as member:

@@ -13,7 +13,8 @@ import torch
 from small_corpora import small_corpus, write
 from source_checks import error_of, kaldi_folder, utterance, write_audio
 
-from shards import AudioSource, FmatrixSource, InputError, NpySource, ShardDataset
+from shards import AudioSource, FmatrixSource, InputError, Layout, NpySource, ShardDataset, Utterance, make_plan
+from shards.conversion.frames import check_not_transposed, check_shape
 from shards.guesses import describe_difference, guess_content
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.commands.shard import shard
@@ -192,3 +193,50 @@ def test_weights_of_other_options_are_told_by_the_option(
     torch.save(model_from_options(shared | weights).state_dict(), tmp_path / "w.ckpt")
     with pytest.raises(InputError, match=said):
         load_weights(model_from_options(shared | options), tmp_path / "w.ckpt", tmp_path / "train.opts", None)
+
+
+def test_transposed_arrays_are_named_so(tmp_path: Path) -> None:
+    for number, length in enumerate((30, 31, 45)):
+        np.save(tmp_path / f"{number}.npy", np.ones((20, length), np.float32))
+    source, listed = NpySource(tmp_path), [Utterance(str(number), "s") for number in range(3)]
+    with pytest.raises(
+        InputError, match=r"2 other .* have 20 frames each, but 30 to 45 features .*transposed.*save array.T"
+    ):
+        make_plan(listed, ["s"], source, Layout())
+    with pytest.raises(InputError, match=r"^x: 7 features per frame, but the others have 3; it seems to be transposed"):
+        check_shape(np.ones((3, 7), np.float32), 3, "the others have", "x")
+    with pytest.raises(InputError, match=r"compute them again alike$"):
+        check_shape(np.ones((4, 7), np.float32), 3, "the others have", "x")
+    check_not_transposed([np.ones((4, 7)), np.ones((4, 7))], "x")
+    check_not_transposed([np.ones((4, 7)), np.ones((5, 8))], "x")
+
+
+def test_a_file_of_torch_is_named_so(tmp_path: Path) -> None:
+    torch.save(torch.ones(3, 2), tmp_path / "a.npy")
+    for source in (NpySource(tmp_path), FmatrixSource(tmp_path, "npy")):
+        with pytest.raises(
+            InputError, match=r"seems to be a file of torch.save: save the tensor by numpy.save\(path, tensor"
+        ):
+            source.load(Utterance("a", "s"))
+
+
+def test_an_fmatrix_file_of_the_other_byte_order_is_named_so_and_read_once_swapped(tmp_path: Path) -> None:
+    frames = np.arange(6, dtype=np.float32).reshape(3, 2)
+    path = tmp_path / "a.mcp"
+    write_fmatrix(path, frames)
+    np.fromfile(path, "<i4").astype(">i4").tofile(path)
+    source = FmatrixSource(tmp_path, "mcp")
+    with pytest.raises(
+        InputError, match=r"it seems to be a big-endian file: swap the bytes, by numpy.fromfile\(path, '>i4'"
+    ):
+        source.load(Utterance("a", "s"))
+    np.fromfile(path, ">i4").astype("<i4").tofile(path)
+    assert np.array_equal(source.load(Utterance("a", "s")), frames)
+
+
+def test_arrays_of_whole_numbers_and_objects_are_refused_by_their_type(tmp_path: Path) -> None:
+    np.save(tmp_path / "i.npy", np.ones((3, 2), np.int16))
+    np.save(tmp_path / "o.npy", np.array([[None, 1], [2, 3]], object), allow_pickle=True)
+    for key, kind in (("i", "<i2"), ("o", r"\|O")):
+        with pytest.raises(InputError, match=rf"type is '{kind}', expected floating numbers .*save array.astype"):
+            NpySource(tmp_path).load(Utterance(key, "s"))
