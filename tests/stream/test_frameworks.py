@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from shards import UsageError
+from shards import ShardDataset, UsageError
 from spkid_dist.dataset import WindowDataset
 
 EPOCHS = 3
@@ -291,3 +291,67 @@ def test_ignite_trains_and_validates_on_every_window(shards, workers):
     trainer.run(loader_of(tr_data, workers), max_epochs=EPOCHS)
     check_epochs(seen["train"], shards)
     check_validations(seen["validate"], shards, EPOCHS)
+
+
+@WORKERS
+def test_fabric_trains_on_every_window(shards, workers):
+    fabric_module = pytest.importorskip("lightning_fabric")
+    fabric = fabric_module.Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    tr_data, _ = open_sets(shards)
+    network = network_of(tr_data)
+    network, optimizer = fabric.setup(network, torch.optim.SGD(network.parameters(), 1e-6))
+    loader = fabric.setup_dataloaders(loader_of(tr_data, workers))
+    seen = []
+    for _ in range(EPOCHS):
+        for x, y in loader:
+            seen += first_values([(x, y)])
+            fabric.backward(nn.functional.cross_entropy(network(x), y))
+            optimizer.step()
+    check_epochs(seen, shards)
+
+
+@WORKERS
+def test_a_loop_with_accelerate_trains_on_every_window(shards, workers, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    tr_data, _ = open_sets(shards)
+    network = network_of(tr_data)
+    network, optimizer = accelerator.prepare(network, torch.optim.SGD(network.parameters(), 1e-6))
+    seen = []
+    for _ in range(EPOCHS):
+        for x, y in loader_of(tr_data, workers) if workers else tr_data:
+            seen += first_values([(x, y)])
+            accelerator.backward(nn.functional.cross_entropy(network(x), y))
+            optimizer.step()
+            optimizer.zero_grad()
+    check_epochs(seen, shards)
+
+
+def network_of(data):
+    return nn.Linear(data.in_features, len(data.speakers))
+
+
+def test_load_dataset_reads_the_blocks_of_the_shards_that_data_files_names(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    files = {"train": str(shards / "shard-*.tar")}
+    blocks = datasets.load_dataset(
+        "webdataset", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path)
+    )
+    ours = ShardDataset(shards)
+    rows_of = (by_key(block["json"]["keys"], block["lengths.npy"], block["frames.npy"]) for block in blocks)
+    theirs = dict(itertools.chain(*rows_of))
+    assert len(theirs) == ours.manifest.num_utterances == len(LENGTHS)
+    for number in range(len(ours.blocks)):
+        arrays = ours.read_block(number)
+        for key, rows in by_key(ours.keys(number, arrays), arrays.lengths, arrays.frames):
+            assert torch.equal(torch.tensor(theirs[key]), torch.tensor(rows))
+
+
+def by_key(keys, lengths, frames):
+    """Each utterance of a block with its frames."""
+    ends = list(itertools.accumulate(int(length) for length in lengths))
+    return [(key, frames[end - int(length) : end]) for key, length, end in zip(keys, lengths, ends, strict=True)]
