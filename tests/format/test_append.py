@@ -499,5 +499,5 @@ def test_a_list_is_not_sharded_into_a_dataset_of_another_by_mistake(corpus, out)
     with pytest.raises(InputError, match=r"holds a dataset of another list.*or add to it with --append"):
         append(corpus, "second", out, append=False)
     with pytest.raises(UsageError, match=r"--append --out s3://b/x: only a local folder"):
-        options(corpus, "second", "s3://b/x")
+        options(corpus, "second", "s3://b/x", spk2idx="map.json")
     assert (out / MANIFEST_NAME).exists()
