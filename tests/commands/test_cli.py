@@ -120,7 +120,7 @@ def test_a_folder_that_is_no_dataset_is_refused(corpus, spkid):
     [
         (lambda m: m | {"format_version": 1}, "format version 1, but this program reads version 2"),
         (lambda m: m | {"num_frames": 12}, "its fingerprint is"),
-        (lambda m: {k: v for k, v in m.items() if k != "shards"}, "a field is missing or of another type"),
+        (lambda m: {k: v for k, v in m.items() if k != "shards"}, "damaged: shards is missing"),
         (lambda _: ["spkid"], "not a manifest of this project"),
     ],
 )
