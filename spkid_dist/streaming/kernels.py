@@ -17,6 +17,7 @@ from spkid_dist.streaming.intrinsics import copy_bytes, prefetch
 FLOAT32_EPS = float(np.finfo(np.float32).eps)
 CACHE_LINE = 64  # bytes
 GATHER_AHEAD = 4  # windows; 2 to 8 are as fast
+LOOK_UP_AHEAD = 32  # windows; 16 to 64 are as fast
 DEALT_TOGETHER = CACHE_LINE // 8  # streams
 
 
@@ -228,8 +229,18 @@ def look_up(
     table_starts: NDArray[np.int64],
     table_labels: NDArray[np.int64],
 ) -> None:
-    """Look up the `starts` and `labels` of the windows of a table (N,) of `deal`, which becomes one of `ids`."""
+    """Look up the `starts` and `labels` of the windows of a table (N,) of `deal`, which becomes one of `ids`.
+
+    The places are random, as those of `gather`, and asked for some windows before their turn: 17 to 31 ns a window where it
+    took 39 to 56, of 2^20 windows, on a machine that others use.
+    """
     for at in range(len(table)):
+        if at + LOOK_UP_AHEAD < len(table):
+            ahead = table[at + LOOK_UP_AHEAD]
+            prefetch(starts, ahead)
+            prefetch(labels, ahead)
+            if not by_id:
+                prefetch(ids, ahead)
         place = table[at]
         table_starts[at] = starts[place]
         table_labels[at] = labels[place]

@@ -40,7 +40,7 @@ from spkid_dist.dataset import WindowDataset
 from spkid_dist.model import build_model
 from spkid_dist.score import score_utterances
 from spkid_dist.scoring import scorer
-from spkid_dist.streaming import arena, kernels, stacking
+from spkid_dist.streaming import arena, kernels, pool, stacking
 from spkid_dist.streaming.selection import Selection
 from spkid_dist.streaming.windows import DatasetWindows
 
@@ -350,6 +350,7 @@ def main() -> None:
     with (
         mock.patch.multiple(kernels, **checking),
         mock.patch.object(stacking, "gather", kernels.gather.py_func),
+        mock.patch.object(pool, "look_up", kernels.look_up.py_func),
         mock.patch.object(arena, "lay_out", checking_lay_out),
         mock.patch.object(scorer, "lay_out", checking_lay_out),
         np.errstate(all="ignore"),
