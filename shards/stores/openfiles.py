@@ -50,15 +50,16 @@ class _OpenFiles:
         """In a forked process: another thread may have held the lock."""
         self._lock = threading.Lock()
 
-    def get(self, owner: int, path: Path) -> _Descriptor:
-        """The descriptor of a file. Raises OSError where it can't be opened."""
-        key = owner, str(path)
+    def get(self, owner: int, folder: Path, name: str) -> _Descriptor:
+        """The descriptor of a file of an owner's folder. Raises OSError where it can't be opened."""
+        key = owner, name
         with self._lock:
             self._forget_gone()
             found = self._open.get(key)
             if found is not None:
                 self._open.move_to_end(key)
                 return found
+        path = folder / name
         try:
             found = _Descriptor(path)
         except OSError as error:
@@ -73,10 +74,10 @@ class _OpenFiles:
                 self._open.popitem(last=False)
         return found
 
-    def forget(self, owner: int, path: Path) -> None:
+    def forget(self, owner: int, name: str) -> None:
         """Let go of the descriptor of a file."""
         with self._lock:
-            self._open.pop((owner, str(path)), None)
+            self._open.pop((owner, name), None)
 
     def forget_all(self, owner: int) -> None:
         """Let go of an owner's descriptors; with the next read, where this interrupts one, as Python's collector may."""
@@ -121,7 +122,7 @@ class OpenFolder:
 
     def size(self, name: str) -> int:
         """The bytes of a file when it was opened. Raises OSError where it can't be read, or is no regular file."""
-        return OPEN_FILES.get(self._owner, self._folder / name).size
+        return OPEN_FILES.get(self._owner, self._folder, name).size
 
     def read(self, name: str, start: int, end: int) -> bytes:
         """The bytes `start` to `end` of a file, fewer where it ends before.
@@ -129,11 +130,10 @@ class OpenFolder:
         Raises:
             OSError: it can't be read, or is no regular file.
         """
-        path = self._folder / name
         try:
-            return _read(OPEN_FILES.get(self._owner, path), start, end)
+            return _read(OPEN_FILES.get(self._owner, self._folder, name), start, end)
         except OSError:
-            OPEN_FILES.forget(self._owner, path)  # a handle that the file server has lost is of no more use
+            OPEN_FILES.forget(self._owner, name)  # a handle that the file server has lost is of no more use
             raise
 
     def reader(self, name: str) -> Callable[[int, int], bytes]:
@@ -142,7 +142,7 @@ class OpenFolder:
         Raises:
             OSError: it can't be read, or is no regular file.
         """
-        return partial(_read, OPEN_FILES.get(self._owner, self._folder / name))
+        return partial(_read, OPEN_FILES.get(self._owner, self._folder, name))
 
 
 def _read(descriptor: _Descriptor, start: int, end: int) -> bytes:
