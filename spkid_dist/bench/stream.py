@@ -153,7 +153,11 @@ def fill_case(bench: Workbench, windows: int) -> Case:
 
     def fill() -> float:
         filler = data.pool_filler()  # a new one: it keeps blocks that it has read and checked
-        return sum(len(filler.fill(0, generation).starts) for generation in range(generations))
+        filled = 0
+        for generation in range(generations):
+            pool = filler.fill(0, generation)  # while the one before is there, as in a training
+            filled += len(pool.starts)
+        return filled
 
     return fill
 

@@ -19,6 +19,7 @@ from spkid_dist.draws import POOL_DOMAIN, generator_key, generator_keys
 from spkid_dist.order import EpochLine, RankShare, Segment, starts_of
 from spkid_dist.streaming.arena import WINDOWS_A_THREAD, Arena, ArenaFiller
 from spkid_dist.streaming.kernels import DEALT_TOGETHER, deal, look_up, number_windows
+from spkid_dist.streaming.turns import TakingTurns
 from spkid_dist.streaming.windows import DatasetWindows
 
 
@@ -66,6 +67,7 @@ class PoolFiller:
         self._num_blocks = num_blocks
         self._line: tuple[int, EpochLine] | None = None
         self._resident: LaidOut | None = None
+        self._memory = TakingTurns()
         self._fits = share.world_size == 1 and share.order.num_generations <= 1
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,7 +144,7 @@ class PoolFiller:
         first_rows = self.arenas.first_rows(segments)
         num_windows = sum(segment.last - segment.first for segment in segments)
         arena = Arena(
-            np.empty((int(first_rows[-1]), self.arenas.num_features), self.arenas.dtype),
+            self._memory.empty((int(first_rows[-1]), self.arenas.num_features), self.arenas.dtype),
             np.empty(num_windows, np.int64),
             np.empty(num_windows, np.int64),
         )
