@@ -7,9 +7,9 @@ LIST has one utterance per line. The program prints one line per utterance: UTTE
 the speaker's probability, separated by tabs. A model that was calibrated also gives a confidence, from 0 to 1. With a
 threshold, SPEAKER is "unknown" for an utterance below it, and the other columns are those of the nearest speaker.
 
-It needs numpy and onnxruntime. A model of recordings needs soundfile too, to read them, and a model of Kaldi files needs
-kaldiio. The program does what `model.json` says, step by step, and knows nothing else of the model: it can be written in any
-other language, too.
+It needs numpy and onnxruntime. A model of recordings needs soundfile too, to read them, and soxr where it resamples
+them; a model of Kaldi files needs kaldiio. The program does what `model.json` says, step by step, and knows nothing else of
+the model: it can be written in any other language, too.
 
 Shapes: T frames of an utterance, D features, C frames of a window, N windows, K speakers.
 """
@@ -57,11 +57,21 @@ def compute_features(step, path):
     import soundfile
 
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    if rate != step["sample_rate"]:
+    if rate != step["sample_rate"] and not step["resample"]:
         raise ValueError(f"{path}: its sample rate is {rate} Hz, expected {step['sample_rate']} Hz")
-    x = samples[:, (step["channel"] or 1) - 1].astype(np.float64)
+    x = samples.mean(axis=1) if step["downmix"] else samples[:, (step["channel"] or 1) - 1]
+    if rate != step["sample_rate"]:
+        import soxr
+
+        x = soxr.resample(x, rate, step["sample_rate"], quality=step["resample"]["quality"])
+    x, energies = x.astype(np.float64), None
     for one in step["feature_steps"]:
-        x = FEATURE_STEPS[one["step"]](one, x)
+        if one["step"] == "log_energy":
+            energies = np.log(np.maximum((x**2).sum(axis=1), one["floor"]))
+        elif one["step"] in ENERGY_STEPS:
+            x = ENERGY_STEPS[one["step"]](one, x, energies)
+        else:
+            x = FEATURE_STEPS[one["step"]](one, x)
     return x.astype(step["feature_dtype"])
 
 
@@ -71,6 +81,16 @@ def cut_frames(step, x):
     if len(x) < size:
         raise ValueError(f"{len(x)} samples are too few for a frame of {size}")
     return np.stack([x[start : start + size] for start in range(0, len(x) - size + 1, shift)])
+
+
+def cut_reflected(step, x):
+    """The samples of each frame, (T, size), the first and last ones continued by reflection."""
+    number = (len(x) + step["shift"] // 2) // step["shift"]
+    if number == 0:
+        raise ValueError(f"{len(x)} samples are too few for a frame")
+    first = step["first"] + np.arange(number)[:, None] * step["shift"]
+    at = (first + np.arange(step["size"])) % (2 * len(x))  # reflected again and again, x has this period
+    return x[np.minimum(at, 2 * len(x) - 1 - at)]
 
 
 def preemphasize(step, x):
@@ -117,9 +137,69 @@ def lift(step, x):
     return x * (1 + step["lifter"] / 2 * np.sin(np.pi * np.arange(x.shape[1]) / step["lifter"]))
 
 
+def add_deltas(step, x):
+    """The frames with their time derivatives behind them, (T, D * (1 + order))."""
+    ramp = np.arange(-step["window"], step["window"] + 1)
+    scales, parts = np.ones(1), [x]
+    for order in range(1, step["order"] + 1):
+        scales = np.convolve(scales, ramp / (ramp**2).sum())
+        reach = order * step["window"]
+        padded = np.pad(x, ((reach, reach), (0, 0)), "edge")
+        parts.append(sum(scale * padded[i : i + len(x)] for i, scale in enumerate(scales)))
+    return np.hstack(parts)
+
+
+def normalize_utterance(step, x):
+    """The frames less the mean of each feature, and perhaps divided by its deviation, (T, D)."""
+    mean = x.mean(axis=0)
+    variance = np.maximum((x**2).mean(axis=0) - mean**2, step["floor"])
+    return (x - mean) / (np.sqrt(variance) if step["variance"] else 1)
+
+
+def normalize_sliding(step, x):
+    """The same over a window of frames around each frame, or before it, (T, D)."""
+    y = np.empty_like(x)
+    for t in range(len(x)):
+        begin = t - step["window"] if step["causal"] else t - step["window"] // 2
+        end = t + 1 if step["causal"] else begin + step["window"]
+        if begin < 0:
+            begin, end = 0, end - begin
+        if step["causal"] and end > t:
+            end = max(t + 1, step["min_window"])
+        if end > len(x):
+            begin, end = max(0, begin - (end - len(x))), len(x)
+        part = x[begin:end]
+        y[t] = x[t] - part.mean(axis=0)
+        if step["variance"]:
+            variance = np.maximum((part**2).mean(axis=0) - part.mean(axis=0) ** 2, step["floor"])
+            y[t] *= 0 if len(part) == 1 else variance**-0.5
+    return y
+
+
+def replace_by_energy(_, x, energies):
+    """The frames with their energy as the first value, (T, D)."""
+    return np.hstack((energies[:, None], x[:, 1:]))
+
+
+def select_voiced(step, x, energies):
+    """The frames around which enough are loud."""
+    loud = energies > step["threshold"] + step["mean_scale"] * energies.mean()
+    around = [loud[max(0, t - step["context"]) : t + step["context"] + 1] for t in range(len(loud))]
+    voiced = np.array([near.sum() >= len(near) * step["proportion"] for near in around])
+    if not voiced.any():
+        raise ValueError("no frame is voiced")
+    return x[voiced]
+
+
+ENERGY_STEPS = {
+    "insert_energy": lambda _, x, energies: np.hstack((energies[:, None], x)),
+    "replace_by_energy": replace_by_energy,
+    "select_voiced": select_voiced,
+}
 FEATURE_STEPS = {
     "scale": lambda step, x: x * step["scale"],
     "cut": cut_frames,
+    "cut_reflected": cut_reflected,
     "dither": lambda _, x: x,  # its amount is 0
     "remove_mean": lambda _, x: x - x.mean(axis=1, keepdims=True),
     "preemphasis": preemphasize,
@@ -130,6 +210,9 @@ FEATURE_STEPS = {
     "log": lambda step, x: np.log(np.maximum(x, step["floor"])),
     "cosine_transform": cosine_transform,
     "lifter": lift,
+    "deltas": add_deltas,
+    "cmvn_utterance": normalize_utterance,
+    "cmvn_sliding": normalize_sliding,
 }
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shards.layout import Layout as Layout
     from shards.sources import Source as Source
     from shards.sources.audio import AudioSource as AudioSource
-    from shards.sources.features import FeatureOptions as FeatureOptions
+    from shards.sources.featureoptions import FeatureOptions as FeatureOptions
     from shards.sources.fmatrix import FmatrixSource as FmatrixSource
     from shards.sources.htk import HtkSource as HtkSource
     from shards.sources.kaldi import KaldiSource as KaldiSource
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "AudioSource": "sources.audio",
-    "FeatureOptions": "sources.features",
+    "FeatureOptions": "sources.featureoptions",
     "FmatrixSource": "sources.fmatrix",
     "HtkSource": "sources.htk",
     "InputError": "errors",

@@ -18,7 +18,7 @@ REQUIREMENTS = {
         "scipy>=1.11",
         "torch>=2.11",
     ),
-    "audio": ("kaldi-native-fbank>=1.23", "soundfile>=0.13"),
+    "audio": ("kaldi-native-fbank>=1.23", "soundfile>=0.13", "soxr>=0.5"),
     "kaldi": ("kaldiio>=2.18",),
     "onnx": ("onnx>=1.17", "onnxscript>=0.5"),
     "parquet": ("pyarrow>=16.1",),

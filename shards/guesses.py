@@ -15,15 +15,24 @@ from shards.names import in_another_form
 
 HEAD = 64  # bytes that are looked at
 SHOWN = 5
+FFMPEG = "audio --ffmpeg"  # audio that libsndfile does not know
 
 # The first bytes, what begins with them, and the --source that reads it.
 BEGINNINGS: tuple[tuple[bytes, str, str | None], ...] = (
     (b"RIFF", "a wav file", "audio"),
     (b"RF64", "a wav file", "audio"),
+    (b"RIFX", "a wav file", "audio"),
+    (b"riff", "a Wave64 file", "audio"),
+    (b"FORM", "an AIFF file", "audio"),
+    (b".snd", "an AU file", "audio"),
+    (b"caff", "a CAF file", "audio"),
     (b"fLaC", "a flac file", "audio"),
     (b"OggS", "an ogg file", "audio"),
-    (b"ID3", "an mp3 file", None),
-    (b"NIST_1A", "a SPHERE audio file", None),
+    (b"ID3", "an mp3 file", "audio"),
+    (b"NIST_1A", "a SPHERE audio file", "audio"),
+    (b"\x1aE\xdf\xa3", "a webm or Matroska file", FFMPEG),
+    (b"#!AMR", "an AMR file", FFMPEG),
+    (b"0&\xb2u\x8ef\xcf\x11", "a wma or asf file", FFMPEG),
     (b"\x93NUMPY", "a .npy file", "npy"),
     (b"PK\x03\x04", "a .npz or another zip file", "npy"),
     (b"\x1f\x8b", "a file packed by gzip", None),
@@ -39,8 +48,6 @@ TORCH_MEMBER = b"/data.pkl"  # the first in the archive
 HTK = struct.Struct(">iiHH")  # frames, 100 ns from one to the next, bytes of a frame, kind
 HTK_CHECKSUM = 0o10000  # a bit of the kind
 INSTEAD = {
-    "an mp3 file": "convert it to wav or flac",
-    "a SPHERE audio file": "convert it to wav or flac",
     "a file packed by gzip": "unpack it",
     "a file of torch.save": "save the tensor by numpy.save(path, tensor.numpy()), and give --source npy",
 }
@@ -71,8 +78,12 @@ def content_kind(data: bytes) -> tuple[str, str | None] | None:
     for beginning, what, kind in BEGINNINGS:
         if data.startswith(beginning):
             return what, kind
+    if data[4:8] == b"ftyp":
+        return "an m4a or mp4 file", FFMPEG
+    if len(data) >= 2 and data[0] == 0xFF and data[1] & 0xF6 == 0xF0:  # ADTS
+        return "an aac file", FFMPEG
     if len(data) >= 2 and data[0] == 0xFF and data[1] & 0xE6 == 0xE2:  # MPEG's sync word, layer III
-        return "an mp3 file", None
+        return "an mp3 file", "audio"
     if KALDI_ARCHIVE.match(data):
         return "a Kaldi archive", "kaldi"
     if _is_htk(data):

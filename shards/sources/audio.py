@@ -1,13 +1,15 @@
-"""Read audio files (wav, flac, ogg): soundfile decodes them, `shards.sources.features` makes frames of them.
+"""Read audio files: soundfile decodes all that libsndfile knows, ffmpeg the rest where that is asked for.
 
-libsndfile plays what is left of a file that was cut short; here that is an error. Samples are decoded piece by piece, and the
-features of each piece are computed before the next: a small file may hold hours of silence.
+`shards.sources.features` makes frames of the samples. libsndfile plays what is left of a file that was cut short; here that is
+an error (`shards.sources.containers`). Samples are decoded, mixed and resampled piece by piece, and the features of each piece
+are computed before the next: a small file may hold hours of silence.
 """
 
-import io
-import os
-import struct
+import re
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,15 +21,17 @@ from shards.corpus import Utterance
 from shards.errors import InputError
 from shards.extras import import_extra
 from shards.files import open_regular
-from shards.guesses import HEAD, guess_content, guess_missing_file
-from shards.sources.features import FeatureComputer, FeatureOptions, make_extractor
+from shards.guesses import FFMPEG, HEAD, content_kind, guess_content, guess_missing_file
+from shards.sources.containers import check_log, check_whole, truncated
+from shards.sources.featureoptions import FeatureOptions
+from shards.sources.features import FeatureComputer, make_extractor
+from shards.sources.ffmpeg import decoded_by_ffmpeg, find_ffmpeg
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
+from shards.sources.mono import check_shape, make_mono, prepare_mono
 
 READ_SAMPLES = 2**18  # at a time: a header that lies costs no more memory than this
 UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a length that the header does not tell
-UNKNOWN_BYTES = 0x7FFFF000  # from here on a wav's size is a placeholder of a program that wrote to a pipe
-OGG_TAIL = 65536  # bytes; an ogg page is shorter
-OGG_LAST_PAGE = 4  # flag in a page's header
+UNRECOGNISED = 1  # libsndfile's error for a file of a kind that it does not know
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,12 @@ class AudioRemedies:
     """What messages advise to do about a file; `{found}` stands for its sample rate."""
 
     missing: str = "check the list, --db_path and --ext"
-    kind: str = "convert it, or check --ext"
+    kind: str = (
+        "give --ffmpeg, which decodes m4a, aac, webm and more, or convert it (ffmpeg -i FILE FILE.wav), or check --ext"
+    )
     no_samples: str = "remove the utterance from the list"
-    sample_rate: str = "give --features.sample_rate {found} if all files have that, or resample it"
-    one_channel: str = "choose one with --features.channel, counted from 1"
+    sample_rate: str = "give --features.sample_rate {found} if all files have that, or --features.resample"
+    one_channel: str = "choose one with --features.channel, counted from 1, or mix them with --features.downmix"
     channel: str = "set --features.channel to one that all files have"
 
 
@@ -58,11 +64,11 @@ class AudioSource:
     features: FeatureOptions = field(default_factory=FeatureOptions)
     remedies: AudioRemedies = OF_SHARDING
     limit: UtteranceLimit = DEFAULT_LIMIT
+    ffmpeg: bool = False
 
     def __post_init__(self) -> None:
         """Check beforehand that features can be computed."""
-        import_extra("soundfile", "audio")
-        make_extractor(self.features)
+        prepare_audio(self.features, self.ffmpeg)
 
     @classmethod
     def from_description(cls, description: dict[str, Any], db_path: Path, limit: UtteranceLimit) -> "AudioSource":
@@ -72,48 +78,75 @@ class AudioSource:
             InputError: the features' options are damaged.
         """
         features = FeatureOptions.from_description(description.get("features"))
-        return cls(db_path, str(description.get("ext", cls.ext)), features, limit=limit)
+        ext, ffmpeg = str(description.get("ext", cls.ext)), description.get("ffmpeg") is True
+        return cls(db_path, ext, features, limit=limit, ffmpeg=ffmpeg)
 
     def describe(self) -> dict[str, Any]:
         """Kind of source and its options."""
-        return {"kind": "audio", "ext": self.ext, "features": self.features.describe()}
+        description = {"kind": "audio", "ext": self.ext, "features": self.features.describe()}
+        return description | ({"ffmpeg": True} if self.ffmpeg else {})
 
     def where(self, utterance: Utterance) -> str:
         """The audio file."""
         return f"{self.db_path}/{utterance.key}.{self.ext}"
 
     def load(self, utterance: Utterance) -> NDArray[np.float32]:
-        """The utterance's features, (T, D) float32; see `read_audio` and `compute_features`.
+        """The utterance's features, (T, D) float32; see `audio_features`.
 
         Raises:
-            InputError: as those; or the features exceed the limit.
+            InputError: as there; or the file is missing or no regular file.
         """
-        path, features = self.where(utterance), self.features
-        computer = FeatureComputer(features, path, self.limit)
+        path = self.where(utterance)
         try:
             with open_regular(path) as file:
-                pieces = decode_audio(
-                    file, path, features.sample_rate, features.channel, self.remedies, computer.check_length
-                )
-                for samples in pieces:
-                    computer.add(samples)
+                return audio_features(file, path, self.features, self.limit, self.remedies, self.ffmpeg)
         except OSError as error:
             raise _unreadable(path, error, self.remedies) from None
-        return computer.frames()
+
+
+def prepare_audio(features: FeatureOptions, ffmpeg: bool = False, needed_by: str = "this source") -> None:
+    """Check that features can be computed of audio. Raises UsageError where a library or ffmpeg is missing, or as
+    `make_extractor`; `needed_by` is for the message.
+    """
+    import_extra("soundfile", "audio", needed_by)
+    prepare_mono(features, needed_by)
+    make_extractor(features)
+    if ffmpeg:
+        find_ffmpeg()
+
+
+def audio_features(
+    file: IO[bytes],
+    where: str,
+    features: FeatureOptions,
+    limit: UtteranceLimit = DEFAULT_LIMIT,
+    remedies: AudioRemedies = OF_SHARDING,
+    ffmpeg: bool = False,
+) -> NDArray[np.float32]:
+    """The features (T, D) float32 of an open audio file, or of an `io.BytesIO`; `where` it is, is for messages.
+
+    Raises:
+        InputError: as `decode_audio` and `FeatureComputer`; or the features exceed the limit.
+        OSError: the file can't be read.
+    """
+    computer = FeatureComputer(features, where, limit)
+    for samples in decode_audio(file, where, features, remedies, computer.check_length, ffmpeg):
+        computer.add(samples)
+    return computer.frames()
 
 
 def read_audio(
-    path: str, sample_rate: int, channel: int | None = None, remedies: AudioRemedies = OF_SHARDING
+    path: str, features: FeatureOptions, remedies: AudioRemedies = OF_SHARDING, ffmpeg: bool = False
 ) -> NDArray[np.float32]:
-    """All samples of one channel, (n,) float32 in -1..1; channels count from 1, None is for files that have only one.
+    """All samples (n,) float32 in -1..1 of a file, as `features` take them; see `decode_audio`.
 
     Raises:
         InputError: the file is missing or no regular file, or as `decode_audio`.
-        UsageError: soundfile is not installed.
+        UsageError: a library that is needed is not installed.
     """
     try:
         with open_regular(path) as file:
-            return np.concatenate(list(decode_audio(file, path, sample_rate, channel, remedies)))
+            return np.concatenate(list(decode_audio(file, path, features, remedies, ffmpeg=ffmpeg)))
     except OSError as error:
         raise _unreadable(path, error, remedies) from None
 
@@ -126,98 +159,97 @@ def _unreadable(path: str, error: OSError, remedies: AudioRemedies) -> InputErro
 def decode_audio(
     file: IO[bytes],
     where: str,
-    sample_rate: int,
-    channel: int | None = None,
+    features: FeatureOptions,
     remedies: AudioRemedies = OF_SHARDING,
     check_length: Callable[[int], None] = lambda _num_samples: None,
+    ffmpeg: bool = False,
 ) -> Iterator[NDArray[np.float32]]:
-    """Decode one channel of an open file, or of an `io.BytesIO`, piece by piece; `where` it is, is for messages.
+    """Decode an open file, or an `io.BytesIO`, to one channel piece by piece; `where` it is, is for messages.
 
-    Yields the samples, (n,) float32 in -1..1; channels count from 1, None is for files that have only one. `check_length` is
-    called with the number of samples that the header names, if it does, before any is decoded.
+    Yields the samples, (n,) float32 in -1..1, of the channel, the mix and the sample rate that `features` ask for.
+    `check_length` is called with the number of samples that the header names, if it does, before any is decoded.
 
     Raises:
-        InputError: the file is damaged or cut short, is no wav, flac or ogg, or has another sample rate, no such channel,
-            or several and `channel` is None.
+        InputError: the file is damaged or cut short, of a kind that neither libsndfile nor, with `ffmpeg`, that program
+            knows; or has another sample rate or number of channels than `features` take.
         OSError: it can't be read.
-        UsageError: soundfile is not installed.
+        UsageError: soundfile, soxr or ffmpeg is not installed, and needed.
     """
-    soundfile = import_extra("soundfile", "audio")
-    _check_container(file, where, remedies)
-    file.seek(0)
+    with _with_descriptor(file) as whole:
+        check_whole(whole, where)
+        whole.seek(0)
+        with _opened(whole, where, remedies, ffmpeg) as (rate, channels, num_frames, pieces):
+            check_shape(rate, channels, features, where, remedies)
+            if num_frames != UNKNOWN_FRAMES:
+                check_length(num_frames * features.sample_rate // rate)
+            num_samples = 0
+            for samples in make_mono(pieces, rate, features):
+                num_samples += len(samples)
+                yield samples
+            if num_samples == 0:
+                raise InputError(f"{where}: 0 samples; expected audio: {remedies.no_samples}")
+
+
+@contextmanager
+def _with_descriptor(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The file; a temporary one with the bytes of a file that has no descriptor."""
     try:
-        with soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False) as audio:
-            _check_audio(audio, sample_rate, channel, where, remedies)
-            if audio.frames != UNKNOWN_FRAMES:
-                check_length(audio.frames)
-            yield from _read_channel(audio, (channel or 1) - 1, where, remedies)
+        file.fileno()
+    except OSError:
+        with tempfile.TemporaryFile(buffering=0) as copy:
+            file.seek(0)
+            shutil.copyfileobj(file, copy)
+            yield copy
+    else:
+        yield file
+
+
+Opened = tuple[int, int, int, Iterator[NDArray[np.float32]]]
+"""Sample rate, channels, length in samples, which may be `UNKNOWN_FRAMES`, and the samples (n, channels) piece by piece."""
+
+
+@contextmanager
+def _opened(file: IO[bytes], where: str, remedies: AudioRemedies, ffmpeg: bool) -> Iterator[Opened]:
+    soundfile = import_extra("soundfile", "audio")
+    try:
+        audio = soundfile.SoundFile(file.fileno(), closefd=False)
     except soundfile.SoundFileError as error:
-        raise InputError(f"{where}: can't decode this audio file: {error}; record or convert it again") from None
+        if getattr(error, "code", None) != UNRECOGNISED:
+            raise _damaged(where, error) from None
+    else:
+        try:
+            with audio:
+                check_log(audio, where)
+                yield audio.samplerate, audio.channels, audio.frames, _read_pieces(audio, where)
+        except soundfile.SoundFileError as error:
+            raise _damaged(where, error) from None
+        return
+    if not ffmpeg:
+        raise _unknown_kind(file, where, remedies)
+    with decoded_by_ffmpeg(file, where) as (rate, channels, pieces):
+        yield rate, channels, UNKNOWN_FRAMES, pieces
 
 
-def _check_container(file: IO[bytes], path: str, remedies: AudioRemedies) -> None:
-    """Refuse what is no wav, flac or ogg, and what was cut short without the decoder telling."""
+def _damaged(where: str, error: Exception) -> InputError:
+    text = re.sub(r"^Error opening \d+: ", "", str(error))  # soundfile's words and the descriptor's number
+    return InputError(f"{where}: can't decode this audio file: {text.rstrip('.')}; record or convert it again")
+
+
+def _unknown_kind(file: IO[bytes], where: str, remedies: AudioRemedies) -> InputError:
+    file.seek(0)
     head = file.read(HEAD)
-    magic = head[:4]
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        raise InputError(f"{path}: the file is empty; expected audio: record or convert it again")
-    if magic == b"RIFF":
-        _check_wav(file, size, path)
-    elif magic == b"OggS":
-        _check_ogg(file, size, path)
-    elif magic not in (b"RF64", b"fLaC"):
-        raise InputError(
-            f"{path}: it begins with {magic!r}; expected a wav, flac or ogg file: "
-            f"{guess_content(head, 'audio') or remedies.kind}"
-        )
+    what, kind = content_kind(head) or ("", None)
+    guess = f"it seems to be {what}: {remedies.kind}" if kind == FFMPEG else guess_content(head, "audio")
+    return InputError(
+        f"{where}: it begins with {head[:4]!r}; expected a file that libsndfile reads, such as wav, flac, mp3 or ogg: "
+        f"{guess or remedies.kind}"
+    )
 
 
-def _check_wav(file: IO[bytes], size: int, path: str) -> None:
-    """The chunk of samples must be in the file as a whole."""
-    at = 12  # behind "RIFF", a size and "WAVE"
-    while at + 8 <= size:
-        file.seek(at)
-        name, num_bytes = struct.unpack("<4sI", file.read(8))
-        at += 8
-        if name == b"data":
-            if size - at < num_bytes < UNKNOWN_BYTES:
-                raise _truncated(path, f"{size - at} of {num_bytes} bytes of samples")
-            return
-        at += num_bytes + num_bytes % 2
-
-
-def _check_ogg(file: IO[bytes], size: int, path: str) -> None:
-    """The last page must say that it is the last."""
-    file.seek(max(0, size - OGG_TAIL))
-    tail = file.read(OGG_TAIL)
-    page = tail.rfind(b"OggS")
-    if page < 0 or len(tail) < page + 6 or not tail[page + 5] & OGG_LAST_PAGE:
-        raise _truncated(path, "its last page is missing")
-
-
-def _check_audio(audio: Any, sample_rate: int, channel: int | None, path: str, remedies: AudioRemedies) -> None:
-    if audio.samplerate != sample_rate:
-        raise InputError(
-            f"{path}: its sample rate is {audio.samplerate} Hz, expected {sample_rate} Hz: "
-            f"{remedies.sample_rate.format(found=audio.samplerate)}"
-        )
-    if channel is None and audio.channels != 1:
-        raise InputError(f"{path}: it has {audio.channels} channels, expected one: {remedies.one_channel}")
-    if channel is not None and channel > audio.channels:
-        raise InputError(f"{path}: it has {audio.channels} channels, expected at least {channel}: {remedies.channel}")
-
-
-def _read_channel(audio: Any, channel: int, path: str, remedies: AudioRemedies) -> Iterator[NDArray[np.float32]]:
+def _read_pieces(audio: Any, path: str) -> Iterator[NDArray[np.float32]]:
     num_samples = 0
     while len(part := audio.read(max(1, READ_SAMPLES // audio.channels), dtype="float32", always_2d=True)):
         num_samples += len(part)
-        yield np.ascontiguousarray(part[:, channel])
+        yield part
     if num_samples < audio.frames != UNKNOWN_FRAMES:
-        raise _truncated(path, f"{num_samples} of {audio.frames} samples")
-    if num_samples == 0:
-        raise InputError(f"{path}: 0 samples; expected audio: {remedies.no_samples}")
-
-
-def _truncated(path: str, what: str) -> InputError:
-    return InputError(f"{path}: truncated: {what}; copy or convert it again")
+        raise truncated(path, f"{num_samples} of {audio.frames} samples")

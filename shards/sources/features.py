@@ -4,7 +4,7 @@ Everything that changes a value is an option here or a constant here, and nothin
 samples and options give the same frames, in sharding as in scoring.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,79 +12,29 @@ from numpy.typing import NDArray
 
 from shards.errors import InputError, UsageError
 from shards.extras import import_extra
+from shards.sources.featureoptions import FEWEST_BINS, FeatureOptions
+from shards.sources.framesteps import add_deltas, normalize_frames, select_voiced
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 
 PIECE_SAMPLES = 2**18  # whose features are computed at a time
 SAMPLE_SCALE = 32768.0  # Kaldi's features are of samples in -32768..32767
-LOW_FREQUENCY = 20.0  # Hz, where the lowest mel bin begins; the highest ends at half the sample rate
 PREEMPHASIS = 0.97
 LIFTER = 22.0
 FLOOR = float(np.finfo(np.float32).eps)  # energies below it are taken for it before the logarithm
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureOptions:
-    """How features are computed of audio."""
-
-    kind: Literal["fbank", "mfcc"] = "fbank"
-    """Kind of features: log mel filter bank (num_bins of them), or mel cepstrum (num_ceps)."""
-    sample_rate: int = 16000
-    """Sample rate of the audio in Hz. A file with another rate is an error; nothing is resampled."""
-    num_bins: int = 40
-    """Number of mel bins."""
-    num_ceps: int = 20
-    """Number of cepstral coefficients, for mfcc only; at most num_bins."""
-    window_ms: float = 25.0
-    """Length of a frame in milliseconds."""
-    shift_ms: float = 10.0
-    """Time from one frame to the next in milliseconds."""
-    channel: int | None = None
-    """Channel to use of files with several, counted from 1."""
-
-    def __post_init__(self) -> None:
-        """Check the values' ranges; raises UsageError."""
-        if self.kind not in ("fbank", "mfcc"):
-            raise UsageError(f"--features.kind {self.kind}: expected fbank or mfcc")
-        _check_range("sample_rate", self.sample_rate, 1000, 384_000)
-        _check_range("num_bins", self.num_bins, 3, 1000)
-        _check_range("window_ms", self.window_ms, 1, 1000)
-        _check_range("shift_ms", self.shift_ms, 1, 1000)
-        if self.kind == "mfcc":
-            _check_range("num_ceps", self.num_ceps, 1, self.num_bins)
-        if self.channel is not None and self.channel < 1:
-            raise UsageError(f"--features.channel {self.channel}: channels count from 1; give 1 or more")
-
-    @staticmethod
-    def from_description(description: Any) -> "FeatureOptions":
-        """The options that `asdict` of some made, read back from JSON.
-
-        Raises:
-            InputError: an option is unknown, of another type or out of its range.
-        """
-        try:
-            return FeatureOptions(**description)
-        except (TypeError, UsageError) as error:
-            raise InputError(
-                f"the audio features in train.opts or the manifest are damaged: {error}; expected what `spkid shard` wrote: "
-                "shard and train again"
-            ) from None
-
-    def describe(self) -> dict[str, Any]:
-        """All options as JSON values."""
-        return asdict(self)
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # not `<`: NaN is refused too
-        raise UsageError(f"--features.{name} {value}: expected {low} to {high}")
-
-
 # Options of the library that change nothing while the others are as `kaldi_options` has them: of another window, of warping by
-# a factor of 1, of librosa's mel scale, which is off, and of an energy that is not used.
+# a factor of 1, and of librosa's mel scale, which is off; and, of these alone, of an energy that is not used.
+OF_ENERGY = ("energy_floor", "raw_energy")
 WITHOUT_EFFECT = (
     *("blackman_coeff", "vtln_low", "vtln_high", "norm", "use_slaney_mel_scale", "floor_to_int_bin", "debug_mel"),
-    *("energy_floor", "raw_energy"),
+    *OF_ENERGY,
 )
+
+
+def without_effect(options: FeatureOptions) -> tuple[str, ...]:
+    """The names of the library's options that change nothing of these features."""
+    return tuple(name for name in WITHOUT_EFFECT if not (options.use_energy and name in OF_ENERGY))
 
 
 def kaldi_options(options: FeatureOptions) -> dict[str, Any]:
@@ -102,18 +52,18 @@ def kaldi_options(options: FeatureOptions) -> dict[str, Any]:
         "window_type": "povey",
         "round_to_power_of_two": True,
         "blackman_coeff": 0.42,  # of another type of window
-        "snip_edges": True,
+        "snip_edges": not options.reflect_edges,
     }
     warping = {"vtln_low": 100.0, "vtln_high": -500.0}  # without effect: the warping factor is 1
     librosa = {"is_librosa": False, "norm": "slaney", "use_slaney_mel_scale": True, "floor_to_int_bin": False}
     bins = {
         "num_bins": options.num_bins,
-        "low_freq": LOW_FREQUENCY,
-        "high_freq": 0.0,
+        "low_freq": options.low_freq,
+        "high_freq": options.high_freq,
         "debug_mel": False,
         "htk_mode": False,
     }
-    energy = {"use_energy": False, "energy_floor": 0.0, "raw_energy": True, "htk_compat": False}
+    energy = {"use_energy": options.use_energy, "energy_floor": 0.0, "raw_energy": True, "htk_compat": False}
     if options.kind == "fbank":
         kind = {"use_log_fbank": True, "use_log_floor": True, "eps": FLOOR, "use_power": True}
     else:
@@ -146,8 +96,8 @@ def make_extractor(options: FeatureOptions) -> Any:
 class FeatureComputer:
     """Computes the features of samples that come piece by piece; `where` they are from is for messages.
 
-    Frames lie wholly within the samples: T = 1 + (n - window) div shift, in samples. Only what is not in a frame yet is kept
-    of the samples.
+    Frames lie wholly within the samples: T = 1 + (n - window) div shift, in samples; with `reflect_edges` there are as many as
+    shifts, rounded. Only what is not in a frame yet is kept of the samples.
 
     Raises:
         UsageError: as `make_extractor`.
@@ -156,7 +106,8 @@ class FeatureComputer:
     def __init__(self, options: FeatureOptions, where: str, limit: UtteranceLimit = DEFAULT_LIMIT) -> None:
         self.num_samples = 0
         self._options, self._where, self._limit = options, where, limit
-        self._extractor = make_extractor(options)
+        self._energy_at, extracted = _with_energy(options)
+        self._extractors = [make_extractor(one) for one in extracted]
 
     def add(self, samples: NDArray[np.float32]) -> None:
         """Take more samples (n,) in -1..1.
@@ -178,7 +129,8 @@ class FeatureComputer:
                 "convert it again"
             )
         try:
-            self._extractor.accept_waveform(self._options.sample_rate, scaled)
+            for extractor in self._extractors:
+                extractor.accept_waveform(self._options.sample_rate, scaled)
         except (RuntimeError, ValueError) as error:  # samples far beyond -1..1
             raise InputError(
                 f"{self._where}: no features can be computed: {error}; expected samples in -1..1: convert it again"
@@ -186,34 +138,56 @@ class FeatureComputer:
         self.num_samples += len(samples)
 
     def check_length(self, num_samples: int) -> None:
-        """Raise InputError where so many samples make more frames than the limit."""
+        """Raise InputError where so many samples make more frames than the limit, of those from which voiced ones are taken."""
         options = self._options
-        num_features = options.num_bins if options.kind == "fbank" else options.num_ceps
-        most = min(self._limit.max_frames, self._limit.max_values // num_features)
-        milliseconds = options.window_ms + most * options.shift_ms
-        if num_samples >= milliseconds / 1000 * options.sample_rate:
+        most = min(self._limit.max_frames, self._limit.max_values // options.num_features)
+        edge_ms = options.shift_ms / 2 if options.reflect_edges else options.window_ms
+        if num_samples >= (edge_ms + most * options.shift_ms) / 1000 * options.sample_rate:
             seconds = num_samples / options.sample_rate
             raise self._limit.too_long(
-                self._where, f"{seconds:.0f} seconds make more than {most} frames of {num_features} features"
+                self._where, f"{seconds:.0f} seconds make more than {most} frames of {options.num_features} features"
             )
 
     def frames(self) -> NDArray[np.float32]:
         """The frames (T, D) of all samples; none can be added any more.
 
         Raises:
-            InputError: there are too few samples for a frame.
+            InputError: there are too few samples for a frame, or no frame is voiced.
         """
-        self._extractor.input_finished()
-        num_frames = self._extractor.num_frames_ready
+        options = self._options
+        frames = self._all_frames(self._extractors[0])
+        energies = None
+        if options.vad == "energy":
+            energies = (frames if len(self._extractors) == 1 else self._all_frames(self._extractors[1]))[:, 0].copy()
+            if self._energy_at == "dropped":
+                frames = np.ascontiguousarray(frames[:, 1:])
+        frames = normalize_frames(add_deltas(frames, options), options)
+        return frames if energies is None else select_voiced(frames, energies, options, self._where)
+
+    def _all_frames(self, extractor: Any) -> NDArray[np.float32]:
+        extractor.input_finished()
+        num_frames = extractor.num_frames_ready
         if num_frames == 0:
             raise InputError(
                 f"{self._where}: {self.num_samples} samples are too few for a frame of {self._options.window_ms} ms at "
                 f"{self._options.sample_rate} Hz; remove the utterance from the list"
             )
-        frames = np.empty((num_frames, len(self._extractor.get_frame(0))), np.float32)
+        frames = np.empty((num_frames, len(extractor.get_frame(0))), np.float32)
         for number in range(num_frames):
-            frames[number] = self._extractor.get_frame(number)
+            frames[number] = extractor.get_frame(number)
         return frames
+
+
+def _with_energy(options: FeatureOptions) -> tuple[Literal["kept", "dropped"], list[FeatureOptions]]:
+    """What is to be extracted so that the energy of each frame, where it is needed, is the first value of the last one.
+
+    Kaldi's energy comes before the mel bins, but takes the place of the first cepstral coefficient.
+    """
+    if options.vad == "none" or options.use_energy:
+        return "kept", [options]
+    if options.kind == "fbank":
+        return "dropped", [replace(options, use_energy=True)]
+    return "kept", [options, replace(options, use_energy=True, num_bins=FEWEST_BINS, num_ceps=1)]
 
 
 def compute_features(

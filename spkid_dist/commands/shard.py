@@ -214,6 +214,8 @@ def open_source(config: ShardConfig) -> Source:
         description["features"] = KaldiSteps(config.kaldi_cmvn, config.kaldi_vad).describe()
     elif config.source == "audio":
         description["features"] = config.features.describe()
+    if config.ffmpeg:
+        description["ffmpeg"] = True
     if config.ext is not None:
         description["ext"] = config.ext
     if config.num_features is not None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from shards.errors import UsageError
-from shards.sources.features import FeatureOptions
+from shards.sources.featureoptions import FeatureOptions
 from shards.sources.limits import MAX_FEATURES, MAX_FRAMES, UtteranceLimit
 from shards.sources.registry import SOURCES, check_source
 from shards.speakers import SpeakerRule, speaker_by_component, speaker_by_regex, speaker_by_tsv, speaker_by_utt2spk
@@ -109,6 +109,8 @@ class ShardConfig(SpeakerFlags):
     """Keep only the frames that the vad.scp of a Kaldi folder calls speech."""
     features: FeatureOptions = field(default_factory=FeatureOptions)
     """How audio becomes features."""
+    ffmpeg: bool = False
+    """Decode audio that libsndfile does not know, such as m4a, aac and webm, with the program ffmpeg."""
     out: str
     """New or empty folder, or URL for fsspec (s3://bucket/name). An unfinished job with the same options is continued."""
     seed: int = 0
@@ -157,6 +159,8 @@ class ShardConfig(SpeakerFlags):
             raise UsageError(f"--source {self.source}: the flags --kaldi_* are for --source kaldi; leave them out")
         if self.source != "audio" and self.features != FeatureOptions():
             raise UsageError(f"--source {self.source}: the flags --features.* are for --source audio; leave them out")
+        if self.source != "audio" and self.ffmpeg:
+            raise UsageError(f"--source {self.source}: --ffmpeg is for --source audio; leave it out")
 
     def _check_shares(self) -> None:
         if self.slurm_array is None and self.slurm != SlurmFlags():

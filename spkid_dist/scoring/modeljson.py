@@ -13,8 +13,10 @@ from typing import Any
 from torch import nn
 
 from shards.errors import InputError
-from shards.sources.features import WITHOUT_EFFECT, FeatureOptions, kaldi_options
+from shards.sources.featureoptions import FeatureOptions
+from shards.sources.features import kaldi_options, without_effect
 from shards.sources.featuresteps import feature_steps
+from shards.sources.mono import SOXR_QUALITY
 from spkid_dist.model import GlobalBatchNorm, Normalize
 from spkid_dist.scoring.calibrationfile import Calibration
 from spkid_dist.streaming.kernels import FLOAT32_EPS
@@ -119,7 +121,10 @@ def _frames_step(source: dict[str, Any]) -> dict[str, Any]:
         "sample_rate": options.sample_rate,
         "channel": options.channel,
         "channel_meaning": "counted from 1; null: the file must have one channel",
-        "resample": False,
+        "downmix": options.downmix,
+        "downmix_meaning": "true: the mean of all channels is used",
+        "resample": _resampling(options),
+        "ffmpeg": source.get("ffmpeg") is True,
         "sample_range": [-1.0, 1.0],
         "sample_meaning": "whole numbers of b bits are divided by 2^(b - 1); those of a wav of 8 bits are 0 to 255, so 128 is "
         "taken from them first",
@@ -128,8 +133,20 @@ def _frames_step(source: dict[str, Any]) -> dict[str, Any]:
         "feature_dtype": "float32",
         "options": kaldi_options(options),
         "options_meaning": "all options of kaldi-native-fbank for the same features; give that library samples * scale",
-        "options_without_effect": list(WITHOUT_EFFECT),
+        "options_without_effect": list(without_effect(options)),
     } | result
+
+
+def _resampling(options: FeatureOptions) -> dict[str, Any] | bool:
+    """How a recording of another sample rate is brought to that of the features; False: it is an error."""
+    if not options.resample:
+        return False
+    return {
+        "library": "soxr",
+        "quality": SOXR_QUALITY,
+        "meaning": "a recording of another sample rate is resampled to sample_rate, after the choice or mix of channels; "
+        "another good resampler gives samples that differ little",
+    }
 
 
 def _normalize_step(method: str) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from shards.errors import InputError, UsageError
 from shards.extras import import_extra
 from shards.guesses import HEAD, content_kind
-from shards.sources.audio import AudioRemedies, decode_audio
-from shards.sources.features import FeatureComputer, FeatureOptions, make_extractor
-from shards.sources.featuresteps import whole_samples
+from shards.sources.audio import AudioRemedies, decode_audio, prepare_audio
+from shards.sources.featureoptions import FeatureOptions
+from shards.sources.features import FeatureComputer
+from shards.sources.featuresteps import least_samples
 from shards.sources.fmatrix import parse_fmatrix, parse_raw, raw_features
 from shards.sources.htk import HtkParameters, HtkSource, parse_htk
 from shards.sources.kaldi import read_matrix_at
@@ -32,6 +33,7 @@ from shards.sources.kaldimatrix import parse_matrix
 from shards.sources.kaldiscp import ENTRY
 from shards.sources.kaldisteps import KaldiSteps
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
+from shards.sources.mono import check_shape, resample
 from shards.sources.npy import parse_numpy
 from spkid_dist.trained import TrainedModel
 
@@ -41,25 +43,26 @@ Recording = str | os.PathLike[str] | NDArray[Any]
 STANDARD_INPUT = "-"
 READ_BYTES = 2**20
 KINDS = {
-    "audio": "wav, flac or ogg files",
+    "audio": "recordings",
     "fmatrix": "fmatrix files",
     "npy": "NumPy files",
     "kaldi": "Kaldi matrices",
     "htk": "HTK parameter files",
 }
 ONE_OF_KIND = {
-    "audio": "a wav, flac or ogg file",
+    "audio": "a recording, such as wav or flac",
     "fmatrix": "an fmatrix file",
     "npy": "a NumPy file",
     "kaldi": "a Kaldi matrix",
     "htk": "an HTK parameter file",
 }
 OF_MODEL = AudioRemedies(
+    kind="convert it (ffmpeg -i FILE FILE.wav)",
     sample_rate="the model was trained on this rate; resample the recording",
     one_channel="the model was trained on files of one channel; take one channel, or mix them",
     channel="the model was trained on that channel; give a recording that has it",
 )
-REMEDIES = replace(OF_MODEL, missing="check its name", kind="convert it", no_samples="record or convert it again")
+REMEDIES = replace(OF_MODEL, missing="check its name", no_samples="record or convert it again")
 
 
 class RecordingReader:
@@ -84,10 +87,11 @@ class RecordingReader:
         self._raw = raw_features(source) if self.kind == "fmatrix" else None
         self._num_features = model.num_features
         self._limit = limit
+        self._ffmpeg = False
         if self.kind == "audio":
             self.features = FeatureOptions.from_description(source.get("features"))
-            import_extra("soundfile", "audio", "this model")
-            make_extractor(self.features)
+            self._ffmpeg = source.get("ffmpeg") is True
+            prepare_audio(self.features, self._ffmpeg, "this model")
         elif self.kind == "htk":
             self._htk = HtkSource.from_description(source, Path(), limit).expected
         elif self.kind == "kaldi":
@@ -138,7 +142,7 @@ class RecordingReader:
             raise InputError(f"{where}: can't be read: {error.strerror}; {remedy}") from None
         except InputError as error:
             found = content_kind(data)
-            if found is None or found[1] == self.kind:
+            if found is None or str(found[1]).partition(" ")[0] == self.kind:
                 raise
             raise InputError(
                 f"{where}: it seems to be {found[0]}, but the model was trained on {KINDS[self.kind]}; give such files"
@@ -172,8 +176,8 @@ class RecordingReader:
 
     def _from_audio(self, file: Any, where: str, features: FeatureOptions) -> NDArray[np.float32]:
         computer = FeatureComputer(features, where, self._limit)
-        options = features.sample_rate, features.channel, REMEDIES, computer.check_length
-        return _features_of(decode_audio(file, where, *options), computer, features, where)
+        pieces = decode_audio(file, where, features, REMEDIES, computer.check_length, self._ffmpeg)
+        return _features_of(pieces, computer, features, where)
 
     def _from_array(self, array: NDArray[Any], sample_rate: int | None, where: str) -> NDArray[np.float32]:
         if array.dtype.kind != "f" or array.ndim not in (1, 2):
@@ -193,13 +197,13 @@ class RecordingReader:
             raise UsageError(
                 f"{where}: samples without their sample rate; give sample_rate={expected}, if that is theirs"
             )
-        if sample_rate != expected:
-            raise InputError(
-                f"{where}: its sample rate is {sample_rate} Hz, expected {expected} Hz: {REMEDIES.sample_rate}"
-            )
+        check_shape(sample_rate, self.features.channel or 1, self.features, where, REMEDIES)
+        computer = FeatureComputer(self.features, where, self._limit)
+        computer.check_length(len(array) * expected // sample_rate)
         with np.errstate(over="ignore"):
             samples = array.astype(np.float32, copy=False)
-        return _features_of([samples], FeatureComputer(self.features, where, self._limit), self.features, where)
+        pieces = [samples] if sample_rate == expected else resample([samples], sample_rate, expected)
+        return _features_of(pieces, computer, self.features, where)
 
     def _check(self, frames: NDArray[np.float32], where: str) -> None:
         """Raise InputError where these are no frames of the model's features, or have no signal."""
@@ -237,7 +241,7 @@ def _features_of(
     pieces: Iterable[NDArray[np.float32]], computer: FeatureComputer, features: FeatureOptions, where: str
 ) -> NDArray[np.float32]:
     """The frames of samples. Raises InputError where there are too few, or all are the same."""
-    rate, needed = features.sample_rate, whole_samples(features.window_ms, features.sample_rate)
+    rate, needed = features.sample_rate, least_samples(features)
     first: np.float32 | None = None
     has_signal = False
     for samples in pieces:

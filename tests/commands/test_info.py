@@ -6,7 +6,7 @@ import pytest
 from conftest import make_corpus
 
 from shards.sources.audio import AudioSource
-from shards.sources.features import FeatureOptions
+from shards.sources.featureoptions import FeatureOptions
 from shards.sources.fmatrix import FmatrixSource
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from source_checks import RATE, error_of, only_input_errors, options, samples, utterance, write_audio
+from source_checks import error_of, only_input_errors, options, samples, utterance, write_audio
 
 from shards import AudioSource, FeatureOptions, UsageError
 from shards.sources.audio import read_audio
@@ -71,7 +71,7 @@ def test_frames_lie_wholly_within_the_samples() -> None:
 @pytest.mark.parametrize(("ext", "tolerance"), [("wav", 1e-4), ("flac", 1e-4), ("ogg", 0.05)])
 def test_audio_of_each_kind_is_read(tmp_path: Path, ext: str, tolerance: float) -> None:
     path = write_audio(tmp_path / f"a.{ext}")
-    np.testing.assert_allclose(read_audio(str(path), RATE), samples(), atol=tolerance)
+    np.testing.assert_allclose(read_audio(str(path), options()), samples(), atol=tolerance)
     source = AudioSource(tmp_path, ext, options())
     first, second = (source.load(utterance("a")) for _ in range(2))
     assert first.shape == (48, 40)
@@ -81,37 +81,38 @@ def test_audio_of_each_kind_is_read(tmp_path: Path, ext: str, tolerance: float) 
 def test_audio_longer_than_one_read_is_read_as_a_whole(tmp_path: Path) -> None:
     data = np.tile(samples(), 150)
     path = write_audio(tmp_path / "a.wav", data)
-    np.testing.assert_allclose(read_audio(str(path), RATE), data, atol=1e-4)
+    np.testing.assert_allclose(read_audio(str(path), options()), data, atol=1e-4)
 
 
 def test_channel_of_a_stereo_file_is_chosen(tmp_path: Path) -> None:
     data = samples(channels=2)
     path = str(write_audio(tmp_path / "a.wav", data))
-    np.testing.assert_allclose(read_audio(path, RATE, 1), data[:, 0], atol=1e-4)
-    np.testing.assert_allclose(read_audio(path, RATE, 2), data[:, 1], atol=1e-4)
-    assert error_of(read_audio, path, RATE) == (
-        f"{path}: it has 2 channels, expected one: choose one with --features.channel, counted from 1"
+    np.testing.assert_allclose(read_audio(path, options(channel=1)), data[:, 0], atol=1e-4)
+    np.testing.assert_allclose(read_audio(path, options(channel=2)), data[:, 1], atol=1e-4)
+    assert error_of(read_audio, path, options()) == (
+        f"{path}: it has 2 channels, expected one: choose one with --features.channel, counted from 1, "
+        "or mix them with --features.downmix"
     )
-    assert error_of(read_audio, path, RATE, 3) == (
+    assert error_of(read_audio, path, options(channel=3)) == (
         f"{path}: it has 2 channels, expected at least 3: set --features.channel to one that all files have"
     )
 
 
 def test_audio_of_another_sample_rate_is_an_error(tmp_path: Path) -> None:
     path = str(write_audio(tmp_path / "a.wav"))
-    assert error_of(read_audio, path, 16000) == (
+    assert error_of(read_audio, path, options(sample_rate=16000)) == (
         f"{path}: its sample rate is 8000 Hz, expected 16000 Hz: give --features.sample_rate 8000 if all files have that, "
-        "or resample it"
+        "or --features.resample"
     )
 
 
 def test_audio_without_samples_is_an_error(tmp_path: Path) -> None:
     path = str(write_audio(tmp_path / "a.wav", np.zeros(0, np.float32)))
-    assert error_of(read_audio, path, RATE) == (
+    assert error_of(read_audio, path, options()) == (
         f"{path}: 0 samples; expected audio: remove the utterance from the list"
     )
     (tmp_path / "a.wav").write_bytes(b"")
-    assert error_of(read_audio, path, RATE) == (
+    assert error_of(read_audio, path, options()) == (
         f"{path}: the file is empty; expected audio: record or convert it again"
     )
 
@@ -131,11 +132,11 @@ def test_truncated_audio_is_an_error(tmp_path: Path) -> None:
         data = write_audio(tmp_path / f"a.{ext}").read_bytes()
         path = tmp_path / f"cut.{ext}"
         path.write_bytes(data[: len(data) // 2])
-        assert error_of(read_audio, str(path), RATE) == f"{path}: {text}; copy or convert it again"
+        assert error_of(read_audio, str(path), options()) == f"{path}: {text}; copy or convert it again"
     data = write_audio(tmp_path / "a.flac").read_bytes()
     path = tmp_path / "cut.flac"
     path.write_bytes(data[: len(data) // 2])
-    assert error_of(read_audio, str(path), RATE).startswith(f"{path}: can't decode this audio file: ")
+    assert error_of(read_audio, str(path), options()).startswith(f"{path}: can't decode this audio file: ")
 
 
 def test_wav_written_to_a_pipe_is_read(tmp_path: Path) -> None:
@@ -143,19 +144,24 @@ def test_wav_written_to_a_pipe_is_read(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[40:44] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
-    np.testing.assert_allclose(read_audio(str(path), RATE), samples(), atol=1e-4)
+    np.testing.assert_allclose(read_audio(str(path), options()), samples(), atol=1e-4)
 
 
 def test_file_that_is_no_audio_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
-    path.write_bytes(b"ID3 and so on")
-    assert error_of(read_audio, str(path), RATE) == (
-        f"{path}: it begins with b'ID3 '; expected a wav, flac or ogg file: it seems to be an mp3 file: "
-        "convert it to wav or flac"
-    )
+    for data, guess in (
+        (b"\x01\xf0\x9d" * 99, ""),
+        (b"\0\0\0\x20ftypM4A " + bytes(99), "it seems to be an m4a or mp4 file: "),
+    ):
+        path.write_bytes(data)
+        assert error_of(read_audio, str(path), options()) == (
+            f"{path}: it begins with {data[:4]!r}; expected a file that libsndfile reads, such as wav, flac, mp3 or ogg: "
+            f"{guess}"
+            "give --ffmpeg, which decodes m4a, aac, webm and more, or convert it (ffmpeg -i FILE FILE.wav), or check --ext"
+        )
     path.write_bytes(b"RIFF....WAVEfmt and nonsense")
-    assert error_of(read_audio, str(path), RATE).startswith(f"{path}: can't decode this audio file: ")
-    assert error_of(read_audio, str(tmp_path / "none.wav"), RATE) == (
+    assert error_of(read_audio, str(path), options()).startswith(f"{path}: can't decode this audio file: ")
+    assert error_of(read_audio, str(tmp_path / "none.wav"), options()) == (
         f"{tmp_path}/none.wav: can't read this audio file: No such file or directory; check the list, --db_path and --ext"
     )
 
@@ -180,6 +186,43 @@ def test_sample_that_is_not_finite_or_too_large_is_an_error(tmp_path: Path, valu
         ({"window_ms": float("nan")}, "--features.window_ms nan: expected 1 to 1000"),
         ({"shift_ms": 0.5}, "--features.shift_ms 0.5: expected 1 to 1000"),
         ({"channel": 0}, "--features.channel 0: channels count from 1; give 1 or more"),
+        ({"resample": 1}, "--features.resample 1: expected true or false"),
+        ({"num_bins": 40.5}, "--features.num_bins 40.5: expected a whole number"),
+        ({"cmvn": "all"}, "--features.cmvn all: expected none or utterance or sliding"),
+        (
+            {"channel": 1, "downmix": True},
+            "--features.channel and --features.downmix: one channel is used, or all; give one of them",
+        ),
+        (
+            {"low_freq": 300, "high_freq": -3800.0},
+            "--features.low_freq 300 and --features.high_freq -3800.0, which is 200.0 Hz: expected 0 <= low < high <= 4000 Hz, "
+            "half the sample rate",
+        ),
+        (
+            {"cmvn_window": 9},
+            "--features.cmvn_window: it has no effect; give --features.cmvn sliding too, or leave it out",
+        ),
+        (
+            {"cmvn_variance": True},
+            "--features.cmvn_variance: it has no effect; give --features.cmvn too, or leave it out",
+        ),
+        (
+            {"vad_frames_context": 2},
+            "--features.vad_frames_context: it has no effect; give --features.vad too, or leave it out",
+        ),
+        (
+            {"delta_window": 3},
+            "--features.delta_window: it has no effect; give --features.delta_order too, or leave it out",
+        ),
+        (
+            {"cmvn": "sliding", "cmvn_min_window": 9},
+            "--features.cmvn_min_window: it has no effect; give --features.cmvn_causal too, or leave it out",
+        ),
+        (
+            {"dither": 1.0},
+            "--features.dither 1.0: expected 0: the library draws other noise in each run, and features would differ between "
+            "sharding and scoring; leave it out",
+        ),
     ],
 )
 def test_feature_options_out_of_range_are_used_wrongly(changes: dict[str, Any], text: str) -> None:

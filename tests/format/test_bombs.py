@@ -275,7 +275,9 @@ def test_samples_that_come_piece_by_piece_end_at_the_limit():
 def test_audio_that_claims_more_than_it_has_is_truncated(tmp_path):
     path = write_audio(tmp_path / "a.flac")
     path.write_bytes(claiming(path, 4001))
-    assert "4001" in error_of(read_audio, str(path), RATE) or "decode" in error_of(read_audio, str(path), RATE)
+    assert "4001" in error_of(read_audio, str(path), options()) or "decode" in error_of(
+        read_audio, str(path), options()
+    )
 
 
 @pytest.mark.parametrize("max_frames", [0, -1, 2**30 + 1])

@@ -35,8 +35,10 @@ def contents(folder: Path) -> dict[str, tuple[bytes, str]]:
         form: write_audio(folder / f"a.{form}", format=form.upper()).read_bytes()
         for form in ("wav", "flac", "ogg", "mp3")
     }
-    said = {form: f"seems to be {'an' if form == 'ogg' else 'a'} {form} file: give --source audio" for form in audio}
-    said["mp3"] = "seems to be an mp3 file: convert it to wav or flac"
+    said = {
+        form: f"seems to be {'an' if form in ('ogg', 'mp3') else 'a'} {form} file: give --source audio"
+        for form in audio
+    }
     return {form: (audio[form], said[form]) for form in audio} | {
         "npy": ((folder / "a.npy").read_bytes(), "seems to be a .npy file: give --source npy"),
         "npz": ((folder / "a.npz").read_bytes(), "seems to be a .npz or another zip file: give --source npy"),
@@ -61,7 +63,7 @@ def test_a_file_of_another_kind_is_recognised(tmp_path: Path, kind: str) -> None
     data, said = contents(tmp_path)[kind]
     (tmp_path / "x.feat").write_bytes(data)
     sources: dict[str, Any] = {"fmatrix": FmatrixSource, "npy": NpySource, "audio": AudioSource}
-    reads = {"wav": "audio", "flac": "audio", "ogg": "audio", "npy": "npy", "npz": "npy"}.get(kind)
+    reads = {"wav": "audio", "flac": "audio", "ogg": "audio", "mp3": "audio", "npy": "npy", "npz": "npy"}.get(kind)
     for name, source in sources.items():
         if name != reads and not (name == "npy" and kind == "npz"):
             text = error_of(source(tmp_path, "feat").load, utterance("x"))

@@ -20,9 +20,9 @@ def utterance(key: str) -> Utterance:
     return Utterance(key, "")
 
 
-def error_of(call: Callable[..., object], *arguments: object) -> str:
+def error_of(call: Callable[..., object], *arguments: object, **options: object) -> str:
     with pytest.raises(InputError) as raised:
-        call(*arguments)
+        call(*arguments, **options)
     return str(raised.value)
 
 

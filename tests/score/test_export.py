@@ -237,7 +237,7 @@ def test_features_computed_by_the_steps_of_model_json_are_ours(digits, tmp_path,
     assert len(files) == 10
     for path in map(str, files):
         found = onnx_caller.compute_features(model["steps"][0], path)
-        expected = compute_features(read_audio(path, RATE), options, path)
+        expected = compute_features(read_audio(path, options), options, path)
         assert found.dtype == expected.dtype == np.float32
         assert found.shape == expected.shape
         difference = np.abs(found - expected)

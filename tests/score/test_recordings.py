@@ -138,14 +138,17 @@ AUDIO = {
     ),
     "features": (
         lambda p: p.write_bytes(bytes_of(np.save, FRAMES)),
-        r"it seems to be a \.npy file, but the model was trained on wav, flac or ogg files; give such files",
+        r"it seems to be a \.npy file, but the model was trained on recordings; give such files",
     ),
     "text": (
         lambda p: p.write_text("hello there"),
-        r"it seems to be text, but the model was trained on wav, flac or ogg",
+        r"it seems to be text, but the model was trained on recordings",
     ),
-    "an mp3": (lambda p: p.write_bytes(b"ID3" + bytes(99)), r"it seems to be an mp3 file, but .*; give such files"),
-    "noise of bytes": (lambda p: p.write_bytes(b"\x01\xf0\x9d" * 99), r"expected a wav, flac or ogg file: convert it"),
+    "an m4a": (
+        lambda p: p.write_bytes(b"\0\0\0 ftypM4A " + bytes(99)),
+        r"it seems to be an m4a or mp4 file: convert it \(ffmpeg -i FILE FILE\.wav\)$",
+    ),
+    "noise of bytes": (lambda p: p.write_bytes(b"\x01\xf0\x9d" * 99), r"such as wav, flac, mp3 or ogg: convert it"),
     "nothing": (lambda _: None, r"can't be read: No such file or directory; check its name"),
     "a folder": (lambda p: p.mkdir(), r"is a folder; give the files in it, such as .*/\*"),
 }
@@ -199,7 +202,7 @@ def test_a_device_is_refused_as_it_may_have_no_end(readers, path):
 
 
 def test_an_empty_standard_input_is_named(readers, monkeypatch):
-    with pytest.raises(InputError, match=r"^standard input: it is empty; expected a wav, flac or ogg file$"):
+    with pytest.raises(InputError, match=r"^standard input: it is empty; expected a recording, such as wav or flac$"):
         read_from_standard_input(readers["audio"], b"", monkeypatch)
 
 
