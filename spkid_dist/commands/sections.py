@@ -59,9 +59,15 @@ TRAIN = {
 SHARD = {
     "Data": "db_path list source ext num_features kaldi_cmvn kaldi_vad spk2idx out append skip_bad max_frames",
     "Speakers": SPEAKER_RULES,
-    "Audio": (
-        "features.kind features.sample_rate features.num_bins features.num_ceps features.window_ms features.shift_ms "
-        "features.channel"
+    "Audio": "features.sample_rate features.resample features.channel features.downmix ffmpeg",
+    "Features of audio": (
+        "features.kind features.num_bins features.num_ceps features.window_ms features.shift_ms features.low_freq "
+        "features.high_freq features.reflect_edges features.use_energy features.dither"
+    ),
+    "Frames of audio": (
+        "features.delta_order features.delta_window features.cmvn features.cmvn_variance features.cmvn_window "
+        "features.cmvn_causal features.cmvn_min_window features.vad features.vad_energy_threshold "
+        "features.vad_energy_mean_scale features.vad_frames_context features.vad_proportion_threshold"
     ),
     "Format": "dtype shard_bytes block_frames seed",
     "Machine": "workers task json",

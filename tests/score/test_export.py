@@ -211,6 +211,24 @@ def test_audio_options_of_cepstra_are_all_in_model_json(recordings, tmp_path):
     compare_with_score([(paths, tmp_path / "out", db_path, listed, "safetensors")])
 
 
+def test_steps_after_the_features_are_all_in_model_json(recordings, tmp_path):
+    """Mixed channels, edges, energy, deltas, sliding means, and the choice of frames, each by the caller of NumPy alone."""
+    _, db_path, listed = recordings["audio"]
+    jobs = []
+    steps = {"use_energy": True, "delta_order": 1, "cmvn": "sliding", "cmvn_window": 20}
+    for name, changes in {
+        "voiced": {"kind": "mfcc", "num_ceps": 4, "vad": "energy", "vad_energy_threshold": -20.0, **steps},
+        "edges": {"num_bins": 3, "reflect_edges": True, "low_freq": 100.0, "high_freq": -200.0, **steps},
+    }.items():
+        features = FeatureOptions(sample_rate=RATE, downmix=True, **changes)
+        assert features.num_features == 8
+        source = {"kind": "audio", "ext": "wav", "features": features.describe()}
+        paths = random_model(tmp_path / name, source=source)
+        export_model(ExportConfig(**paths, out=tmp_path / f"{name}-out", format="safetensors"))
+        jobs.append((paths, tmp_path / f"{name}-out", db_path, listed, "safetensors"))
+    compare_with_score(jobs)
+
+
 @pytest.mark.parametrize(
     "options",
     [

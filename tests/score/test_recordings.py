@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import subprocess
 import sys
 import threading
 
@@ -11,7 +13,7 @@ import pytest
 import soundfile
 from trained_folders import FEATURES, RATE, make_training, voice, write_wav
 
-from shards import FeatureOptions, InputError, UsageError
+from shards import AudioSource, FeatureOptions, InputError, UsageError, Utterance
 from shards.sources.features import compute_features
 from shards.sources.fmatrix import write_fmatrix
 from spkid_dist.scoring.identification import load_model
@@ -216,6 +218,48 @@ def test_the_channel_of_the_training_is_taken(tmp_path):
         InputError, match=r"one\.wav: it has 1 channels, expected at least 2: the model was trained on that"
     ):
         reader.read(write_wav(tmp_path / "one.wav", voice()))
+
+
+def reader_of(folder, features, **more):
+    source = {"kind": "audio", "ext": "wav", "features": features.describe()} | more
+    place = make_training(folder, source)
+    return RecordingReader(load_trained(place / "bestval_e0_weights.ckpt", place / "train.opts", None))
+
+
+def test_steps_of_the_training_are_done_alike(tmp_path):
+    """Channels mixed, sliding means subtracted, voiced frames kept: in files, standard input and arrays, as in sharding."""
+    features = FeatureOptions(sample_rate=RATE, num_bins=8, downmix=True, cmvn="sliding", cmvn_window=9, vad="energy")
+    reader = reader_of(tmp_path / "ckpt", features)
+    path = write_wav(tmp_path / "a.wav", stereo(), subtype="FLOAT")
+    expected = AudioSource(tmp_path, "wav", features).load(Utterance("a", ""))
+    np.testing.assert_array_equal(reader.read(path), expected)
+    mixed = stereo().mean(axis=1, dtype=np.float64).astype(np.float32)
+    np.testing.assert_array_equal(reader.read(mixed, RATE), expected)
+
+
+def test_a_recording_of_another_rate_is_resampled_where_the_training_was(tmp_path):
+    pytest.importorskip("soxr", reason="soxr is not installed (extra audio)")
+    features = FeatureOptions(sample_rate=RATE, num_bins=8, resample=True)
+    reader = reader_of(tmp_path / "ckpt", features)
+    samples = np.repeat(voice(), 2)
+    path = write_wav(tmp_path / "a.wav", samples, 2 * RATE, subtype="FLOAT")
+    expected = AudioSource(tmp_path, "wav", features).load(Utterance("a", ""))
+    assert expected.shape == compute_features(voice(), features, "a").shape
+    np.testing.assert_array_equal(reader.read(path), expected)
+    np.testing.assert_array_equal(reader.read(samples, 2 * RATE), expected)
+    with pytest.raises(InputError, match=r"its sample rate is 10 Hz, expected 1000 to 384000 Hz"):
+        reader.read(samples, 10)
+
+
+def test_a_model_of_files_decoded_by_ffmpeg_reads_such_files(tmp_path):
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not on PATH")
+    reader = reader_of(tmp_path / "ckpt", FEATURES, ffmpeg=True)
+    path, ext = write_wav(tmp_path / "a.wav", voice()), ".mka"
+    subprocess.run(
+        ["ffmpeg", "-nostdin", "-loglevel", "error", "-i", path, "-c:a", "pcm_s16le", path.with_suffix(ext)], check=True
+    )
+    np.testing.assert_array_equal(reader.read(path.with_suffix(ext)), reader.read(path))
 
 
 def test_arrays_are_samples_or_frames(readers):
