@@ -4,8 +4,8 @@
 
 The limit is the library: one process computes the features of the decoded samples, and throws them away. Ours opens, compares
 and decodes each file, computes its features, and writes and flushes the shards, with one process and with two workers; the
-plan's sample of utterances is in, the interpreters' start is not. Of N processes the limit is N times the library alone. Everything is
-in the page cache. Run it on a machine that does nothing else: the library alone has one CPU for itself.
+plan's sample of utterances is in, the interpreters' start is not. Of N processes the limit is N times the library alone.
+Everything is in the page cache. Run it on a machine that does nothing else: the library alone has one CPU for itself.
 """
 
 import argparse

@@ -239,6 +239,8 @@ def _unknown_kind(file: IO[bytes], where: str, remedies: AudioRemedies) -> Input
     file.seek(0)
     head = file.read(HEAD)
     what, kind = content_kind(head) or ("", None)
+    if kind == "audio":
+        return InputError(f"{where}: can't decode this audio file: {what}, but damaged; record or convert it again")
     guess = f"it seems to be {what}: {remedies.kind}" if kind == FFMPEG else guess_content(head, "audio")
     return InputError(
         f"{where}: it begins with {head[:4]!r}; expected a file that libsndfile reads, such as wav, flac, mp3 or ogg: "

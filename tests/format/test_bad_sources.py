@@ -25,7 +25,28 @@ def other_rate(path):
     soundfile.write(path, samples(), 2 * RATE)
 
 
+def short_data(path):
+    data = bytearray(path.read_bytes())
+    data[40:44] = (1000).to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+def cut_as(kind):
+    def damage(path):
+        write_audio(path, format=kind)
+        path.write_bytes(path.read_bytes()[:-700])
+
+    return damage
+
+
 BAD_AUDIO = {
+    "too few samples named": (short_data, r"7000 bytes behind its samples are no chunk"),
+    "half of an mp3": (cut_as("MP3"), r"truncated: \d+ of \d+ bytes"),
+    "half of a SPHERE file": (cut_as("NIST"), r"truncated: 7300 of 8000 bytes of samples"),
+    "an m4a": (
+        lambda path: path.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99)),
+        r".*seems to be an m4a.*give --ffmpeg",
+    ),
     "corrupt": (lambda path: path.write_bytes(b"RIFF" + bytes(40)), r"can't decode this audio file"),
     "truncated": (cut, r"truncated: \d+ of \d+ bytes of samples"),
     "empty": (lambda path: path.write_bytes(b""), r"the file is empty"),
