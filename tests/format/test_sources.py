@@ -65,8 +65,8 @@ def test_damaged_description_of_features_is_an_error(features: Any) -> None:
     ("module", "kind", "packages"),
     [
         ("kaldiio", "kaldi", "'kaldiio>=2.18'"),
-        ("soundfile", "audio", "'kaldi-native-fbank>=1.23' 'soundfile>=0.13'"),
-        ("kaldi_native_fbank", "audio", "'kaldi-native-fbank>=1.23' 'soundfile>=0.13'"),
+        ("soundfile", "audio", "'kaldi-native-fbank>=1.23' 'soundfile>=0.13' 'soxr>=0.5'"),
+        ("kaldi_native_fbank", "audio", "'kaldi-native-fbank>=1.23' 'soundfile>=0.13' 'soxr>=0.5'"),
     ],
 )
 def test_missing_library_names_what_to_install(
