@@ -311,12 +311,18 @@ def read_regular(path: str | Path, most_bytes: int) -> bytes:
     """
     parts, size = [], 0
     with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most_bytes:  # before it is read: holes in a file cost its maker nothing
+            raise _too_large(path, most_bytes)
         while size <= most_bytes and (part := file.read(READ_BYTES)):
             parts.append(part)
             size += len(part)
-    if size > most_bytes:
-        raise OSError(errno.EFBIG, f"more than the {most_bytes} bytes that such a file may have", os.fspath(path))
+    if size > most_bytes:  # it has grown, or tells no size, as those of /proc
+        raise _too_large(path, most_bytes)
     return b"".join(parts)
+
+
+def _too_large(path: str | Path, most_bytes: int) -> OSError:
+    return OSError(errno.EFBIG, f"more than the {most_bytes} bytes that such a file may have", os.fspath(path))
 
 
 def read_text(path: Path, what: str, remedy: str, most_bytes: int = MOST_TEXT_BYTES) -> str:

@@ -5,6 +5,7 @@ is made piece by piece (a shard) lies in a local temporary file until it is uplo
 """
 
 import contextlib
+import errno
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,13 +17,16 @@ from typing import IO, Any
 from shards.errors import InputError, UsageError
 from shards.files import atomic_writer, make_folder, read_regular, staging_folder, write_new
 from shards.holding import HOLD_NAME, Say, held_in_turn
+from shards.jsontext import MOST_BYTES
 from shards.plaintext import masked
 from shards.stores.remote import RemoteFiles, open_filesystem
 from shards.stores.retry import WrongBytesError
 from shards.unfinished import TEMPORARY_MARK, remove_left_behind
 
 JOB_HOLD_NAME = f".job{HOLD_NAME}"
-MOST_READ_BYTES = 2_000_000_000  # jobs and records are far smaller, whatever a server sends or a disk has
+MOST_RECORD_BYTES = (
+    256_000_000  # of a shard: some 60 an utterance, and 16 a feature; whatever a server sends or a disk has
+)
 
 
 class Folder(ABC):
@@ -99,7 +103,12 @@ class LocalFolder(Folder):
 
     def read(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError where there is none."""
-        return read_regular(self.path / name, MOST_READ_BYTES)
+        try:
+            return read_regular(self.path / name, _most_bytes(name))
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise InputError(f"{self.where(name)}: {error.strerror}; it is no file of a job, so remove it") from None
 
     @contextlib.contextmanager
     def in_turn(self, say: Say) -> Iterator[Callable[[], None]]:
@@ -145,6 +154,11 @@ class LocalFolder(Folder):
                     remove_left_behind(Path(entry.path))
 
 
+def _most_bytes(name: str) -> int:
+    """The most that a file of a job may have: a manifest or a job is JSON, all others are records."""
+    return MOST_BYTES if name.endswith(".json") else MOST_RECORD_BYTES
+
+
 def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
     """The files below a folder with their bytes, without unfinished ones and those of holds; some may go meanwhile."""
     try:
@@ -187,7 +201,7 @@ class RemoteFolder(Folder):
     def read(self, name: str) -> bytes:
         """The contents of a file. Raises FileNotFoundError where there is none."""
         try:
-            return RemoteFiles(self.url).read(name, MOST_READ_BYTES)
+            return RemoteFiles(self.url).read(name, _most_bytes(name))
         except WrongBytesError as error:
             raise InputError(f"{self.where(name)}: {error}; it is no file of a job, so remove it") from None
 

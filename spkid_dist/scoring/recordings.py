@@ -9,12 +9,13 @@ Shapes: n samples, T frames, D features.
 import contextlib
 import io
 import os
+import select
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ Recording = str | os.PathLike[str] | NDArray[Any]
 
 STANDARD_INPUT = "-"
 READ_BYTES = 2**20
+PIPE_SECONDS = 20.0  # that a program may take until it writes to a named pipe
 KINDS = {
     "audio": "recordings",
     "fmatrix": "fmatrix files",
@@ -152,7 +154,7 @@ class RecordingReader:
         """The bytes of a file or a pipe, which may have no end."""
         most = self._limit.max_file_bytes
         data = io.BytesIO()
-        with contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else Path(path).open("rb") as file:
+        with contextlib.nullcontext(sys.stdin.buffer) if path == STANDARD_INPUT else _opened(path, data) as file:
             while data.tell() <= most and (piece := file.read(READ_BYTES)):
                 data.write(piece)
         if data.tell() > most:
@@ -259,6 +261,42 @@ def _features_of(
             f"{where}: no signal: all {computer.num_samples} samples are {first:g}; give a recording of speech"
         )
     return computer.frames()
+
+
+@contextlib.contextmanager
+def _opened(path: str, data: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Open a file or a pipe to read; a pipe that no program writes to is waited for no longer than `PIPE_SECONDS`.
+
+    A byte that is read while a pipe's writer is looked for goes to `data`.
+
+    Raises:
+        InputError: no program has opened the pipe to write.
+        OSError: it can't be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with io.FileIO(descriptor, "r") as file:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            data.write(_wait_for_writer(descriptor, path))
+        os.set_blocking(descriptor, True)
+        yield file
+
+
+def _wait_for_writer(descriptor: int, path: str) -> bytes:
+    """Return when a pipe has bytes or a writer, or had one; the first byte, if it was taken. Raises InputError otherwise."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if poll.poll(1000 * PIPE_SECONDS):
+        return b""
+    try:
+        first = os.read(descriptor, 1)
+    except BlockingIOError:
+        return b""  # its writer is there, and may take its time
+    if not first:
+        raise InputError(
+            f"{path}: is a named pipe, and no program has opened it to write for {PIPE_SECONDS:g} s; start the one that "
+            "writes to it, or give a file"
+        )
+    return first
 
 
 def _is_place_in_archive(path: str) -> bool:

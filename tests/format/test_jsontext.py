@@ -1,6 +1,7 @@
 """JSON of unknown origin is read within limits, as the types that are expected, or refused in one line."""
 
 import os
+import tracemalloc
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.conversion.folder import LocalFolder
 from shards.errors import InputError
 from shards.files import open_regular, read_regular, real_path
 from shards.jsontext import from_json, parse_json, read_json
@@ -104,6 +106,26 @@ def test_no_more_than_the_limit_is_read(tmp_path: Path) -> None:
     assert read_regular(path, 100) == b"1" * 100
     with pytest.raises(OSError, match="more than the 99 bytes"):
         read_regular(path, 99)
+
+
+def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    with path.open("wb") as file:
+        file.truncate(10**9)
+    tracemalloc.start()
+    for refused, read in (
+        (OSError, lambda: read_regular(path, 10**8)),
+        (InputError, lambda: LocalFolder(tmp_path).read("job.json")),
+    ):
+        with pytest.raises(refused, match="more than the"):
+            read()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**7
+
+
+def test_a_file_that_tells_no_size_is_read_whole() -> None:
+    assert b"Name:" in read_regular("/proc/self/status", 10**6)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=())))

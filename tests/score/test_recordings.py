@@ -16,6 +16,7 @@ from trained_folders import FEATURES, RATE, make_training, voice, write_wav
 from shards import AudioSource, FeatureOptions, InputError, UsageError, Utterance
 from shards.sources.features import compute_features
 from shards.sources.fmatrix import write_fmatrix
+from spkid_dist.scoring import recordings
 from spkid_dist.scoring.identification import load_model
 from spkid_dist.scoring.recordings import RecordingReader
 from spkid_dist.trained import load_trained
@@ -111,6 +112,13 @@ def test_a_named_pipe_is_read_to_its_end(readers, tmp_path, kind):
     found = readers[kind].read(tmp_path / "pipe")
     writer.join()
     np.testing.assert_array_equal(found, readers[kind].read(path))
+
+
+def test_a_named_pipe_that_nobody_writes_to_is_not_waited_for_for_ever(readers, tmp_path, monkeypatch):
+    monkeypatch.setattr(recordings, "PIPE_SECONDS", 0.01)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe: is a named pipe, and no program has opened it to write for 0\.01 s"):
+        readers["audio"].read(tmp_path / "pipe")
 
 
 def stereo():
