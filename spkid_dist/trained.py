@@ -22,6 +22,7 @@ from shards.names import check_speakers_names
 from shards.plaintext import shown_place
 from spkid_dist.config import TrainConfig
 from spkid_dist.config.choices import EDGE_CODES
+from spkid_dist.contentdigest import without_digest
 from spkid_dist.model import model_from_options
 from spkid_dist.weights.archive import not_plain
 from spkid_dist.weights.file import ID_NAME, read_weights, say_no_digest
@@ -136,14 +137,18 @@ def _as_json(value: Any) -> Any:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Read a `train.opts` file, as a training of ours or of the same command line wrote it.
+    """Read a `train.opts` file, as a training of ours or of the same command line wrote it, without its digest.
 
     Raises:
-        InputError: it is missing, not JSON, or lacks what describes the network.
+        InputError: it is missing, not JSON, not what was written, or lacks what describes the network.
     """
     options = read_json(path, "the training options", GIVE_OPTIONS, undecodable=True)  # paths stand in them
     if not isinstance(options, dict):
         raise InputError(f"{path}: the training options are {shown(options)}, expected a JSON object; {GIVE_OPTIONS}")
+    try:
+        options = without_digest(options)
+    except ValueError as error:
+        raise InputError(f"{path}: the training options: {error}; or {GIVE_OPTIONS}") from None
     for name in ("input_dim", "in_frames", "hsize", "num_spks"):
         value = options.get(name)
         if type(value) is not int or not 1 <= value <= LARGEST_SIZE:

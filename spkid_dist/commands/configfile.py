@@ -17,9 +17,12 @@ from shards.plaintext import is_masked
 from shards.sources.own import is_class_name
 from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
 from spkid_dist.commands.help import near_flag
+from spkid_dist.contentdigest import DIGEST_NAME
 
-# What train.opts has besides options, as `spkid_dist.training.job.TrainingData.options` and the training's name.
-NO_OPTIONS = frozenset({"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "tr_keys", "training_id"})
+# What train.opts has besides options: `spkid_dist.training.job.TrainingData.options`, the training's name, the digest.
+NO_OPTIONS = frozenset(
+    {"input_dim", "num_spks", "speakers", "source", "tr_fingerprint", "tr_keys", "training_id", DIGEST_NAME}
+)
 # What train.opts says of its own run: the permission to delete a folder, and the checkpoint it went on from, end with that run.
 OF_ONE_RUN = frozenset({"overwrite", "resume"})
 MOST_BYTES = 64_000_000  # a train.opts has the names of all speakers

@@ -6,9 +6,10 @@ A command is a dataclass of `spkid_dist.config` and a function that is imported 
 
 import contextlib
 import io
+import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, make_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ import tyro
 
 from shards.errors import EXIT_DONE, EXIT_FAILED, InputError, SpkidError, Stopped, UsageError
 from shards.extras import REQUIREMENTS, install_command
+from shards.plaintext import printable
 from spkid_dist import config as configs
 from spkid_dist.commands.configfile import with_config
 from spkid_dist.commands.flags import CONFIG_COMMANDS, config_flag
@@ -126,7 +128,32 @@ def _with_config_flag(command: str, options: type[Any]) -> Callable[..., Any]:
     return make_dataclass(options.__name__, [flag], bases=(options,), frozen=True, kw_only=True)
 
 
+class _Notes(logging.Handler):
+    """Show what the library notes on the standard error, begun as all lines of a command are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a warning, unless the terminal is gone."""
+        with contextlib.suppress(OSError):
+            print(f"spkid: {printable(record.getMessage())}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _notes_shown() -> Iterator[None]:
+    """Show what the library logs, while the block runs."""
+    library, notes = logging.getLogger("shards"), _Notes(logging.WARNING)
+    library.addHandler(notes)
+    try:
+        yield
+    finally:
+        library.removeHandler(notes)
+
+
 def _parse_and_run(parse: Callable[[], Any]) -> int:
+    with _notes_shown():
+        return _run(parse)
+
+
+def _run(parse: Callable[[], Any]) -> int:
     try:
         config = parse()
         if config is None:

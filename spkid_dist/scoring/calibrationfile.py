@@ -21,6 +21,7 @@ from shards.errors import InputError
 from shards.files import real_path, write_json
 from shards.jsontext import from_json, read_json, shown
 from shards.plaintext import printable
+from spkid_dist.contentdigest import with_digest, without_digest
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.weightsdigest import NUM_DIGITS, is_digest, weights_digest
 
@@ -106,7 +107,7 @@ def write_calibration(weights: Sequence[Path], scale: Scale, threshold: float | 
     held = {"temperature": scale.temperature, "length_exponent": scale.length_exponent, "threshold": threshold}
     known = sorted((weights_digest(one), one.name) for one in weights)
     digests = [{"name": name, "digest": digest} for digest, name in known]
-    write_json(path, {**held, "weights": digests, **facts})
+    write_json(path, with_digest({**held, "weights": digests, **facts}))
     return path
 
 
@@ -121,6 +122,8 @@ def read_calibration(weights: Sequence[Path]) -> Calibration | None:
         return None
     value = read_json(path, "the calibration", REMEDY)
     try:
+        if isinstance(value, dict):
+            without_digest(value)
         found: _Kept = from_json(_Kept, value)
         scale = Scale(temperature=found.temperature, length_exponent=found.length_exponent)
         digests = sorted(one.digest for one in found.weights)

@@ -14,6 +14,7 @@ from shards.errors import InputError, UsageError
 from shards.files import real_path, write_json
 from shards.holding import FolderHold
 from spkid_dist.config import TrainConfig
+from spkid_dist.contentdigest import with_digest
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.trained import OPTIONS_NAME
 from spkid_dist.trainedfolder import STATISTICS_NAME, TrainStatistics, averaged_name, weights_name
@@ -201,7 +202,7 @@ class TrainingFolder:
         return (self.path / SUMMARY_NAME).exists()
 
     def _save_options(self) -> None:
-        write_json(self.path / OPTIONS_NAME, self._options)
+        write_json(self.path / OPTIONS_NAME, with_digest(self._options))
         self._options_are_there = True
 
 

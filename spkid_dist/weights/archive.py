@@ -17,6 +17,8 @@ import torch
 
 from spkid_dist.process.memory import is_out_of_memory
 
+MOST_AROUND = 2**16  # bytes of an archive's directory and its comment, besides
+MOST_AROUND_RECORD = 2**12  # bytes of a record's headers, names and alignment, which torch makes some hundred
 NO_ARCHIVE = "no file of torch.save, or a damaged one: it is no zip archive, as torch writes them since version 1.6"
 
 
@@ -44,7 +46,7 @@ def load_archive(file: IO[bytes]) -> Any:
 
 
 def check_records(file: IO[bytes]) -> None:
-    """Raise ValueError where a file is no archive of torch's, or its records are said to be larger than the file."""
+    """Raise ValueError where a file is no archive of torch's, or has far more bytes than its records, or fewer."""
     size = file.seek(0, io.SEEK_END)
     with _archive(file) as archive:
         records = archive.infolist()
@@ -54,6 +56,10 @@ def check_records(file: IO[bytes]) -> None:
     claimed = sum(record.file_size for record in records)
     if claimed > size:
         raise ValueError(f"damaged: its records are said to have {claimed} bytes, but the file has {size}")
+    if size > claimed + len(records) * MOST_AROUND_RECORD + MOST_AROUND:
+        raise ValueError(
+            f"damaged: its records have {claimed} bytes, but the file has {size}: it is no file of torch.save"
+        )
 
 
 def wrong_record(file: IO[bytes]) -> str | None:

@@ -10,6 +10,7 @@ from training import OPTIONS
 from shards.errors import InputError, UsageError
 from spkid_dist.commands.registry import _parse
 from spkid_dist.config import ScoreConfig, ShardConfig, TrainConfig
+from spkid_dist.trained import read_options
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -127,7 +128,7 @@ def test_a_training_is_repeated_bit_for_bit_by_its_train_opts(tmp_path, shards, 
     assert spkid("train", "--config", tmp_path / "a/train.opts", "--save_path", tmp_path / "b")[0] == 0
     weights = [torch.load(tmp_path / name / "bestval_e0_weights.ckpt", weights_only=True) for name in "ab"]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    options = [json.loads((tmp_path / name / "train.opts").read_text()) for name in "ab"]
+    options = [read_options(tmp_path / name / "train.opts") for name in "ab"]
     assert options[0] | {"save_path": str(tmp_path / "b")} == options[1]
 
 

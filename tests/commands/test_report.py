@@ -12,6 +12,7 @@ from shards import InputError
 from spkid_dist import ScoreConfig, TrainConfig, score_utterances, train_model
 from spkid_dist.commands.report import report
 from spkid_dist.config import ReportConfig
+from spkid_dist.trained import read_options
 
 HEADINGS = ["Curves", "Scoring", "Options that differ from the defaults", "Data", "Speed, and where the time went"]
 HEADINGS += ["Environment", "Weights, the best so far last", "Options that are the defaults"]
@@ -54,7 +55,7 @@ def test_what_it_says_is_what_the_files_say(page, trained):
 
 
 def test_a_folder_without_an_end_says_what_is_not_there_yet(trained, tmp_path):
-    options = json.loads((trained / "train.opts").read_text()) | {"speakers": ["<b>anna</b>"] * 5}
+    options = read_options(trained / "train.opts") | {"speakers": ["<b>anna</b>"] * 5}
     (tmp_path / "run").mkdir()
     (tmp_path / "run/train.opts").write_text(json.dumps(options))
     text = report(ReportConfig(save_path=tmp_path / "run", out=tmp_path / "page.html")).read_text()
@@ -105,7 +106,7 @@ def test_damaged_files_are_one_line(trained, tmp_path, damage):
 
 def test_a_scoring_in_the_folder_is_found_and_speakers_that_are_no_list_are_left_out(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
-    options = json.loads((copy / "train.opts").read_text()) | {"speakers": 5}
+    options = read_options(copy / "train.opts") | {"speakers": 5}
     (copy / "train.opts").write_text(json.dumps(options))
     assert "No scoring was given" not in report(ReportConfig(save_path=copy)).read_text()
 

@@ -18,6 +18,7 @@ from spkid_dist.scoring.calibration import log_posteriors
 from spkid_dist.scoring.calibrationfile import calibration_path, read_calibration
 from spkid_dist.scoring.collecting import collect_scores
 from spkid_dist.scoring.reliability import reliability
+from spkid_dist.trained import read_options
 
 
 def stored(voices):
@@ -202,7 +203,7 @@ def test_strangers_are_not_the_models_speakers_under_other_names(voices, tmp_pat
 def test_strangers_that_nobody_names_are_said_to_be_unchecked(voices, tmp_path, capsys):
     """A table named the speakers of the training, and the one that is given has no others."""
     options = voices.weights.with_name("train.opts")
-    kept = json.loads(options.read_text())
+    kept = read_options(options)
     kept["source"]["speaker_rule"] = {"by": "utt2spk"}
     options.write_text(json.dumps(kept))
     table = tmp_path / "utt2spk"
@@ -253,7 +254,7 @@ def test_a_model_of_one_speaker_has_nothing_to_calibrate(voices, tmp_path):
 
 def test_speakers_that_the_training_left_out_are_known_and_the_message_says_why(voices):
     options = voices.weights.with_name("train.opts")
-    options.write_text(json.dumps(json.loads(options.read_text()) | {"tr_speakers": ["spk0000", "spk0001"]}))
+    options.write_text(json.dumps(read_options(options) | {"tr_speakers": ["spk0000", "spk0001"]}))
     config = CalibrateConfig(**voices.shards("dev"), unknown=voices.folder / "test")
     with pytest.raises(
         InputError, match=r"speakers that the model knows; .*--tr_speakers.*train on a dataset without them"

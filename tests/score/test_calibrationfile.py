@@ -2,11 +2,13 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from shards import InputError
+from spkid_dist.contentdigest import without_digest
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.calibrationfile import (
     calibration_path,
@@ -20,12 +22,18 @@ pytestmark = pytest.mark.fast
 SCALE = Scale(temperature=0.25, length_exponent=0.125)
 
 
+def write_weights(path, text):
+    """An archive that stands for weights."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights", text)
+
+
 @pytest.fixture
 def weights(tmp_path):
     """Two files that stand for weights: only their bytes matter here."""
     paths = [tmp_path / "bestval_e4_weights.ckpt", tmp_path / "e9_weights.ckpt"]
     for path in paths:
-        path.write_bytes(path.name.encode())
+        write_weights(path, path.name)
     return paths
 
 
@@ -66,7 +74,7 @@ def test_models_together_are_known_however_their_paths_are_spelled(weights, tmp_
 
 def test_each_set_of_models_keeps_its_calibration(weights, tmp_path):
     third = tmp_path / "e11_weights.ckpt"
-    third.write_bytes(b"third")
+    write_weights(third, "third")
     sets = [weights, [weights[0], third], [weights[1], third], [*weights, third]]
     for number, one in enumerate(sets, start=2):
         write_calibration(one, Scale(temperature=number), None, {})
@@ -77,7 +85,7 @@ def test_weights_of_any_ending_have_a_calibration_of_their_own(tmp_path):
     names = ["foo.ckpt", "foo.pt", "foo", "foo.pt.ckpt", "foo.bin", "foo-calibration.json.ckpt"]
     paths = [tmp_path / name for name in names]
     for number, path in enumerate(paths, start=1):
-        path.write_bytes(path.name.encode())
+        write_weights(path, path.name)
         write_calibration([path], Scale(temperature=number), None, {})
     assert [read_calibration([path]).scale.temperature for path in paths] == [1, 2, 3, 4, 5, 6]
 
@@ -94,7 +102,7 @@ def test_a_calibration_of_other_weights_beside_these_is_known(weights):
 
 def test_a_calibration_of_other_weights_is_refused(weights):
     path = write_calibration(weights[:1], SCALE, None, {})
-    weights[0].write_bytes(b"trained again")
+    write_weights(weights[0], "trained again")
     with pytest.raises(
         InputError, match=r"calibration\.json: this calibration was made for other weights than .*e4_weig"
     ):
@@ -144,7 +152,38 @@ def test_weights_that_moved_with_their_calibration_are_calibrated(weights, tmp_p
 )
 def test_a_damaged_calibration_is_one_line(weights, change, message):
     path = write_calibration(weights[:1], SCALE, None, {})
-    text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    text = change if isinstance(change, str) else json.dumps(without_digest(json.loads(path.read_text())) | change)
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_calibration(weights[:1])
+
+
+def test_a_calibration_with_another_number_is_refused_unless_its_digest_is_deleted(weights):
+    path = write_calibration(weights[:1], SCALE, -1.5, {"utterances": 7})
+    written = json.loads(path.read_text())
+    for name, value in (("temperature", 0.5), ("threshold", None), ("utterances", 8)):
+        path.write_text(json.dumps(written | {name: value}))
+        with pytest.raises(
+            InputError,
+            match=r"calibration\.json: the calibration: its digest is .* edited it, delete its field 'digest'",
+        ):
+            read_calibration(weights[:1])
+    del written["digest"]
+    path.write_text(json.dumps(written | {"temperature": 0.5}))
+    assert read_calibration(weights[:1]).scale.temperature == 0.5
+
+
+def test_a_file_that_is_larger_than_its_records_is_not_hashed(weights):
+    with weights[0].open("r+b") as file:
+        file.truncate(2**42)
+    with pytest.raises(InputError, match=r"e4_weights\.ckpt: no file of torch\.save"):
+        calibration_path(weights[:1] * 2)
+    with weights[1].open("r+b") as file:
+        archive = file.read()
+        file.truncate(0)
+        file.seek(2**42)
+        file.write(archive)
+    with pytest.raises(
+        InputError, match=r"e9_weights\.ckpt: damaged: its records have 14 bytes, but the file has 4398046"
+    ):
+        calibration_path(weights[1:] * 2)

@@ -19,7 +19,7 @@ from spkid_dist.model import build_model
 from spkid_dist.ranks.sharing import Processes
 from spkid_dist.score import open_utterances, score_utterances
 from spkid_dist.scoring.scorer import Scorer
-from spkid_dist.trained import load_trained
+from spkid_dist.trained import load_trained, read_options
 from spkid_dist.weights.file import save_weights
 
 
@@ -107,7 +107,7 @@ def test_verbose_prints_each_speaker(model, config, capsys):
 
 def break_options(**changes):
     def change(folder):
-        options = json.loads((folder / "train.opts").read_text())
+        options = read_options(folder / "train.opts")
         (folder / "train.opts").write_text(json.dumps(options | changes))
 
     return change

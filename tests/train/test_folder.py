@@ -17,7 +17,7 @@ from training import OPTIONS, checkpoints, command, environment, make_shards, re
 from shards import InputError, UsageError
 from spkid_dist.config import TrainConfig
 from spkid_dist.train import train_model
-from spkid_dist.trained import load_trained
+from spkid_dist.trained import load_trained, read_options
 from spkid_dist.weights.file import name_in_weights
 
 
@@ -50,7 +50,7 @@ def contents(folder):
 
 
 def options_in(folder):
-    return json.loads((folder / "train.opts").read_text())
+    return read_options(folder / "train.opts")
 
 
 # --- a used folder
