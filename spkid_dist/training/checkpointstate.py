@@ -196,7 +196,12 @@ def _checked_optimizer(found: Any, optimizer: torch.optim.Optimizer) -> dict[str
         )
         for name, value in kept[number].items():
             _check_moment(f"{name} of {what}", name, value, parameter)
-    return {"state": kept, "param_groups": groups}
+    # The optimisers' kernels count on values that lie one after the other, and in memory that no other tensor has.
+    own = {
+        number: {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        for number, state in kept.items()
+    }
+    return {"state": own, "param_groups": groups}
 
 
 def _is_nothing(state: Any) -> bool:
@@ -207,7 +212,11 @@ def _check_moment(what: str, name: str, value: Any, parameter: torch.Tensor) -> 
     if name == "step":
         problem = not_plain(value)
         _require(problem is None, f"{what} is {problem}")
-        _require(value.numel() == 1 and 0 <= float(value) < torch.inf, f"{what} is no number of steps")
+        _require(
+            value.shape == () and value.dtype == torch.float32,
+            f"{what} is {tuple(value.shape)} of {value.dtype}, expected one value of {torch.float32}",
+        )
+        _require(0 <= float(value) < torch.inf, f"{what} is no number of steps")
         return
     _check_tensor(what, value, parameter)
     _require(not bool(torch.isnan(value).any()), f"{what} has values that are no numbers")

@@ -184,6 +184,6 @@ def test_a_file_that_is_larger_than_its_records_is_not_hashed(weights):
         file.seek(2**42)
         file.write(archive)
     with pytest.raises(
-        InputError, match=r"e9_weights\.ckpt: damaged: its records have 14 bytes, but the file has 4398046"
+        InputError, match=r"e9_weights\.ckpt: damaged: its records have 15 bytes, but the file has 4398046"
     ):
         calibration_path(weights[1:] * 2)

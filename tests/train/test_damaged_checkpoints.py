@@ -30,6 +30,7 @@ from spkid_dist.training.state import place_of
 
 KINDS = {
     "adam": {"batch_norm": True, "average": "epochs:2"},
+    "adamw": {"optimizer": "adamw"},
     "sgd": {"optimizer": "sgd", "momentum": 0.9, "lr": 0.01, "average": "ema:0.9"},
 }
 
@@ -86,6 +87,10 @@ class Resumer:
             assert learner.statistics.epochs == 0
             raise
         return found, learner.network.state_dict(), place_of(learner, data.training)
+
+    def optimizer_states(self):
+        """What the optimiser holds of each parameter."""
+        return list(self._learner.optimizer.state.values())
 
 
 @pytest.fixture
@@ -178,6 +183,10 @@ STATES = {
     "squares below 0": put(*FIRST, "exp_avg_sq", to=lambda one: -1 - one),
     "steps that are no number": put(*FIRST, "step", to=torch.tensor(torch.nan)),
     "steps without a value": put(*FIRST, "step", to=torch.tensor(1.0, device="meta")),
+    "whole numbers of steps": put(*FIRST, "step", to=torch.tensor(3)),
+    "complex steps": put(*FIRST, "step", to=torch.tensor(3j)),
+    "steps in a row": put(*FIRST, "step", to=torch.ones(1)),
+    "a moment without a shape": put(*FIRST, "exp_avg", to=lambda one: one.reshape(-1)[0].clone()),
     "many numbers of steps": put(*FIRST, "step", to=torch.ones(7)),
     "a schedule that is a list": put("schedule", to=[1]),
     "a schedule that counts in words": put("schedule", "epochs_since", to="one"),
@@ -275,6 +284,39 @@ def test_other_optimisers_and_averages_are_checked_too(made, tmp_path, change):
     resumer, folder = resumer_of(made, "sgd", tmp_path)
     reseal(checkpoints(tmp_path)[-1], state=change)
     check_passed_over(resumer, folder)
+
+
+def laid_out_oddly(one):
+    """A tensor whose values are all the last one of its memory."""
+    return one.reshape(-1).contiguous()[-1:].as_strided(one.shape, (0,) * one.ndim)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "lay_out", [laid_out_oddly, lambda one: one.T.contiguous().T], ids=["at the end", "by columns"]
+)
+def test_moments_in_any_memory_order_are_taken_over_in_memory_of_their_own(made, tmp_path, kind, lay_out):
+    """Kernels read as many values as a parameter has from the first one on, wherever that lies."""
+    resumer, folder = resumer_of(made, kind, tmp_path)
+
+    def change(states):
+        for state in states["optimizer"]["state"].values():
+            shared = state.get("exp_avg")
+            state.update({name: lay_out(one) for name, one in state.items() if name != "step" and one.ndim == 2})
+            if "exp_avg_sq" in state and shared is not None and shared.ndim == 2:
+                state["exp_avg_sq"] = state["exp_avg"] = lay_out(shared.abs())
+
+    last = checkpoints(tmp_path)[-1]
+    reseal(last, state=change)
+    written = torch.load(last / "state.pt", weights_only=True)["optimizer"]["state"]
+    assert resumer.go_on(folder)[0].path == last
+    places = []
+    for state, expected in zip(resumer.optimizer_states(), written.values(), strict=True):
+        for name, one in state.items():
+            assert one.is_contiguous(), name
+            assert torch.equal(one.cpu(), expected[name]), name
+            places += [(name, one.data_ptr())] if name != "step" else []
+    assert len({at for _, at in places}) == len(places)
 
 
 @pytest.mark.parametrize("kind", KINDS)
