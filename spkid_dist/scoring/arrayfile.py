@@ -95,6 +95,8 @@ def open_npz(path: Path) -> Iterator[ArrayArchive]:
     with open_regular(path) as raw, io.BufferedReader(raw) as file:
         try:
             with zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    archive.open(member).close()  # which compares its name: a wrong one would pass for an array less
                 yield ArrayArchive(archive)
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
             raise ValueError(f"not a sound .npz file: {error}") from None

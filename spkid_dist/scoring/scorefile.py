@@ -11,7 +11,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -24,10 +24,10 @@ from shards.errors import InputError, UsageError
 from shards.extras import import_extra
 from shards.files import atomic_writer, make_folder, open_regular
 from shards.jsontext import from_json, parse_json
-from spkid_dist.contentdigest import with_digest, without_digest
 from spkid_dist.process.memory import free_memory, gigabytes
 from spkid_dist.scoring.arrayfile import ArrayArchive, open_npz
 from spkid_dist.scoring.calibration import Scale
+from spkid_dist.scoring.parquetseal import check_seal, seal
 from spkid_dist.scoring.scoreorigin import origin_from_text, origin_to_text
 from spkid_dist.scoring.scores import Scores, check_scores
 
@@ -245,7 +245,6 @@ def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32
         metadata |= {THRESHOLD: repr(scores.threshold)}
     if scores.origin is not None:
         metadata[ORIGIN] = origin_to_text(scores.origin)
-    metadata = with_digest(metadata)
     schema = arrow.schema(fields, metadata)
     in_dictionaries = ["speaker", "true_speaker", "top_speakers.list.element"]
     with parquet.ParquetWriter(file, schema, use_dictionary=in_dictionaries, write_page_checksum=True) as writer:
@@ -254,6 +253,7 @@ def _write_parquet(file: Any, scores: Scores, means: Iterable[NDArray[np.float32
             last = first + len(part)
             writer.write_batch(_batch(arrow, schema, names, scores, first, last, part))
             first = last
+    seal(file)
 
 
 def _batch(arrow: Any, schema: Any, names: Any, scores: Scores, first: int, last: int, part: NDArray[Any]) -> Any:
@@ -279,20 +279,15 @@ def _batch(arrow: Any, schema: Any, names: Any, scores: Scores, first: int, last
     return arrow.record_batch(columns, schema=schema)
 
 
-def _check_metadata(metadata: Mapping[bytes, bytes]) -> None:
-    """Raise ValueError where the metadata are not what was written; no checksum of a page is of them."""
-    ours = {name.decode(): value.decode() for name, value in metadata.items() if not name.startswith(b"ARROW:")}
-    without_digest(ours)
-
-
 def _read_parquet(path: Path) -> Scores:
     _, parquet = _pyarrow()
     with open_regular(path) as raw, io.BufferedReader(raw) as file:
+        check_seal(file)
+        file.seek(0)
         _check_table_size(parquet.read_metadata(file))
         file.seek(0)
         table = parquet.read_table(file, page_checksum_verification=True)
     metadata = table.schema.metadata or {}
-    _check_metadata(metadata)
     version, speakers = (metadata[name.encode()].decode() for name in METADATA_KEYS)
     if version != str(FORMAT_VERSION):
         raise ValueError(f"format_version is {version}, expected {FORMAT_VERSION}")

@@ -7,6 +7,8 @@ from typing import Any
 
 from damage import Damage, Place, of_bytes
 
+from spkid_dist.contentdigest import with_digest
+
 DEEP = 100_000
 LONG_NUMBER = b"9" * 5000
 ODD_VALUES: tuple[Any, ...] = (
@@ -115,6 +117,8 @@ def json_change(name: str, remove: bool) -> Damage:
     def apply(place: Place) -> str:
         value = json.loads(place.path.read_bytes()) if place.path.exists() else {"token": "x", "mark": {}}
         said = change_value(value, place.random, remove)
+        if place.path.name.endswith((".opts", ".calibration.json")):
+            value = with_digest(value)  # so that the readers get to see what was changed
         place.path.write_text(json.dumps(value))
         return said
 

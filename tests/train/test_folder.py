@@ -398,3 +398,17 @@ def test_a_training_whose_folder_was_deleted_ends_with_one_line(options):
     assert error.count("\n") == 1
     assert "ckpt: no longer held by this process: the folder was deleted" in error
     assert not os.path.exists(options["save_path"])  # noqa: PTH110
+
+
+def test_train_opts_with_another_value_are_refused_unless_their_digest_is_deleted(copy):
+    path = copy / "train.opts"
+    written = json.loads(path.read_text())
+    assert "digest" not in read_options(path)
+    for name, value in (("edge", "edge"), ("speakers", written["speakers"][::-1]), ("in_frames", 99)):
+        path.write_text(json.dumps(written | {name: value}))
+        message = r"train\.opts: the training options: its digest is not that of .*delete its field 'digest'; or give"
+        with pytest.raises(InputError, match=message):
+            read_options(path)
+    del written["digest"]
+    path.write_text(json.dumps(written | {"edge": "edge"}))
+    assert read_options(path)["edge"] == "edge"
