@@ -15,6 +15,7 @@ import torch
 import xxhash
 from torch import nn
 
+from shards.contentdigest import without_digest
 from shards.corpus import read_speakers
 from shards.errors import InputError
 from shards.jsontext import read_json, shown
@@ -22,7 +23,6 @@ from shards.names import check_speakers_names
 from shards.plaintext import shown_place
 from spkid_dist.config import TrainConfig
 from spkid_dist.config.choices import EDGE_CODES
-from spkid_dist.contentdigest import without_digest
 from spkid_dist.model import model_from_options
 from spkid_dist.weights.archive import not_plain
 from spkid_dist.weights.file import ID_NAME, read_weights, say_no_digest

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 
 import yaml
 
+from shards.contentdigest import DIGEST_NAME
 from shards.errors import InputError, UsageError
 from shards.files import read_text
 from shards.plaintext import is_masked
 from shards.sources.own import is_class_name
 from spkid_dist.commands.flags import CONFIG_COMMANDS, Flag, flags_of
 from spkid_dist.commands.help import near_flag
-from spkid_dist.contentdigest import DIGEST_NAME
 
 # What train.opts has besides options: `spkid_dist.training.job.TrainingData.options`, the training's name, the digest.
 NO_OPTIONS = frozenset(

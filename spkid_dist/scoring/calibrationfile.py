@@ -17,11 +17,11 @@ from typing import Any
 
 import xxhash
 
+from shards.contentdigest import with_digest, without_digest
 from shards.errors import InputError
 from shards.files import real_path, write_json
 from shards.jsontext import from_json, read_json, shown
 from shards.plaintext import printable
-from spkid_dist.contentdigest import with_digest, without_digest
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.weightsdigest import NUM_DIGITS, is_digest, weights_digest
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from shards.contentdigest import with_digest
 from shards.errors import InputError, UsageError
 from shards.files import real_path, write_json
 from shards.holding import FolderHold
 from spkid_dist.config import TrainConfig
-from spkid_dist.contentdigest import with_digest
 from spkid_dist.ranks.console import RunLog
 from spkid_dist.trained import OPTIONS_NAME
 from spkid_dist.trainedfolder import STATISTICS_NAME, TrainStatistics, averaged_name, weights_name

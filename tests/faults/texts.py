@@ -7,7 +7,7 @@ from typing import Any
 
 from damage import Damage, Place, of_bytes
 
-from spkid_dist.contentdigest import with_digest
+from shards.contentdigest import with_digest
 
 DEEP = 100_000
 LONG_NUMBER = b"9" * 5000

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shards import InputError
-from spkid_dist.contentdigest import without_digest
+from shards.contentdigest import without_digest
 from spkid_dist.scoring.calibration import Scale
 from spkid_dist.scoring.calibrationfile import (
     calibration_path,
