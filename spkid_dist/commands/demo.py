@@ -66,7 +66,11 @@ def _show(out: Path, corpus: SyntheticCorpus, log: RunLog) -> None:
             log_file=out / "spk_classification.log",
         )
     )
-    log.line(f"--- done in {time.perf_counter() - began:.0f} s\n{_next_steps(out, result.best_weights)}")
+    for line in (
+        f"--- done in {time.perf_counter() - began:.0f} s",
+        *_next_steps(out, result.best_weights).splitlines(),
+    ):
+        log.line(line)
 
 
 def _check_place(out: Path) -> None:

@@ -70,7 +70,8 @@ class StepProfile:
             return
         self._write(found)
         table = found.key_averages().table(sort_by=self._order, row_limit=TOP_OPERATORS)
-        self._say(f"profile: {self._path}; the longest operators:\n{table.strip()}")
+        for line in (f"profile: {self._path}; the longest operators:", *table.strip().splitlines()):
+            self._say(line)
 
     def _write(self, found: profile) -> None:
         """Write the trace. torch says nothing where the disk is full: it leaves its unfinished file under another name."""

@@ -229,7 +229,12 @@ def litter(work):
     ]
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+TRAININGS = ("train", "train with a cache")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in TRAININGS else ()) for name in COMMANDS]
+)
 def test_what_a_killed_command_left_is_gone_after_the_next_run_and_its_result_is_right(
     name, forks, given, tmp_path, request
 ):

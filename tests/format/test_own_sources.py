@@ -53,6 +53,7 @@ def shard_words(digits, out, *more):
     )
 
 
+@pytest.mark.long
 def test_a_class_that_the_command_line_names_shards_trains_and_scores(digits, tmp_path):
     done = spkid(tmp_path, *shard_words(digits, tmp_path / "te", "--source", KIND, "--workers", 2))
     assert done.returncode == 0, done.stderr

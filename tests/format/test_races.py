@@ -117,7 +117,7 @@ def make(corpus, name, onto=None):
     utterances = read_list(corpus / name)
     speakers = sorted(json.loads((corpus / "cfg/spk2idx.json").read_text()))
     if onto is not None:
-        speakers = extended_speakers(onto, corpus / name, utterances, Path("no map"))
+        speakers = extended_speakers(onto, utterances, Path("no map"))
     return make_plan(utterances, speakers, source, Layout(**LAYOUT), onto), source
 
 
