@@ -1,5 +1,6 @@
 """Watch what other programs do on this machine's CPUs while a stage is measured."""
 
+import os
 import time
 from collections.abc import Mapping
 
@@ -19,7 +20,8 @@ class OtherPrograms:
         """CPUs that other programs used since then, on average; 0 where it is less than any system's own programs use."""
         seconds = time.monotonic() - self._began
         used = (busy_seconds() - self._busy - (own_seconds() - self._ours)) / max(seconds, 1e-9)
-        return used if used >= NOTICED_CPUS and seconds >= 1.0 else 0.0  # the clock of CPUs has steps of 10 ms
+        used = min(used, os.cpu_count() or used)  # the clock of CPUs has steps of 10 ms
+        return used if used >= NOTICED_CPUS and seconds >= 1.0 else 0.0
 
 
 def describe_use(used_cpus: Mapping[str, float]) -> list[str]:

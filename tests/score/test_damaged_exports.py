@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flips import flipped
+from flippedbits import flipped
 from trained_folders import make_training
 
 from shards.sources.fmatrix import write_fmatrix

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flips import random_flips
+from flippedbits import random_flips
 from test_scorefile import KINDS, assert_same, made
 
 from shards.errors import InputError

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from flips import flipped, random_flips, with_random_bytes
+from flippedbits import flipped, random_flips, with_random_bytes
 from trained_folders import make_training
 
 from shards import InputError

@@ -84,7 +84,7 @@ def test_the_results_without_top_are_the_same_bytes_with_scores(model, config, t
     assert all(line.count(b"\t") == 1 for line in before.splitlines())
 
 
-@pytest.mark.parametrize("count", [1, 10])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 10])
 def test_two_processes_write_the_bytes_of_one(model, config, shards, tmp_path, monkeypatch, count):
     """Also where one of them has no utterance. A batch of one window each gives the same bits, however windows are dealt."""
     model(7, "valid")

@@ -116,8 +116,18 @@ def test_the_moving_average_is_that_of_a_plain_loop_with_every_engine(config, en
         torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("average", ["epochs:2", "ema:0.95"])
-@pytest.mark.parametrize("options", [{}, {"batch_norm": True, "dropout": 0.2}], ids=["plain", "batch_norm"])
+NORMALIZED = {"batch_norm": True, "dropout": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("average", "options"),
+    [
+        pytest.param("epochs:2", {}, marks=pytest.mark.long, id="plain-epochs"),
+        pytest.param("ema:0.95", {}, id="plain-ema"),
+        pytest.param("epochs:2", NORMALIZED, id="batch_norm-epochs"),
+        pytest.param("ema:0.95", NORMALIZED, marks=pytest.mark.long, id="batch_norm-ema"),
+    ],
+)
 def test_a_resumed_training_ends_with_the_same_averaged_weights(config, average, options, tmp_path):
     config = replace(config, average=average, checkpoint_steps=5, keep_checkpoints=99, **options)
     train_model(config)

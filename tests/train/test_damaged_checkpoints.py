@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import xxhash
-from flips import random_flips
+from flippedbits import random_flips
 from training import OPTIONS, checkpoints
 
 from shards import InputError, SpkidError
