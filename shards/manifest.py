@@ -4,10 +4,10 @@ What is read is compared with its fingerprint, and checked: types, names, totals
 """
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -28,7 +28,7 @@ from shards.layout import (
     shard_name,
     table_name,
 )
-from shards.plaintext import unsafe_character
+from shards.plaintext import is_remote, unsafe_character
 from shards.speakers import RULE_FIELD
 
 SOURCE_FIELDS: dict[str, Any] = {
@@ -269,34 +269,7 @@ def _check_totals(manifest: Manifest, path: str) -> None:
 
 
 def _damaged(path: str, what: str) -> InputError:
-    folder = "FOLDER, of a local copy" if "://" in str(path) or str(path).startswith("pipe:") else Path(path).parent
+    folder = "FOLDER, of a local copy" if is_remote(str(path)) else Path(path).parent
     return InputError(
         f"{path}: damaged: {what}; restore it from a copy, or build it again from the shards: spkid index {folder}"
     )
-
-
-def check_types(kind: type[Any], values: dict[str, Any]) -> None:
-    """Compare parsed JSON `values` with the types of the dataclass `kind`'s fields of these names.
-
-    Raises:
-        TypeError: a value is of another type, a whole number is not in [0, 2^63), or a source names no kind.
-    """
-    types = {field.name: field.type for field in fields(kind)}
-    for name, value in values.items():
-        if not _has_type(value, types[name]):
-            raise TypeError(f"{name} is {str(value)[:40]!r}, expected {types[name]}")
-    if "source" in values:
-        try:
-            check_source(values["source"])
-        except ValueError as error:
-            raise TypeError(str(error)) from None
-
-
-def _has_type(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_has_type(item, get_args(kind)[0]) for item in value)
-    if get_origin(kind) is dict:
-        return isinstance(value, dict) and all(_has_type(item, get_args(kind)[1]) for item in value.values())
-    if kind is int:
-        return type(value) is int and 0 <= value < 2**63
-    return kind is Any or isinstance(value, kind)

@@ -56,6 +56,11 @@ def shown_place(place: str) -> str:
     return PIPE_PREFIX + " ".join([*known, *left_out, *map(masked, files)])
 
 
+def is_remote(place: str) -> bool:
+    """Whether the place of a dataset is a URL or a command, and no folder."""
+    return "://" in place or place.startswith(PIPE_PREFIX)
+
+
 def is_masked(text: str) -> bool:
     """Whether something was left out of the place of a dataset, so that it can't be read from this text."""
-    return MASK in text and ("://" in text or text.startswith(PIPE_PREFIX))
+    return MASK in text and is_remote(text)

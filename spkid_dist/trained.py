@@ -22,6 +22,7 @@ from shards.jsontext import read_json, shown
 from shards.names import check_speakers_names
 from shards.plaintext import shown_place
 from spkid_dist.config import TrainConfig
+from spkid_dist.config.checks import Options
 from spkid_dist.config.choices import EDGE_CODES
 from spkid_dist.model import model_from_options
 from spkid_dist.weights.archive import not_plain
@@ -120,8 +121,8 @@ def _speakers(options: dict[str, Any], train_cfg: Path, spk2idx: Path | None) ->
     return speakers
 
 
-def options_of(config: TrainConfig) -> dict[str, Any]:
-    """All options as JSON has them; of the places of datasets without what may be secret.
+def options_of(config: Options) -> dict[str, Any]:
+    """All options of a command as JSON has them; of the places of datasets without what may be secret.
 
     They go into files that others may read, and into the names of trainings, which so outlive a change of passwords.
     """

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shards.plaintext import shown_place
 from spkid_dist.bench.rows import ALONE, CACHED, POOLS, SCORE, SHARD, STACK, STAGES, TRAIN, Findings, Row, readable
 from spkid_dist.config.bench import BenchConfig
+from spkid_dist.trained import options_of
 
 HEADINGS = ("stage", "what", "rate", "least to most", "unit", "against", "its rate", "share", "windows/s")
 LEFT = ("stage", "what", "unit", "against")
@@ -190,19 +190,12 @@ def as_json(
     config: BenchConfig, found: dict[str, Findings], bottleneck: Bottleneck | None, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """All of it as JSON values; `facts` are those of corpus and machine."""
-    options = {name: _as_json(value) for name, value in asdict(config).items()}
     return {
         "benchmark": config.what,
-        "options": options,
+        "options": options_of(config),
         **facts,
         "rows": [asdict(row) for row in in_order([row for findings in found.values() for row in findings.rows])],
         "notes": [note for findings in found.values() for note in findings.notes],
         "figures": {name: findings.figures for name, findings in found.items()},
         "bottleneck": None if bottleneck is None else asdict(bottleneck),
     }
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, str):
-        return shown_place(value)
-    return str(value) if hasattr(value, "parts") else value

@@ -12,6 +12,7 @@ import numpy as np
 from shards.corpus import read_list
 from shards.errors import InputError
 from shards.layout import MANIFEST_NAME
+from shards.plaintext import is_remote
 from shards.sources.kaldi import KaldiSource
 from spkid_dist.config import CalibrateConfig
 from spkid_dist.scoring.opening import GIVE_RULE, find_rule, open_source, store_options
@@ -33,7 +34,7 @@ def open_strangers(place: str, config: CalibrateConfig, run: ScoringRun) -> Utte
         InputError: they are missing or damaged; or some are of the model's speakers.
     """
     strangers: Utterances
-    if "://" in place or place.startswith("pipe:") or (Path(place) / MANIFEST_NAME).exists():
+    if is_remote(place) or (Path(place) / MANIFEST_NAME).exists():
         store = replace(store_options(config), fingerprint=None)  # that of --te_shards
         strangers = ShardedUtterances(place, run.model, None, None, store)
     elif Path(place).is_dir():
